@@ -1,0 +1,1 @@
+"""New-LLM: the context-vector language model."""

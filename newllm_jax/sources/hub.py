@@ -1,0 +1,70 @@
+"""Repositories of the Hugging Face Hub as local folders: the cache first, then one short probe, then a download."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from newllm_jax.errors import InputError
+
+PROBE_SECONDS = 5.0
+
+
+class HubOutOfReach(InputError):
+    """The Hub cannot be reached and the repository is not in the local cache."""
+
+
+def hub_is_offline() -> bool:
+    """Whether the user asked for no network (`HF_HUB_OFFLINE`)."""
+    return os.environ.get("HF_HUB_OFFLINE", "").strip().upper() in {"1", "ON", "YES", "TRUE"}
+
+
+def hub_answers(timeout: float = PROBE_SECONDS) -> bool:
+    """Whether a connection to the Hub (or its proxy, or `HF_ENDPOINT`) opens within `timeout` seconds."""
+    address = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
+    address = address or os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    parts = urlsplit(address if "://" in address else f"http://{address}")
+    try:
+        with socket.create_connection((parts.hostname or "", parts.port or 443), timeout=timeout):
+            return True
+    except OSError:
+        return False
+
+
+def hub_folder(repository: str, kind: str, patterns: Sequence[str] | None = None) -> Path:
+    """The snapshot of a Hub repository as a local folder.
+
+    Args:
+      repository: `owner/name`.
+      kind: `"dataset"` or `"model"`.
+      patterns: which files are needed, as globs; all of them where None.
+
+    Raises:
+      HubOutOfReach: not cached, and the Hub is offline or does not answer.
+      InputError: the Hub answers, and has no such repository (or none that this user may read).
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = list(patterns) if patterns is not None else None
+    try:
+        cached = Path(snapshot_download(repository, repo_type=kind, allow_patterns=wanted, local_files_only=True))
+        if all(any(cached.glob(pattern)) for pattern in wanted or ["*"]):
+            return cached
+    except LocalEntryNotFoundError:
+        pass
+    except HFValidationError as error:
+        raise InputError(f"{kind} {repository!r}: neither a path that exists nor a Hub name (owner/name)") from error
+    if hub_is_offline():
+        raise HubOutOfReach(f"{kind} {repository!r} is not in the local cache and HF_HUB_OFFLINE is set")
+    if not hub_answers():
+        raise HubOutOfReach(f"{kind} {repository!r} is not in the local cache and the Hub does not answer")
+    try:
+        return Path(snapshot_download(repository, repo_type=kind, allow_patterns=wanted))
+    except LocalEntryNotFoundError as error:
+        raise HubOutOfReach(f"{kind} {repository!r}: the Hub stopped answering during the download") from error
+    except HfHubHTTPError as error:
+        raise InputError(f"{kind} {repository!r}: the Hub refused it ({str(error).splitlines()[0]})") from error
