@@ -1,0 +1,106 @@
+"""Text from a trained New-LLM, word by word: the context vector is all that is remembered, however long the text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from newllm_jax.config import check
+from newllm_jax.newllm.model import ContextVectorLM
+from newllm_jax.newllm.run import NewLLMRun
+from newllm_jax.newllm.wikitext import BOS, EOS, PAD, UNK
+from newllm_jax.training.step import Params
+
+PROMPT_PIECE = 64
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next word is chosen.
+
+    Attributes:
+      temperature: 0 takes the most probable word; 1 samples as the model says.
+      top_k: only the k most probable words; 0 for all.
+      top_p: only the most probable words that together have this probability; 1 for all.
+      unknown: whether `<UNK>`, three words in ten of the data, may be chosen.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 0
+    top_p: float = 0.95
+    unknown: bool = False
+
+    def __post_init__(self) -> None:
+        check("temperature", self.temperature, "0 or more", 0 <= self.temperature < float("inf"))
+        check("top_k", self.top_k, "0 (all words) or more", self.top_k >= 0)
+        check("top_p", self.top_p, "above 0 and at most 1", 0 < self.top_p <= 1)
+
+
+def restrict(logits: jax.Array, sampling: Sampling) -> jax.Array:
+    """Logits `[vocabulary]` with every word ruled out that sampling excludes (-inf)."""
+    excluded = jnp.array([PAD, BOS] if sampling.unknown else [PAD, BOS, UNK])
+    logits = logits.at[excluded].set(-jnp.inf)
+    if sampling.temperature > 0:
+        logits = logits / sampling.temperature
+    ranked = jnp.sort(logits, descending=True)
+    if sampling.top_k:
+        logits = jnp.where(logits < ranked[min(sampling.top_k, len(ranked)) - 1], -jnp.inf, logits)
+    if sampling.top_p < 1:
+        # A word stays while the words before it have not yet reached top_p; the most probable one always does.
+        probabilities = jax.nn.softmax(ranked)
+        kept = jnp.cumsum(probabilities) - probabilities < sampling.top_p
+        logits = jnp.where(logits < jnp.min(ranked, where=kept, initial=jnp.inf), -jnp.inf, logits)
+    return logits
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def next_word(
+    model: ContextVectorLM, sampling: Sampling, params: Params, context: jax.Array, word: jax.Array, key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Feeds a word (scalar id) to `context [1, context]`: the word chosen after it, and the context vector by then."""
+    logits, context = model.apply({"params": params}, word[None, None], context)  # type: ignore[misc]
+    logits = restrict(logits[0, 0], sampling)
+    chosen = jnp.argmax(logits) if sampling.temperature == 0 else jax.random.categorical(key, logits)
+    return chosen.astype(jnp.int32), context
+
+
+def generate(
+    run: NewLLMRun, prompt: str = "", *, max_words: int = 100, seed: int = 0, sampling: Sampling | None = None
+) -> Iterator[str]:
+    """Streams the words that follow a prompt, up to the end of the text or `max_words`.
+
+    Any prompt will do: unknown words are read as `<UNK>`, an empty one starts a text. Memory is the same for any length.
+
+    Raises:
+      InputError: a negative `max_words`, or a seed out of range.
+    """
+    check("max_words", max_words, "0 or more", max_words >= 0)
+    check("seed", seed, "from 0 to 2147483647", 0 <= seed < 2**31)
+    return _words(run, prompt, max_words, seed, sampling or Sampling())
+
+
+def _words(run: NewLLMRun, prompt: str, max_words: int, seed: int, sampling: Sampling) -> Iterator[str]:
+    *read, last = run.tokenizer.encode_prompt(prompt)
+    context = run.model.initial_context(1)
+    # In pieces of one length, and the rest one by one: two compilations for prompts of any length.
+    whole = len(read) - len(read) % PROMPT_PIECE
+    for start in range(0, whole, PROMPT_PIECE):
+        context = _read(run.model, run.params, context, jnp.array([read[start : start + PROMPT_PIECE]]))
+    for index in read[whole:]:
+        context = _read(run.model, run.params, context, jnp.array([[index]]))
+    word, key = jnp.int32(last), jax.random.key(seed)
+    for position in range(max_words):
+        chosen = jax.random.fold_in(key, position)
+        word, context = next_word(run.model, sampling, run.params, context, word, chosen)
+        if int(word) == EOS:
+            return
+        yield run.tokenizer.words[int(word)]
+
+
+@partial(jax.jit, static_argnums=0)
+def _read(model: ContextVectorLM, params: Params, context: jax.Array, ids: jax.Array) -> jax.Array:
+    return model.apply({"params": params}, ids, context)[1]  # type: ignore[index]

@@ -1,0 +1,105 @@
+"""New-LLM: a gated context vector of fixed size, carried from token to token through a deep feed-forward network.
+
+At each position t, with c_0 = 0 (report of New-LLM; LayerNorm: Ba et al. 2016):
+
+    h    = ReLU(W_1 [e_t ; c] + b_1), then num_layers - 1 times h = ReLU(W_l h + b_l)    dropout after every ReLU
+    f, i = sigmoid(W_f h + b_f), sigmoid(W_i h + b_i);   d = W_d h + b_d
+    c    = clip(LayerNorm(f * c + i * d), -10, 10)
+    logits_t = W_o h + b_o
+
+W_1 [e ; c] is computed as W_e e + W_c c, so that the token's part, like the logits, stays outside the time loop.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.initializers import normal, ones, zeros
+
+from newllm_jax.config import NewLLMConfig
+from newllm_jax.newllm.recurrence import CellParams, dropout_keep, scan
+
+WEIGHT_STD = 0.02
+
+
+class ContextCell(nn.Module):
+    """The recurrent part: declares the weights that `recurrence.scan` works with."""
+
+    hidden_dim: int
+    num_layers: int
+    dropout: float
+    precision: jax.lax.PrecisionLike
+
+    @nn.compact
+    def __call__(self, context: jax.Array, tokens: jax.Array, deterministic: bool) -> tuple[jax.Array, jax.Array]:
+        """`context [batch, context]`, `tokens [time, batch, hidden]` -> last context, `hidden [time, batch, hidden]`."""
+        time, batch, hidden = tokens.shape
+        width = context.shape[-1]
+
+        def layer(name: str, inputs: int, outputs: int) -> tuple[jax.Array, jax.Array]:
+            return (
+                self.param(f"{name}_kernel", normal(WEIGHT_STD), (inputs, outputs)),
+                self.param(f"{name}_bias", zeros, (outputs,)),
+            )
+
+        params = CellParams(
+            context_in=self.param("context_in_kernel", normal(WEIGHT_STD), (width, hidden)),
+            hidden=tuple(layer(f"hidden_{index}", hidden, hidden) for index in range(2, self.num_layers + 1)),
+            gates=layer("gates", hidden, 3 * width),
+            norm=(self.param("norm_scale", ones, (width,)), self.param("norm_bias", zeros, (width,))),
+        )
+        keep = None
+        if not deterministic and self.dropout > 0:
+            shape = (time, self.num_layers, batch, hidden)
+            keep = dropout_keep(self.make_rng("dropout"), self.dropout, shape)
+        return scan(params, context, tokens, keep, self.dropout, self.precision)
+
+
+class ContextVectorLM(nn.Module):
+    """The language model: ids and a context vector in, logits and the context vector after the last id out."""
+
+    vocabulary_size: int = 1000
+    embed_dim: int = 256
+    hidden_dim: int = 512
+    context_dim: int = 256
+    num_layers: int = 6
+    dropout: float = 0.1
+    precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST
+
+    @classmethod
+    def from_config(
+        cls, config: NewLLMConfig, vocabulary_size: int, precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST
+    ) -> ContextVectorLM:
+        """The model of a configuration. A text of few words can have a smaller vocabulary than asked for."""
+        return cls(
+            vocabulary_size, config.embed_dim, config.hidden_dim, config.context_dim, config.num_layers,
+            config.dropout, precision,
+        )  # fmt: skip
+
+    def initial_context(self, batch: int) -> jax.Array:
+        """c_0: zeros `[batch, context]`."""
+        return jnp.zeros((batch, self.context_dim))
+
+    @nn.compact
+    def __call__(
+        self, ids: jax.Array, context: jax.Array | None = None, *, deterministic: bool = True
+    ) -> tuple[jax.Array, jax.Array]:
+        """Runs over a piece of text; feeding a text in pieces gives what feeding it whole gives.
+
+        Args:
+          ids: `[batch, time]` token ids.
+          context: `[batch, context]`, the context vector before the first id; None for c_0.
+          deterministic: False in training: dropout from the rng `"dropout"`.
+
+        Returns:
+          logits `[batch, time, vocabulary]` of the id that follows each position, and the last context vector.
+        """
+        initial = self.initial_context(ids.shape[0]) if context is None else context
+        weights = {"kernel_init": normal(WEIGHT_STD), "precision": self.precision}
+        embed = nn.Embed(self.vocabulary_size, self.embed_dim, embedding_init=normal(WEIGHT_STD), name="embed")
+        tokens = nn.Dense(self.hidden_dim, **weights, name="token_in")(embed(ids.T))
+        cell = ContextCell(self.hidden_dim, self.num_layers, self.dropout, self.precision, name="cell")
+        last, hidden = cell(initial, tokens, deterministic)
+        logits = nn.Dense(self.vocabulary_size, **weights, name="logits")(hidden)
+        return jnp.swapaxes(logits, 0, 1), last

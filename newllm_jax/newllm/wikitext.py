@@ -1,0 +1,184 @@
+"""Texts -> words -> a vocabulary of 1,000 -> sequences of 64 ids (report of New-LLM, "data")."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from newllm_jax.config import NewLLMConfig
+from newllm_jax.errors import InputError
+from newllm_jax.sources.cache import cache_folder, whole_file
+from newllm_jax.sources.text import TextSource, open_source
+
+PAD, UNK, BOS, EOS = range(4)
+SPECIAL_WORDS = ("<PAD>", "<UNK>", "<BOS>", "<EOS>")
+SPLITS = ("train", "validation", "test")
+HUB_CONFIGURATION = "wikitext-2-raw-v1"  # the one the published experiments read
+PREPARATION = 1  # raised whenever the same texts would give other sequences
+
+
+@dataclass(frozen=True)
+class WordTokenizer:
+    """Lower-cased, white-space separated words and their ids.
+
+    Attributes:
+      words: the word of each id; the first four are special.
+    """
+
+    words: tuple[str, ...]
+
+    @classmethod
+    def from_texts(cls, texts: Iterable[str], vocabulary_size: int) -> WordTokenizer:
+        """The most frequent words, ties in order of first appearance. `<unk>` is the unknown word, not a word."""
+        counts = Counter(word for text in texts for word in text.lower().split())
+        del counts["<unk>"]
+        frequent = [word for word, _ in counts.most_common(vocabulary_size - len(SPECIAL_WORDS))]
+        return cls((*SPECIAL_WORDS, *frequent))
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    @property
+    def ids(self) -> dict[str, int]:
+        """The id of every word that a text can contain."""
+        return {word: index for index, word in enumerate(self.words) if index >= len(SPECIAL_WORDS)}
+
+    def encode(self, text: str) -> list[int]:
+        """`[words + 2]`: BOS, the text's words, EOS."""
+        ids = self.ids
+        return [BOS, *(ids.get(word, UNK) for word in text.lower().split()), EOS]
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """BOS and the words of a text as people type it: punctuation is a word of its own, as in the data."""
+        ids, encoded = self.ids, [BOS]
+        for word in text.lower().split():
+            pieces = [word] if word in ids else re.findall(r"'?\w+|[^\w\s]", word)
+            encoded.extend(ids.get(piece, UNK) for piece in pieces)
+        return encoded
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The words of the ids, separated by blanks."""
+        return " ".join(self.words[index] for index in ids)
+
+
+@dataclass(frozen=True)
+class Wikitext:
+    """A prepared data set.
+
+    Attributes:
+      tokenizer: the words of the train split.
+      sequences: per split, `[sequences, 64]` ids (uint16), padded with 0.
+      texts: per split, the number of texts that are not empty.
+      words: per split, the number of their words.
+      provenance: the source, as `results.json` has it.
+    """
+
+    tokenizer: WordTokenizer
+    sequences: dict[str, np.ndarray]
+    texts: dict[str, int]
+    words: dict[str, int]
+    provenance: dict[str, Any]
+
+    @property
+    def fallback(self) -> str:
+        """Why another source replaced the one asked for; "" where none did."""
+        return self.provenance["fallback"]
+
+    def summary(self, batch_size: int) -> dict[str, Any]:
+        """The `data` of `results.json`."""
+        counts = {f"{split}_{what}": getattr(self, what)[split] for what in ("texts", "words") for split in SPLITS}
+        sequences = {f"{split}_sequences": len(self.sequences[split]) for split in SPLITS}
+        steps = -(-len(self.sequences["train"]) // batch_size)
+        return {
+            **self.provenance, **counts, **sequences,
+            "vocabulary_size": len(self.tokenizer), "steps_per_epoch": steps,
+        }  # fmt: skip
+
+
+def windows(ids: Sequence[int], length: int, stride: int) -> list[Sequence[int]]:
+    """Whole windows of a long text (its tail is dropped); a text that fits, padded with 0."""
+    if len(ids) <= length:
+        return [[*ids, *[PAD] * (length - len(ids))]]
+    return [ids[start : start + length] for start in range(0, len(ids) - length + 1, stride)]
+
+
+def prepare(splits: dict[str, list[str]], config: NewLLMConfig, provenance: dict[str, Any]) -> Wikitext:
+    """Texts to sequences.
+
+    Raises:
+      InputError: no words in the train split, or a split that gives no sequence.
+    """
+    texts = {split: [text for text in splits[split] if text.strip()] for split in SPLITS}
+    tokenizer = WordTokenizer.from_texts(texts["train"], config.vocabulary_size)
+    if len(tokenizer) <= len(SPECIAL_WORDS):
+        raise InputError(f"dataset: {provenance['source']} has no words in its train split")
+    ids = tokenizer.ids
+    sequences: dict[str, np.ndarray] = {}
+    words: dict[str, int] = {}
+    for split in SPLITS:
+        rows: list[Sequence[int]] = []
+        words[split] = 0
+        for text in texts[split]:
+            split_text = text.lower().split()
+            words[split] += len(split_text)
+            if len(split_text) >= config.minimum_words:
+                encoded = [BOS, *(ids.get(word, UNK) for word in split_text), EOS]
+                rows.extend(windows(encoded, config.sequence_length, config.stride))
+        if not rows:
+            raise InputError(
+                f"dataset: the {split} split of {provenance['source']} gives no sequence "
+                f"(no text of {config.minimum_words} words or more)"
+            )
+        sequences[split] = np.array(rows, np.uint16)
+    counts = {split: len(texts[split]) for split in SPLITS}
+    return Wikitext(tokenizer, sequences, counts, words, provenance)
+
+
+def load_wikitext(config: NewLLMConfig | None = None) -> Wikitext:
+    """The data set of a configuration, from the cache of prepared arrays where the same content was seen before.
+
+    Raises:
+      InputError: a source that is missing, empty, ambiguous, not UTF-8, without a `text` column or without words.
+    """
+    config = config or NewLLMConfig()
+    source = open_source(config.dataset, config.dataset_config, config.fallback, HUB_CONFIGURATION)
+    cached = _cache_path(source, config)
+    prepared = _read_cache(cached, source.provenance())
+    if prepared is None:
+        prepared = prepare(source.splits(SPLITS), config, source.provenance())
+        _write_cache(cached, prepared)
+    return prepared
+
+
+def _cache_path(source: TextSource, config: NewLLMConfig) -> Path:
+    settings = [config.vocabulary_size, config.sequence_length, config.stride, config.minimum_words]
+    key = json.dumps([PREPARATION, source.fingerprint, *settings])
+    return cache_folder() / "newllm" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
+
+
+def _read_cache(path: Path, provenance: dict[str, Any]) -> Wikitext | None:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            head = json.loads(str(arrays["head"]))
+            sequences = {split: arrays[split] for split in SPLITS}
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+        return None  # absent or damaged: it is made anew
+    return Wikitext(WordTokenizer(tuple(head["vocabulary"])), sequences, head["texts"], head["words"], provenance)
+
+
+def _write_cache(path: Path, data: Wikitext) -> None:
+    head = json.dumps({"vocabulary": data.tokenizer.words, "texts": data.texts, "words": data.words})
+    try:
+        with whole_file(path) as partial, partial.open("wb") as stream:
+            np.savez_compressed(stream, head=np.array(head), **data.sequences)  # type: ignore[arg-type]
+    except OSError:
+        pass  # a cache that cannot be written costs the next run some seconds and this one nothing

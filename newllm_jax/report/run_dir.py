@@ -1,0 +1,152 @@
+"""The directory that a run leaves behind: who may write it, and how its files are written so that none is ever half."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+
+from newllm_jax.errors import InputError
+from newllm_jax.sources.cache import whole_file
+
+SCHEMA_VERSION = 1
+REPORTED_PACKAGES = ("newllm-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+class RunDir:
+    """A run directory, held by one process at a time. Use it as a context."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = FileLock(path / ".lock", timeout=0)
+
+    @classmethod
+    def create(cls, root: str | Path, name: str) -> Self:
+        """Makes `root/name-time`; a second run of the same second gets a number of its own."""
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        for attempt in range(1, 1000):
+            path = Path(root) / f"{name}-{stamp}{f'-{attempt}' if attempt > 1 else ''}"
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            return cls(path)
+        raise InputError(f"run_root: no free name for a run in {root}")
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """An existing run directory.
+
+        Raises:
+          InputError: it does not exist or is not a run directory.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise InputError(f"{path}: no such run directory")
+        if not (path / "config.json").is_file():
+            raise InputError(f"{path}: not a run directory (it has no config.json)")
+        return cls(path)
+
+    def __enter__(self) -> Self:
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise InputError(f"{self.path}: in use by another running process") from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints lie."""
+        return self.path / "checkpoints"
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Writes a JSON file, whole or not at all."""
+        self.write_text(name, json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n")
+
+    def write_text(self, name: str, content: str) -> None:
+        """Writes a text file, whole or not at all."""
+        with whole_file(self.path / name) as partial:
+            partial.write_text(content, encoding="utf-8")
+
+    def read_json(self, name: str) -> Any:
+        """Reads a JSON file of the run.
+
+        Raises:
+          InputError: it is missing or damaged.
+        """
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise InputError(f"{self.path}: has no {name}") from error
+        except ValueError as error:
+            raise InputError(f"{self.path / name}: damaged ({error})") from error
+
+    def write_metrics(self, entries: Iterable[dict[str, Any]]) -> None:
+        """Writes `metrics.jsonl` anew: after a stop it may be ahead of the checkpoint that is resumed."""
+        self.write_text("metrics.jsonl", "".join(json.dumps(_finite(entry)) + "\n" for entry in entries))
+
+    def append_metrics(self, entry: dict[str, Any]) -> None:
+        """Adds a line to `metrics.jsonl`."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(_finite(entry)) + "\n")
+
+
+def environment(precision: str) -> dict[str, Any]:
+    """Versions, device and precision, as `results.json` has them."""
+    import jax
+
+    device = jax.devices()[0]
+    versions: dict[str, str] = {}
+    for package in REPORTED_PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue  # run from a checkout that is not installed
+    return {
+        "python": platform.python_version(),
+        **versions,
+        "platform": device.platform,
+        "device": device.device_kind,
+        "precision": precision,
+    }
+
+
+def command_line() -> str:
+    """The command that this process was started with."""
+    program = Path(sys.argv[0])
+    start = ["python", program.as_posix()] if program.suffix == ".py" else [program.name]
+    return shlex.join([*start, *sys.argv[1:]])
+
+
+def peak_memory_bytes() -> int:
+    """The most memory in use so far: of the device where it says so, else of this process."""
+    import jax
+
+    statistics = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in statistics:
+        return int(statistics["peak_bytes_in_use"])
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _finite(content: Any) -> Any:
+    """JSON has no infinity: a perplexity that overflows is null."""
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

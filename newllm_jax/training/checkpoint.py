@@ -1,0 +1,129 @@
+"""Checkpoints with Orbax: every few epochs, the best and the latest two, written while the next epoch runs."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from newllm_jax.errors import InputError
+from newllm_jax.training.step import Params, TrainState
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What one holds: the state after `epoch`, and the run's record (JSON: history, fingerprint of the data)."""
+
+    epoch: int
+    state: TrainState
+    record: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run. Use it as a context: leaving waits for what is being written.
+
+    The latest two are always kept, so that one damaged file never costs more than an epoch.
+    """
+
+    def __init__(self, folder: Path, every: int = 1, read_only: bool = False) -> None:
+        keep = preservation_policy.AnyPreservationPolicy([
+            preservation_policy.LatestN(2),
+            preservation_policy.EveryNSteps(every),
+            preservation_policy.BestN(get_metric_fn=lambda metrics: metrics["val_loss"], reverse=True, n=1),
+        ])  # fmt: skip
+        self.folder = folder.absolute()
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=None if read_only else keep,
+            step_prefix="epoch",
+            create=not read_only,
+            read_only=read_only,
+            cleanup_tmp_directories=not read_only,
+        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    @property
+    def epochs(self) -> list[int]:
+        """The epochs that have a checkpoint, rising."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, epoch: int, state: TrainState, record: dict[str, Any], val_loss: float) -> None:
+        """Starts writing; returns once the arrays are copied.
+
+        Raises:
+          InputError: the disk has no room (nothing that is already there is harmed).
+        """
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self.folder).free
+        if free < 1.2 * needed:
+            raise InputError(
+                f"{self.folder}: no room for the checkpoint of epoch {epoch} ({needed / 1e6:.0f} MB needed, "
+                f"{free / 1e6:.0f} MB free); make room and resume from epoch {max(self.epochs, default=0)}"
+            )
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),  # type: ignore[call-arg]
+            opt_state=ocp.args.StandardSave(state.opt_state),  # type: ignore[call-arg]
+            record=ocp.args.JsonSave(record),  # type: ignore[call-arg]
+        )
+        self._manager.save(epoch, args=items, metrics={"val_loss": val_loss})
+
+    def wait(self) -> None:
+        """Returns when everything is on the disk."""
+        self._manager.wait_until_finished()
+
+    def latest(self, like: TrainState) -> tuple[Checkpoint | None, list[int]]:
+        """The latest checkpoint that can be read, on the default device, and the epochs of later, damaged ones.
+
+        Args:
+          like: a state of the same shapes; its values are not used.
+        """
+        damaged: list[int] = []
+        for epoch in reversed(self.epochs):
+            try:
+                items = ocp.args.Composite(
+                    params=_restore_like(like.params), opt_state=_restore_like(like.opt_state),
+                    record=ocp.args.JsonRestore(),
+                )  # fmt: skip
+                found = self._manager.restore(epoch, args=items)
+                return Checkpoint(epoch, TrainState(found["params"], found["opt_state"]), found["record"]), damaged
+            except Exception:  # whatever a damaged file makes Orbax raise, the one before it is tried
+                damaged.append(epoch)
+        return None, damaged
+
+    def record(self) -> dict[str, Any]:
+        """The record of the latest checkpoint that can be read.
+
+        Raises:
+          InputError: there is none.
+        """
+        for epoch in reversed(self.epochs):
+            try:
+                return self._manager.restore(epoch, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+            except Exception:  # damaged: the one before it is tried
+                continue
+        raise InputError(f"{self.folder}: no checkpoint that can be read")
+
+    def params(self, epoch: int, like: Params) -> Params:
+        """The parameters after `epoch`, on the default device."""
+        return self._manager.restore(epoch, args=ocp.args.Composite(params=_restore_like(like)))["params"]
+
+    def drop_after(self, epoch: int) -> None:
+        """Deletes the checkpoints of later epochs: damaged ones, whose places the resumed run will fill again."""
+        for later in [found for found in self.epochs if found > epoch]:
+            self._manager.delete(later)
+
+
+def _restore_like(tree: Any) -> Any:
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+    return ocp.args.StandardRestore(abstract)  # type: ignore[call-arg]

@@ -1,0 +1,33 @@
+"""Optax chains: Adam behind a global-norm clip whose bound, like the learning rate, follows a schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import optax
+
+
+def clipping_schedule(norms: Sequence[float], epochs: Sequence[int], steps_per_epoch: int) -> optax.Schedule:
+    """The bound of the gradients' global norm by update: `norms[0]` below `epochs[0]` (from 0), and so on.
+
+    This is what the New-LLM report calls adaptive clipping; `optax.adaptive_grad_clip` is another method.
+    """
+    borders = [epoch * steps_per_epoch for epoch in epochs]
+    return optax.join_schedules([optax.constant_schedule(norm) for norm in norms], borders)
+
+
+def learning_rate_schedule(name: str, peak: float, warmup_steps: int, decay_steps: int) -> optax.Schedule:
+    """Linear warm-up from 0, then `constant`, or `cosine` down to 0 at `decay_steps` (warm-up counted in)."""
+    if name == "cosine":
+        main = optax.cosine_decay_schedule(peak, max(decay_steps - warmup_steps, 1))
+    else:
+        main = optax.constant_schedule(peak)
+    if warmup_steps == 0:
+        return main
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), main], [warmup_steps])
+
+
+def clipped_adam(learning_rate: optax.Schedule, clip_norm: optax.Schedule) -> optax.GradientTransformation:
+    """Adam (0.9, 0.999, 1e-8; Kingma & Ba 2015) on gradients clipped to a scheduled global norm."""
+    clip = optax.inject_hyperparams(optax.clip_by_global_norm)(max_norm=clip_norm)
+    return optax.chain(clip, optax.adam(learning_rate))

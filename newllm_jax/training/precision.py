@@ -1,0 +1,17 @@
+"""Named precisions of the matrix products. State, losses and statistics are float32 in all of them."""
+
+from __future__ import annotations
+
+import jax
+
+TF32_COMPUTE_CAPABILITY = 8.0
+PRECISIONS = {"fp32": jax.lax.Precision.HIGHEST, "tf32": jax.lax.Precision.HIGH}
+
+
+def resolve_precision(name: str, device: jax.Device | None = None) -> str:
+    """`auto` becomes `tf32` on a GPU that has it and `fp32` elsewhere; any other name stands for itself."""
+    if name != "auto":
+        return name
+    device = device or jax.devices()[0]
+    capability = float(getattr(device, "compute_capability", 0) or 0)
+    return "tf32" if device.platform == "gpu" and capability >= TF32_COMPUTE_CAPABILITY else "fp32"

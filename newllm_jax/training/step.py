@@ -1,0 +1,148 @@
+"""The update loop: pure functions of a TrainState, many updates in one compiled call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+Params: TypeAlias = Any  # a tree of arrays
+Data: TypeAlias = Any  # a tree of arrays [examples, ...]; a batch of it is a tree of [batch, ...]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that an update changes; with the epoch's number, all that resuming needs.
+
+    Attributes:
+      params: the trained parameters.
+      opt_state: of the Optax optimiser, its counts of updates included.
+    """
+
+    params: Params
+    opt_state: optax.OptState
+
+
+@flax.struct.dataclass
+class Sums:
+    """Sums over the targets of one or many batches, from which means are taken once, at the end.
+
+    Attributes:
+      loss: summed cross-entropy (nats).
+      hits: targets that the arg-max of the logits named.
+      count: targets.
+    """
+
+    loss: jax.Array
+    hits: jax.Array
+    count: jax.Array
+
+    @classmethod
+    def zero(cls) -> Sums:
+        """Nothing summed yet."""
+        return cls(jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+    def __add__(self, other: Sums) -> Sums:
+        return jax.tree.map(jnp.add, self, other)
+
+
+# (params, batch, present [batch] bool, dropout key or None) -> sums over the targets of the examples that are present
+LossFn: TypeAlias = Callable[[Params, Data, jax.Array, jax.Array | None], Sums]
+UpdateFn: TypeAlias = Callable[..., tuple[TrainState, "Totals"]]
+EvalFn: TypeAlias = Callable[[Params, Data, jax.Array], Sums]
+
+
+@flax.struct.dataclass
+class Totals:
+    """What an epoch adds up: the sums of its losses and, for its mean, the gradient norms before clipping."""
+
+    sums: Sums
+    grad_norm: jax.Array
+
+    @classmethod
+    def zero(cls) -> Totals:
+        """Nothing added yet."""
+        return cls(Sums.zero(), jnp.zeros(()))
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first update."""
+    return TrainState(params, optimizer.init(params))
+
+
+def batches(order: np.ndarray, batch_size: int) -> np.ndarray:
+    """Cuts an order of examples into batches `[steps, batch_size]`; -1 fills the places of the last that are empty."""
+    steps = -(-len(order) // batch_size)
+    padded = np.full(steps * batch_size, -1, np.int32)
+    padded[: len(order)] = order
+    return padded.reshape(steps, batch_size)
+
+
+def epoch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
+    """The shuffled order of the examples `[examples]`: a pure function of the seed and the epoch (from 1)."""
+    return np.random.default_rng((seed, epoch)).permutation(examples).astype(np.int32)
+
+
+def take(data: Data, indices: jax.Array) -> tuple[Data, jax.Array]:
+    """The batch of these examples, and which of them are present: an index of -1 gives some example, marked absent."""
+    return jax.tree.map(lambda array: array[jnp.maximum(indices, 0)], data), indices >= 0
+
+
+def train_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    batch: Data,
+    present: jax.Array,
+    key: jax.Array,
+) -> tuple[TrainState, Totals]:
+    """One update on the mean loss over a batch's targets; a batch without targets leaves parameters as they decay."""
+
+    def mean_loss(params: Params) -> tuple[jax.Array, Sums]:
+        sums = loss_fn(params, batch, present, key)
+        return sums.loss / jnp.maximum(sums.count, 1), sums
+
+    grads, sums = jax.grad(mean_loss, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(params, opt_state), Totals(sums, optax.global_norm(grads))
+
+
+def make_updates(loss_fn: LossFn, optimizer: optax.GradientTransformation) -> UpdateFn:
+    """Compiles `updates(state, totals, data, order, start, stop, key)`: the updates start..stop of an epoch in one call.
+
+    `order [steps, batch]` is the whole epoch's, `key` the epoch's; update i draws its dropout from `fold_in(key, i)`, and
+    the borders are traced, so any cut of an epoch into calls runs the same program and gives the same bits.
+    State and totals are donated.
+    """
+
+    def updates(
+        state: TrainState, totals: Totals, data: Data, order: jax.Array, start: int, stop: int, key: jax.Array
+    ) -> tuple[TrainState, Totals]:
+        def body(step: jax.Array, carry: tuple[TrainState, Totals]) -> tuple[TrainState, Totals]:
+            state, totals = carry
+            batch, present = take(data, order[step])
+            state, added = train_step(loss_fn, optimizer, state, batch, present, jax.random.fold_in(key, step))
+            return state, jax.tree.map(jnp.add, totals, added)
+
+        return jax.lax.fori_loop(start, stop, body, (state, totals))
+
+    return jax.jit(updates, donate_argnums=(0, 1))
+
+
+def make_evaluation(loss_fn: LossFn) -> EvalFn:
+    """Compiles `evaluate(params, data, order) -> Sums` over the batches `order [steps, batch]`, without dropout."""
+
+    def evaluate(params: Params, data: Data, order: jax.Array) -> Sums:
+        def body(step: jax.Array, sums: Sums) -> Sums:
+            batch, present = take(data, order[step])
+            return sums + loss_fn(params, batch, present, None)
+
+        return jax.lax.fori_loop(0, order.shape[0], body, Sums.zero())
+
+    return jax.jit(evaluate)
