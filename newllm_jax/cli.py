@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -41,7 +42,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code: 0, 2 bad input, 3 failed by its numbers, 130/143 stopped by a signal."""
+    """Runs a command. Returns 0, 2 (bad input), 3 (failed by its numbers), 130 or 143 (stopped by a signal)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [argument for argument in argv if argument != "--debug"]
@@ -90,7 +91,7 @@ def train(argv: Sequence[str]) -> int:
         return 0
     from newllm_jax.newllm.experiment import train_newllm
 
-    train_newllm(config, name=os.path.splitext(os.path.basename(name))[0], run_root=arguments.run_root)
+    train_newllm(config, name=Path(name).stem, run_root=arguments.run_root)
     return 0
 
 

@@ -73,7 +73,7 @@ def generate(
 ) -> Iterator[str]:
     """Streams the words that follow a prompt, up to the end of the text or `max_words`.
 
-    Any prompt will do: unknown words are read as `<UNK>`, an empty one starts a text. Memory is the same for any length.
+    Any prompt will do: unknown words are read as `<UNK>`, an empty one starts a text. Memory does not grow with length.
 
     Raises:
       InputError: a negative `max_words`, or a seed out of range.

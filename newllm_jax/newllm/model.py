@@ -33,7 +33,7 @@ class ContextCell(nn.Module):
 
     @nn.compact
     def __call__(self, context: jax.Array, tokens: jax.Array, deterministic: bool) -> tuple[jax.Array, jax.Array]:
-        """`context [batch, context]`, `tokens [time, batch, hidden]` -> last context, `hidden [time, batch, hidden]`."""
+        """`context [batch, context]`, `tokens [time, batch, hidden]` -> last context, hidden states like `tokens`."""
         time, batch, hidden = tokens.shape
         width = context.shape[-1]
 

@@ -1,8 +1,8 @@
 """The recurrence of New-LLM over a piece of text: the context vector carried through the layers, step by step.
 
-`scan_plain` is the definition, differentiated by JAX. `scan` computes the same and has a backward pass of its own, which
-leaves in the time loop only what depends on the step after it: the gradient of every weight is one large product over
-all steps at the end, instead of a small one added up at every step.
+`scan_plain` is the definition, differentiated by JAX. `scan` computes the same and has a backward pass of its own,
+which leaves in the time loop only what depends on the step after it: the gradient of every weight is one large
+product over all steps at the end, instead of a small one added up at every step.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def next_context(context: jax.Array, gates: jax.Array, norm: tuple[jax.Array, ja
     centred = mixed - jnp.mean(mixed, -1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), -1, keepdims=True)
     scale, bias = norm
-    return jnp.clip(centred * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON) * scale + bias, -CONTEXT_BOUND, CONTEXT_BOUND)
+    normed = centred * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON) * scale + bias
+    return jnp.clip(normed, -CONTEXT_BOUND, CONTEXT_BOUND)
 
 
 def step(

@@ -45,13 +45,13 @@ def newllm_report(results: dict[str, Any]) -> str:
     warning = ""
     if data["fallback"]:
         warning = (
-            f"> **Not the data that was asked for.** {data['asked']} could not be had ({data['fallback']}), so this run "
-            f"read {data['source']}. Its figures must not be compared with published ones.\n\n"
+            f"> **Not the data that was asked for.** {data['asked']} could not be had ({data['fallback']}), "
+            f"so this run read {data['source']}. Its figures must not be compared with published ones.\n\n"
         )
     return f"""# New-LLM: {results["name"]}
 
-{warning}Best validation perplexity **{number(best["val_ppl"])}** (loss {best["val_loss"]:.4f}) after epoch {best["epoch"]} \
-of {len(results["epochs"])}; on the test split, with the same parameters, **{number(test["ppl"])}** \
+{warning}Best validation perplexity **{number(best["val_ppl"])}** (loss {best["val_loss"]:.4f}) after epoch \
+{best["epoch"]} of {len(results["epochs"])}; on the test split, with the same parameters, **{number(test["ppl"])}** \
 (loss {test["loss"]:.4f}, accuracy {test["accuracy"]:.1%}).
 
 ![learning curves](curves.png)

@@ -87,7 +87,7 @@ def open_source(dataset: str, configuration: str, fallback: str, hub_configurati
             raise InputError(f"dataset: {dataset} does not exist (a folder, a file, a Hub name or builtin is expected)")
         configuration = configuration or hub_configuration
         try:
-            patterns = ["README.md", f"{configuration}/*"] if configuration and configuration == hub_configuration else None
+            patterns = ["README.md", f"{configuration}/*"] if configuration else None
             path = hub_folder(dataset, "dataset", patterns)
         except HubOutOfReach as error:
             if fallback == "error":

@@ -1,1 +1,1 @@
-"""What both systems share: optimiser, update loop, early stopping, checkpoints, precision. Knows no model and no data set."""
+"""What both systems share to train: it knows no model and no data set."""

@@ -38,11 +38,11 @@ class Checkpoints:
         ])  # fmt: skip
         self.folder = folder.absolute()
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=None if read_only else keep,
+            preservation_policy=keep,
             step_prefix="epoch",
-            create=not read_only,
-            read_only=read_only,
+            create=not read_only,  # Orbax's own `read_only` warns on every use
             cleanup_tmp_directories=not read_only,
+            save_root_metadata=not read_only,
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 

@@ -1,4 +1,4 @@
-"""Epochs of updates and evaluations, for any model: pieces of about a second, a NaN guard, early stopping, checkpoints."""
+"""Epochs for any model: updates in pieces of about a second, a NaN guard, validation, early stopping, checkpoints."""
 
 from __future__ import annotations
 
@@ -163,8 +163,8 @@ def fit(
             "val_loss": validated["loss"],
             "val_ppl": validated["ppl"],
             "val_accuracy": validated["accuracy"],
-            "learning_rate": float(trainer.learning_rate(first_update)),
-            "clip_norm": float(trainer.clip_norm(first_update)) if trainer.clip_norm else None,
+            "learning_rate": np.asarray(trainer.learning_rate(first_update)).item(),
+            "clip_norm": np.asarray(trainer.clip_norm(first_update)).item() if trainer.clip_norm else None,
             "grad_norm": float(totals.grad_norm) / steps,
             "tokens_per_second": int(totals.sums.count) / train_seconds,
             "seconds": time.monotonic() - started,

@@ -8,10 +8,9 @@ TF32_COMPUTE_CAPABILITY = 8.0
 PRECISIONS = {"fp32": jax.lax.Precision.HIGHEST, "tf32": jax.lax.Precision.HIGH}
 
 
-def resolve_precision(name: str, device: jax.Device | None = None) -> str:
+def resolve_precision(name: str) -> str:
     """`auto` becomes `tf32` on a GPU that has it and `fp32` elsewhere; any other name stands for itself."""
     if name != "auto":
         return name
-    device = device or jax.devices()[0]
-    capability = float(getattr(device, "compute_capability", 0) or 0)
-    return "tf32" if device.platform == "gpu" and capability >= TF32_COMPUTE_CAPABILITY else "fp32"
+    capability = float(getattr(jax.devices()[0], "compute_capability", 0) or 0)  # only GPUs have one
+    return "tf32" if capability >= TF32_COMPUTE_CAPABILITY else "fp32"

@@ -114,11 +114,11 @@ def train_step(
 
 
 def make_updates(loss_fn: LossFn, optimizer: optax.GradientTransformation) -> UpdateFn:
-    """Compiles `updates(state, totals, data, order, start, stop, key)`: the updates start..stop of an epoch in one call.
+    """Compiles `updates(state, totals, data, order, start, stop, key)`: updates start..stop of an epoch in one call.
 
-    `order [steps, batch]` is the whole epoch's, `key` the epoch's; update i draws its dropout from `fold_in(key, i)`, and
-    the borders are traced, so any cut of an epoch into calls runs the same program and gives the same bits.
-    State and totals are donated.
+    `order [steps, batch]` and `key` are the whole epoch's; update i draws its dropout from `fold_in(key, i)`, and the
+    borders are traced, so any cut of an epoch into calls runs the same program and gives the same bits. State and
+    totals are donated.
     """
 
     def updates(

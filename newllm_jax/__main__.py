@@ -1,0 +1,7 @@
+"""`python -m newllm_jax COMMAND`, the same as `newllm COMMAND`."""
+
+import sys
+
+from newllm_jax.cli import main
+
+sys.exit(main())
