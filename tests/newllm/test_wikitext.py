@@ -1,0 +1,143 @@
+"""Texts to sequences: the published counts on the real data, and the rules on small texts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from newllm_jax.config import NewLLMConfig, load_config
+from newllm_jax.errors import InputError
+from newllm_jax.newllm import wikitext
+from newllm_jax.newllm.wikitext import BOS, EOS, PAD, UNK, WordTokenizer, load_wikitext, prepare, windows
+
+PROVENANCE = {"source": "here", "asked": "here", "fallback": "", "fingerprint": "0"}
+
+
+@pytest.fixture(scope="module")
+def real(real_data):
+    return load_wikitext(NewLLMConfig(dataset=str(real_data / "datasets" / "wikitext")))
+
+
+def test_published_counts(real):
+    assert {split: len(rows) for split, rows in real.sequences.items()} == {
+        "train": 51_026, "validation": 5_272, "test": 5_920,
+    }  # fmt: skip
+    assert real.texts == {"train": 23_767, "validation": 2_461, "test": 2_891}
+    assert len(real.tokenizer) == 1000
+    assert real.summary(32)["steps_per_epoch"] == 1_595
+    assert real.summary(512)["steps_per_epoch"] == 100
+    assert all(rows.shape[1] == 64 for rows in real.sequences.values())
+
+
+def test_published_words(real):
+    # WikiText-2's own word counts (Merity et al. 2017) are 2,088,628 / 217,646 / 245,569 with one <eos> for each line,
+    # and the splits have 36,718 / 3,760 / 4,358 lines.
+    with_line_ends = {"train": 2_088_628, "validation": 217_646, "test": 245_569}
+    lines = {"train": 36_718, "validation": 3_760, "test": 4_358}
+    assert real.words == {split: with_line_ends[split] - lines[split] for split in lines}
+
+
+def test_published_targets(real):
+    targets = real.sequences["train"][:, 1:]
+    words = int((targets != PAD).sum())
+    assert words == pytest.approx(2.75e6, rel=1e-3)
+    assert (targets == UNK).sum() / words == pytest.approx(0.30, abs=0.01)
+
+
+def test_real_sequences_decode_to_their_text(real, real_data):
+    from newllm_jax.sources.text import open_source
+
+    texts = open_source(str(real_data / "datasets" / "wikitext"), "", "error").splits(["train"])["train"]
+    first = next(text.lower().split() for text in texts if len(text.split()) >= 5)
+    decoded = real.tokenizer.decode(real.sequences["train"][0]).split()
+    for word, read in zip(["<BOS>", *first, "<EOS>"], decoded, strict=False):
+        assert read in (word, "<UNK>")
+
+
+@pytest.mark.quick
+def test_vocabulary_is_the_most_frequent_words_in_order_of_appearance():
+    tokenizer = WordTokenizer.from_texts(["b a <unk> c A", "d <unk> <unk> c"], 7)
+    assert tokenizer.words == ("<PAD>", "<UNK>", "<BOS>", "<EOS>", "a", "c", "b")
+    assert tokenizer.encode("C <unk> zebra b") == [BOS, 5, UNK, UNK, 6, EOS]
+    assert tokenizer.decode([BOS, 5, EOS]) == "<BOS> c <EOS>"
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("typed", ["", "   ", "\n\t", "\x00", "zebra!!", "🦓 ? é", "A,b"])
+def test_any_prompt_can_be_read(typed):
+    tokenizer = WordTokenizer.from_texts(["a , b !"], 8)
+    ids = tokenizer.encode_prompt(typed)
+    assert ids[0] == BOS
+    assert all(0 < index < len(tokenizer) for index in ids)
+
+
+@pytest.mark.quick
+def test_prompts_part_punctuation_from_words_as_the_data_does():
+    tokenizer = WordTokenizer.from_texts(["u.s. world , ! 's"], 9)
+    assert tokenizer.encode_prompt("U.S. World's, !") == tokenizer.encode("u.s. world 's , !")[:-1]
+
+
+@pytest.mark.quick
+def test_windows_are_whole_and_short_texts_are_padded():
+    assert windows([1, 2, 3], 5, 2) == [[1, 2, 3, PAD, PAD]]
+    assert windows(list(range(5)), 5, 2) == [list(range(5))]
+    assert windows(list(range(8)), 5, 2) == [[0, 1, 2, 3, 4], [2, 3, 4, 5, 6]]
+    assert windows(list(range(9)), 5, 2)[-1] == [4, 5, 6, 7, 8]
+
+
+@pytest.mark.quick
+def test_short_and_empty_texts_are_dropped():
+    splits = {split: ["one two three four five", "", "  ", "one two three four"] for split in wikitext.SPLITS}
+    data = prepare(splits, NewLLMConfig(sequence_length=8, stride=4), PROVENANCE)
+    assert data.texts["train"] == 2
+    assert data.words["train"] == 9
+    assert data.sequences["train"].shape == (1, 8)
+    assert list(data.sequences["train"][0, [0, 6, 7]]) == [BOS, EOS, PAD]
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("train", "validation", "message"),
+    [
+        ([], ["a b c d e"], "no words in its train split"),
+        (["  "], ["a b c d e"], "no words"),
+        (["<unk>"], ["a b"], "no words"),
+        (["a b c d e"], ["a b"], "the validation split of here gives no sequence"),
+    ],
+)
+def test_sources_that_give_nothing(train, validation, message):
+    with pytest.raises(InputError, match=message):
+        prepare({"train": train, "validation": validation, "test": validation}, NewLLMConfig(), PROVENANCE)
+
+
+@pytest.mark.quick
+def test_prepared_arrays_are_cached_by_content(tmp_path, monkeypatch):
+    monkeypatch.setenv("NEWLLM_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "corpus.txt"
+    file.write_text("\n".join(f"the {index} cats sat on the mat number {index}" for index in range(200)))
+    config = load_config("baseline", {"dataset": str(file)})
+    first = load_wikitext(config)
+    monkeypatch.setattr(wikitext, "prepare", lambda *_: pytest.fail("the cache was not used"))
+    second = load_wikitext(config)
+    assert second.tokenizer == first.tokenizer
+    assert second.summary(32) == first.summary(32)
+    assert all(np.array_equal(first.sequences[split], second.sequences[split]) for split in wikitext.SPLITS)
+    monkeypatch.undo()
+
+    monkeypatch.setenv("NEWLLM_CACHE", str(tmp_path / "cache"))
+    file.write_text(file.read_text() + "\none more line of some new words")
+    changed = load_wikitext(config)
+    assert sum(changed.texts.values()) == sum(first.texts.values()) + 1
+
+
+@pytest.mark.quick
+def test_a_damaged_or_unwritable_cache_is_no_obstacle(tmp_path, monkeypatch):
+    monkeypatch.setenv("NEWLLM_CACHE", str(tmp_path))
+    config = load_config("quickstart")
+    expected = load_wikitext(config).summary(32)
+    (cached,) = (tmp_path / "newllm").iterdir()
+    cached.write_bytes(cached.read_bytes()[:100])
+    assert load_wikitext(config).summary(32) == expected
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("NEWLLM_CACHE", str(tmp_path / "file"))
+    assert load_wikitext(config).summary(32) == expected

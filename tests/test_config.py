@@ -1,0 +1,97 @@
+"""Settings: typed, checked, and every mistake named."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from newllm_jax.config import NewLLMConfig, config_names, load_config, parse
+from newllm_jax.errors import InputError
+
+pytestmark = pytest.mark.quick
+
+
+def test_published_configurations():
+    baseline, advanced, ctx1024 = (load_config(name) for name in ("baseline", "advanced", "ctx1024"))
+    assert (baseline.context_dim, baseline.num_layers, baseline.batch_size) == (256, 6, 32)
+    assert (advanced.context_dim, advanced.num_layers, advanced.batch_size) == (512, 12, 512)
+    assert (ctx1024.context_dim, ctx1024.num_layers, ctx1024.batch_size) == (1024, 12, 512)
+    for config in (baseline, advanced, ctx1024):
+        assert (config.embed_dim, config.hidden_dim, config.vocabulary_size) == (256, 512, 1000)
+        assert (config.learning_rate, config.dropout, config.patience, config.minimum_gain) == (1e-4, 0.1, 15, 0.001)
+        assert (config.clip_norms, config.clip_epochs) == ((0.5, 1.0, 2.0), (10, 30))
+
+
+def test_every_configuration_file_loads():
+    assert {"quickstart", "baseline", "advanced", "ctx1024"} <= set(config_names("newllm"))
+    for name in config_names("newllm"):
+        assert isinstance(load_config(name), NewLLMConfig)
+
+
+def test_round_trip_through_json():
+    config = load_config("advanced", {"decay_epochs": 100, "clip_norms": [1.0], "clip_epochs": []})
+    assert NewLLMConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_overrides_replace_the_file_and_nothing_else():
+    changed = load_config("advanced", {"batch_size": 256})
+    assert changed == dataclasses.replace(load_config("advanced"), batch_size=256)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"bach_size": 3}, "bach_size: no such field; did you mean batch_size?"),
+        ({"batch_size": "3"}, "batch_size: '3' is not an integer"),
+        ({"batch_size": 3.5}, "batch_size: 3.5 is not an integer"),
+        ({"batch_size": True}, "batch_size: True is not an integer"),
+        ({"learning_rate": "fast"}, "learning_rate: 'fast' is not a number"),
+        ({"dataset": 3}, "dataset: 3 is not a text"),
+        ({"batch_size": 0}, "batch_size: must be at least 1, not 0"),
+        ({"learning_rate": -1.0}, "learning_rate: must be above 0 and finite, not -1.0"),
+        ({"learning_rate": float("nan")}, "learning_rate: must be above 0"),
+        ({"vocabulary_size": 4}, "vocabulary_size: must be 5 to 65536"),
+        ({"dropout": 1.0}, "dropout: must be 0 or more and below 1"),
+        ({"schedule": "cosin"}, "schedule: must be one of constant, cosine, not 'cosin'"),
+        ({"clip_epochs": [30, 10]}, "clip_epochs: must be 2 rising epochs"),
+        ({"clip_norms": [0.5]}, "clip_epochs: must be 0 rising epochs"),
+        ({"stride": 65}, "stride: must be 1 to sequence_length (64)"),
+    ],
+)
+def test_bad_settings_are_named(settings, message):
+    with pytest.raises(InputError) as caught:
+        load_config("baseline", settings)
+    assert message in str(caught.value)
+
+
+def test_bad_configurations_are_named(tmp_path):
+    with pytest.raises(InputError, match="no configuration 'advnced'; did you mean advanced"):
+        load_config("advnced")
+    with pytest.raises(InputError, match="cannot read .*missing.toml"):
+        load_config(str(tmp_path / "missing.toml"))
+    broken = tmp_path / "broken.toml"
+    broken.write_text("batch_size = ")
+    with pytest.raises(InputError, match="not valid TOML"):
+        load_config(str(broken))
+    broken.write_text("batch_size = 0")
+    with pytest.raises(InputError, match=r"broken.toml: batch_size"):
+        load_config(str(broken))
+
+
+def test_toml_and_json_files_give_the_same(tmp_path):
+    (tmp_path / "mine.toml").write_text("batch_size = 64\nclip_norms = [1, 2]\nclip_epochs = [3]\n")
+    (tmp_path / "mine.json").write_text('{"batch_size": 64, "clip_norms": [1, 2], "clip_epochs": [3]}')
+    toml, json_ = load_config(str(tmp_path / "mine.toml")), load_config(str(tmp_path / "mine.json"))
+    assert toml == json_
+    assert toml.clip_norms == (1.0, 2.0)
+
+
+def test_parse_reads_command_line_texts():
+    assert parse(NewLLMConfig, "clip_norms", "0.5,2") == (0.5, 2.0)
+    assert parse(NewLLMConfig, "decay_epochs", "none") is None
+    assert parse(NewLLMConfig, "decay_epochs", "7") == 7
+    assert parse(NewLLMConfig, "learning_rate", "3e-4") == 3e-4
+    with pytest.raises(InputError, match="num_epochs: '3.5' is not an integer"):
+        parse(NewLLMConfig, "num_epochs", "3.5")
