@@ -88,13 +88,14 @@ def test_the_seed_and_the_clipping_borders_matter(tiny, whole, tmp_path):
 def test_a_stop_inside_an_epoch_costs_that_epoch_and_nothing_else(tiny, whole, tmp_path, monkeypatch):
     from newllm_jax.training import loop
 
-    def interrupted(*arguments):
-        if arguments[0] == 4:
-            raise KeyboardInterrupt
-        return epoch_order(*arguments[:0], *arguments)
-
     epoch_order = loop.epoch_order
-    monkeypatch.setattr(loop, "epoch_order", lambda seed, epoch, n: interrupted(epoch) if epoch == 4 else epoch_order(seed, epoch, n))  # fmt: skip
+
+    def interrupted(seed, epoch, examples):
+        if epoch == 4:
+            raise KeyboardInterrupt
+        return epoch_order(seed, epoch, examples)
+
+    monkeypatch.setattr(loop, "epoch_order", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(tiny, tmp_path)
     monkeypatch.undo()

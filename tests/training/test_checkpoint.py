@@ -60,6 +60,13 @@ def test_a_damaged_checkpoint_costs_one_epoch(tmp_path):
         assert checkpoints.epochs == [2]
 
 
+def test_when_all_are_damaged_nothing_is_started_anew(tmp_path):
+    save_all(tmp_path, [3.0])
+    shutil.rmtree(tmp_path / "epoch_1" / "params")
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(InputError, match=r"none .* can be read \(epochs \[1\]"):
+        checkpoints.latest(state_of(0))
+
+
 def test_no_checkpoint_at_all(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest(state_of(0)) == (None, [])
