@@ -62,26 +62,33 @@ def chunk_rows(
     Raises:
       InputError: too few rows (says how many chunks there are), or a row that lacks a column or holds no text in it.
     """
-    train, rest = [], []
+    chunks: list[list[int]] = []
+    owners: list[int] = []  # the row of each chunk
+
+    def border(train: int) -> int:
+        """Where validation begins after this many train chunks."""
+        end = min(train, len(chunks))
+        while not split_rows and 0 < end < len(chunks) and owners[end] == owners[end - 1]:
+            end += 1
+        return end
+
     for number, row in enumerate(rows):
         pieces = list(row_chunks(tokenizer.encode(row_text(row, number))))
-        room = train_chunks - len(train)
-        train += pieces[:room]
-        if room <= 0 or split_rows:
-            rest += pieces[max(room, 0) :]
-        if len(rest) >= validation_chunks and len(train) == train_chunks:
+        chunks += pieces
+        owners += [number] * len(pieces)
+        if len(chunks) >= border(train_chunks) + validation_chunks and len(chunks) > train_chunks:
             break
-    found = len(train) + len(rest)
-    if len(train) < train_chunks or len(rest) < validation_chunks:
-        wanted = train_chunks + validation_chunks
-        train_chunks = found * train_chunks // wanted
-        validation_chunks = found * validation_chunks // wanted
+    wanted = train_chunks + validation_chunks
+    found = len(chunks) - max(border(train_chunks) - train_chunks, 0)
+    if found < wanted:
+        train_chunks, validation_chunks = (found * part // wanted for part in (train_chunks, validation_chunks))
         if not shrink or min(train_chunks, validation_chunks) < 1:
             raise InputError(
                 f"dataset: too few rows: they give {found} chunks of {CHUNK} tokens, {wanted} are asked for"
             )
-        train, rest = (train + rest)[:train_chunks], (train + rest)[train_chunks:]
-    return AlpacaChunks(np.asarray(train, np.int32), np.asarray(rest[:validation_chunks], np.int32))
+    start = border(train_chunks)
+    ids = np.asarray(chunks[: start + validation_chunks], np.int32)
+    return AlpacaChunks(ids[:train_chunks], ids[start:])
 
 
 def row_text(row: Mapping[str, Any], number: int) -> str:

@@ -95,7 +95,7 @@ class GGUFFile:
             except (NotImplementedError, ValueError, IndexError) as error:
                 kind = getattr(tensor.tensor_type, "name", tensor.tensor_type)
                 raise InputError(
-                    f"{self.path}: tensor {tensor.name}: quantisation {kind} cannot be read ({error})"
+                    f"{self.path}: tensor {tensor.name!r}: quantisation {kind} cannot be read ({error})"
                 ) from error
             rotated = heads.get(tensor.name.split(".", 2)[-1])  # blk.N.attn_q.weight
             yield self.path, tensor.name, values if rotated is None else halves_apart(values, rotated)

@@ -26,6 +26,7 @@ _SIZES = {  # field -> key of config.json
     "num_kv_heads": "num_key_value_heads",
     "max_position": "max_position_embeddings",
 }
+_LARGEST, _MOST_LAYERS = 100_000_000, 10_000  # far above any model; a corrupt file can say more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +50,9 @@ class LlamaConfig:
 
     def __post_init__(self) -> None:
         for name in (*_SIZES, "head_dim", "rope_theta", "rms_norm_eps"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name}: must be above 0, not {getattr(self, name)}")
+            largest = _MOST_LAYERS if name == "num_layers" else _LARGEST
+            if not 0 < getattr(self, name) <= largest:
+                raise InputError(f"{name}: must be above 0 and at most {largest}, not {getattr(self, name)}")
         if self.num_heads % self.num_kv_heads:
             raise InputError(f"num_heads: {self.num_heads} is no multiple of num_kv_heads, {self.num_kv_heads}")
         if self.head_dim % 2:
@@ -104,7 +106,10 @@ def _fields(settings: Mapping[str, Any]) -> dict[str, Any]:
             raise InputError(f"{key} {settings[key]!r} is not supported, only {allowed[0]!r} is")
     rope: dict[str, Any] = {}
     for key in ("rope_scaling", "rope_parameters"):  # the second since transformers 5, with rope_theta inside
-        rope |= settings.get(key) or {}
+        part = settings.get(key) or {}
+        if not isinstance(part, dict):
+            raise InputError(f"{key}: {part!r} is not a table")
+        rope |= part
     scaling = rope.get("rope_type", rope.get("type", "default"))
     if scaling != "default":
         raise InputError(f"rotary scaling {scaling!r} is not supported")

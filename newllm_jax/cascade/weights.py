@@ -68,21 +68,25 @@ def read_params(files: Path | GGUFFile, config: LlamaConfig) -> dict[str, Any]:
 def assemble(path: Path, tensors: Tensors, config: LlamaConfig, kind: int) -> dict[str, Any]:
     """Named tensors, in any order, as a parameter tree. Raises InputError as `read_params` says."""
     shapes: dict[str, Any] = flatten_dict(parameter_shapes(config), sep="/")
+    try:
+        params = {parameter: np.empty(shape.shape, np.float32) for parameter, shape in shapes.items()}
+    except (MemoryError, ValueError) as error:
+        raise InputError(f"{path}: a model of these sizes does not fit into memory: {config}") from error
     places = {name: (parameter, layer) for parameter, layer, name in _places(shapes, config, kind)}
-    params = {parameter: np.empty(shape.shape, np.float32) for parameter, shape in shapes.items()}
     head_name = TENSOR_NAMES["lm_head/kernel"][kind]
     head, done = None, dict[str, Path]()
     for file, name, values in tensors:
+        tied_head = config.tie_embeddings and name == head_name  # some exporters write it although tied
+        if name not in places and not tied_head:
+            raise InputError(f"{file}: unknown tensor {name!r} (a Llama of {config.num_layers} layers is expected)")
         if name in done:
             raise InputError(f"{file}: tensor {name} is there twice (also in {done[name].name})")
         done[name] = file
         if not np.isfinite(values).all():
             raise InputError(f"{file}: tensor {name} has values that are not finite")
-        if name == head_name and config.tie_embeddings:
-            head = file, values  # written by some exporters although tied
+        if tied_head:
+            head = file, values
             continue
-        if name not in places:
-            raise InputError(f"{file}: unknown tensor {name} (a Llama of {config.num_layers} layers is expected)")
         parameter, layer = places[name]
         place = params[parameter] if layer is None else params[parameter][layer]
         place = place.T if parameter.endswith("kernel") else place  # files hold [out, in]
@@ -143,12 +147,12 @@ def _shards(index_file: Path) -> Iterator[tuple[Path, str, np.ndarray]]:
             raise InputError(f"{index_file}: shard {name!r} is not a file name")
         for file, tensor, values in _shard(index_file.parent / name):
             if tensor not in index:
-                raise InputError(f"{file}: unknown tensor {tensor} ({index_file.name} does not list it)")
+                raise InputError(f"{file}: unknown tensor {tensor!r} ({index_file.name} does not list it)")
             seen.add((tensor, name))
             yield file, tensor, values
     for tensor, name in index.items():
         if (tensor, name) not in seen:
-            raise InputError(f"{index_file.parent / name}: tensor {tensor} is missing (the index says it is there)")
+            raise InputError(f"{index_file.parent / name}: tensor {tensor!r} is missing (the index says it is there)")
 
 
 def _shard(file: Path) -> Iterator[tuple[Path, str, np.ndarray]]:
@@ -161,7 +165,7 @@ def _shard(file: Path) -> Iterator[tuple[Path, str, np.ndarray]]:
             for name in opened.keys():  # noqa: SIM118 (not a dict)
                 kind = opened.get_slice(name).get_dtype()
                 if kind not in {"F32", "BF16", "F16"}:
-                    raise InputError(f"{file}: tensor {name} is of type {kind}; F32, BF16 and F16 can be read")
+                    raise InputError(f"{file}: tensor {name!r} is of type {kind}; F32, BF16 and F16 can be read")
                 yield file, name, opened.get_tensor(name).astype(np.float32)
     except SafetensorError as error:
         raise InputError(f"{file}: truncated or not a safetensors file ({error})") from error
