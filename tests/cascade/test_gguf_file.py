@@ -8,6 +8,8 @@ from newllm_jax.cascade.gguf_file import GGUFFile, halves_apart
 from newllm_jax.cascade.weights import GGUF, SAFETENSORS, TENSOR_NAMES, read_config, read_params
 from newllm_jax.errors import InputError
 
+pytestmark = pytest.mark.quick
+
 gguf = pytest.importorskip("gguf")
 
 

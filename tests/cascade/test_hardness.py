@@ -8,6 +8,8 @@ import pytest
 from newllm_jax.cascade import hardness
 from newllm_jax.errors import InputError, NumericalError
 
+pytestmark = pytest.mark.quick
+
 PUBLISHED = {  # hard_ratio, tokens -> hard tokens of five stages
     (0.6, 128_000): [76_800, 46_080, 27_648, 16_589, 9_953],
     (0.6, 12_800): [7_680, 4_608, 2_765, 1_659, 995],

@@ -38,6 +38,7 @@ def run(golden):
     return lambda *inputs, **options: apply({"params": golden.params}, *inputs, **options)
 
 
+@pytest.mark.quick
 class TestAgainstTransformers:
     def test_norm(self, golden):
         scale = {"params": golden.layer["attention_norm"]}
@@ -121,6 +122,7 @@ class TestHiddenStates:
         assert jax.tree.leaves(from_ids) == jax.tree.leaves(from_hidden)
 
 
+@pytest.mark.quick
 class TestCausality:
     def test_a_later_id_changes_later_outputs_only(self, golden, run):
         ids = jnp.asarray(golden["ids"])
@@ -130,6 +132,7 @@ class TestCausality:
         assert (jnp.abs(after[:, 5:] - before[:, 5:]).max(axis=-1) > 1e-3).all()
 
 
+@pytest.mark.quick
 class TestCache:
     @pytest.mark.parametrize("pieces", [(11,), (4, 7), (6, *[1] * 5)])
     def test_pieces_give_what_the_whole_gives(self, golden, run, pieces):

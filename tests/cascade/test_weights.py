@@ -11,6 +11,8 @@ from safetensors.numpy import load_file, save_file
 from newllm_jax.cascade.weights import read_config, read_params, save_model
 from newllm_jax.errors import InputError
 
+pytestmark = pytest.mark.quick
+
 QUERY = "model.layers.1.self_attn.q_proj.weight"
 
 
