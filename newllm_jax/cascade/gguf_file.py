@@ -29,7 +29,7 @@ class GGUFFile:
         try:
             self._reader = GGUFReader(path)
         # The reader checks little and has no error of its own: bytes of any kind end in one of these.
-        except (ValueError, IndexError, KeyError, OverflowError, TypeError, MemoryError) as error:
+        except (ValueError, IndexError, KeyError, OverflowError, RecursionError) as error:
             with path.open("rb") as stream:
                 reason = "truncated or corrupt" if stream.read(4) == b"GGUF" else "not a GGUF file"
             detail = next(iter(str(error).splitlines()), type(error).__name__)

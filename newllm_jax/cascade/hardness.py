@@ -96,7 +96,7 @@ def count_hard(tokens: int, hard_ratio: float) -> int:
 
 def _quantile_position(tokens: int, hard_ratio: float) -> tuple[int, float]:
     """The rank (from 0) at or below the quantile, and how far it is to the next."""
-    if isinstance(hard_ratio, bool) or not isinstance(hard_ratio, (int, float)) or not 0 < hard_ratio < 1:
+    if not isinstance(hard_ratio, (int, float)) or not 0 < hard_ratio < 1:
         raise InputError(f"hard_ratio: must be a number between 0 and 1, not {hard_ratio!r}")
     if tokens < 1:
         raise InputError("hard_ratio: no tokens are left to choose hard ones from; use fewer stages or a higher ratio")

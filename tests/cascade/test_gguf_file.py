@@ -1,5 +1,7 @@
 """GGUF files, made here from the golden Llama; the real one is tested in test_smollm.py and test_tokenizer.py."""
 
+import struct
+
 import jax
 import numpy as np
 import pytest
@@ -140,6 +142,12 @@ def test_truncated_anywhere(tensors, tmp_path):
     for kept in [4, 7, 12, 23, *range(24, len(content), len(content) // 60), len(content) - 33]:
         path.write_bytes(content[:kept])
         refuses(path, "truncated or corrupt")
+
+
+def test_arrays_of_arrays_without_end(tmp_path):
+    header = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"a" + struct.pack("<I", 9)
+    (tmp_path / "deep.gguf").write_bytes(header + struct.pack("<IQ", 9, 1) * 2000)
+    refuses(tmp_path / "deep.gguf", "truncated or corrupt")
 
 
 def test_header_with_a_flipped_byte_is_read_or_refused(golden, tensors, tmp_path):

@@ -73,6 +73,7 @@ def test_round_trip():
         ({"num_hidden_layers": "30"}, "num_hidden_layers: '30' is not int"),
         ({"num_hidden_layers": True}, "num_hidden_layers: True is not int"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps: 'small' is not a number"),
+        ({"rope_theta": True}, "rope_theta: True is not a number"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings: 1 is not bool"),
         ({"num_hidden_layers": 0}, "num_layers: must be above 0 and at most .*, not 0"),
         ({"num_hidden_layers": 10**9}, "num_layers: must be above 0 and at most .*, not 1000000000"),

@@ -114,12 +114,13 @@ class TestHiddenStates:
         np.testing.assert_allclose(alone.last.reshape(2, 11, 24)[:, 0], together.last[:, 0], **CLOSE)
         assert jnp.abs(alone.last.reshape(2, 11, 24)[:, 1:] - together.last[:, 1:]).max() > 0.1
 
-    def test_same_parameters_from_ids_and_from_hidden(self, golden):
-        model, key = golden.model, jax.random.key(0)
+    @pytest.mark.parametrize("tied", [True, False])
+    def test_same_parameters_from_ids_and_from_hidden(self, golden, tied):
+        model, key = SmolLM2(dataclasses.replace(golden.config, tie_embeddings=tied)), jax.random.key(0)
         from_ids = jax.eval_shape(model.init, key, jnp.zeros((1, 1), jnp.int32))
         from_hidden = jax.eval_shape(lambda: model.init(key, jnp.zeros((1, 1, 24)), method="from_hidden"))
-        assert jax.tree.structure(from_ids) == jax.tree.structure(from_hidden)
-        assert jax.tree.leaves(from_ids) == jax.tree.leaves(from_hidden)
+        assert from_ids == from_hidden
+        assert ("lm_head" in from_ids["params"]) is not tied
 
 
 @pytest.mark.quick
@@ -190,6 +191,8 @@ class TestSizes:
         logits, _ = model.apply({"params": golden.params}, golden["ids"])
         assert logits.dtype == jnp.float32
         assert 1e-3 < jnp.abs(logits - golden["logits"]).mean() < 0.2
+        stage = jax.eval_shape(lambda: model.apply({"params": golden.params}, golden["norm"], method="from_hidden"))
+        assert stage.last.dtype == stage.residual.dtype == jnp.bfloat16
 
 
 @pytest.fixture(scope="module")

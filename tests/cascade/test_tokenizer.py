@@ -12,9 +12,9 @@ TURNS = [{"role": "user", "content": "Hi {{ 7 * 7 }}"}]
 
 @pytest.fixture(scope="module")
 def backend():
-    """A tokenizer of single bytes, one merge, and two control tokens."""
-    letters = ["<|im_start|>", "<|im_end|>", *"abc0123Ġ", "ab"]
-    return byte_level_bpe(letters, [("a", "b")], [3, 3, *[1] * 9])
+    """A tokenizer of single bytes, two merges, and two control tokens."""
+    letters = ["<|im_start|>", "<|im_end|>", *"abc0123Ġ", "ab", "12"]
+    return byte_level_bpe(letters, [("a", "b"), ("1", "2")], [3, 3, *[1] * 10])
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ class TestRealTokenizer:
 def test_digits_one_by_one_merges_and_control_tokens(backend):
     tokenizer = Tokenizer(backend, {"eos_token": "<|im_end|>"})
     assert tokenizer.encode("ab123 ab<|im_end|>") == [10, 6, 7, 8, 9, 10, 1]
-    assert tokenizer.eos_id == 1 and tokenizer.vocab_size == 11
+    assert tokenizer.eos_id == 1 and tokenizer.vocab_size == 12
     assert tokenizer.decode([0, 10, 9, 2, 1]) == "ab a"
 
 
