@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from newllm_jax.config import NewLLMConfig, RunConfig, load_config, nearest, parse
+from newllm_jax.config import CascadeConfig, NewLLMConfig, RunConfig, load_config, nearest, parse
 from newllm_jax.errors import InputError, NumericalError
 
 DISK_ERRORS = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.ENOTDIR}
@@ -95,6 +95,34 @@ def train(argv: Sequence[str]) -> int:
     return 0
 
 
+def cascade(argv: Sequence[str]) -> int:
+    """`newllm cascade`: trains the stages of CASCADE and evaluates the ensemble, or goes on with a run."""
+    parser = Parser(prog="cascade.py", description="Train CASCADE on a frozen SmolLM2.", allow_abbrev=False)
+    _add_run_options(parser, CascadeConfig, "published")
+    arguments = parser.parse_all(argv)
+    overrides = _overrides(arguments, CascadeConfig)
+    if arguments.resume is not None:
+        if arguments.dry_run:
+            raise InputError("dry_run: does not go with --resume")
+        if arguments.config is not None:
+            overrides = {**load_config(arguments.config, config_class=CascadeConfig).to_dict(), **overrides}
+        from newllm_jax.cascade.experiment import train_cascade
+
+        train_cascade(resume=arguments.resume, overrides=overrides)
+        return 0
+    name = arguments.config or "published"
+    config = load_config(name, overrides, config_class=CascadeConfig)
+    if arguments.dry_run:
+        from newllm_jax.cascade.plan import plan_cascade
+
+        print(json.dumps(plan_cascade(config), indent=2))
+        return 0
+    from newllm_jax.cascade.experiment import train_cascade
+
+    train_cascade(config, name=f"cascade-{Path(name).stem}", run_root=arguments.run_root)
+    return 0
+
+
 def generate(argv: Sequence[str]) -> int:
     """`newllm generate`: streams text from a run."""
     parser = Parser(prog="newllm generate", description="Stream text from a trained model.", allow_abbrev=False)
@@ -157,6 +185,7 @@ def doctor(argv: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
+    "cascade": cascade,
     "generate": generate,
     "report": report,
     "doctor": doctor,
