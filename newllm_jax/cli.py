@@ -235,6 +235,6 @@ def _environment_fault(error: BaseException | None) -> str | None:
         if "No space left on device" in str(error) or "Read-only file system" in str(error):
             return "the disk takes no more; what was written before is whole, make room and use --resume RUN_DIR"
         if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
-            return "out of memory; lower batch_size"
+            return "out of memory; lower batch_size (CASCADE: stage_layers or train_chunks, where batch_size is small)"
         error = error.__cause__ or error.__context__
     return None

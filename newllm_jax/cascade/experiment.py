@@ -89,14 +89,14 @@ def train_cascade(
     """
     started = time.monotonic()
     with ExitStack() as stack:
-        if resume is not None:
-            run = stack.enter_context(RunDir.open(resume))
+        run = None if resume is None else stack.enter_context(RunDir.open(resume))
+        if run is not None:
             config = resumed_config(run, SYSTEM, CascadeConfig, overrides or {}, RESUMABLE)
         else:
             config = (config or CascadeConfig()).override(overrides or {})
         base = load_base(config)
         data = load_alpaca(base.tokenizer, config)
-        if resume is None:
+        if run is None:
             run = stack.enter_context(RunDir.create(run_root, run_name(name, base, data)))
         precision = resolve_precision(config.precision)
         stage = Stage(stage_config(base.model.config, config.stage_layers), PRECISIONS[precision])

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -98,23 +99,20 @@ def _extract_piece(base: SmolLM2, params: Params, ids: np.ndarray, criterion: Cr
         batch = ids[start : start + BATCH_CHUNKS]
         full = np.zeros((BATCH_CHUNKS, ids.shape[1]), np.int32)  # one shape: one compiled program, the same bits
         full[: len(batch)] = batch
-        states = jax.device_get(_read_chunks(base, criterion, params, full))
+        states = jax.device_get(read_chunks(base, criterion, params, full))
         kept = len(batch) * (ids.shape[1] - 1)
         batches.append(Tokens(*(state.reshape(-1, *state.shape[2:])[:kept] for state in states)))
     return Tokens.join(batches)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _read_chunks(base: SmolLM2, criterion: Criterion, params: Params, ids: jax.Array) -> tuple[jax.Array, ...]:
+def read_chunks(base: SmolLM2, criterion: Criterion, params: Params, ids: jax.Array) -> tuple[jax.Array, ...]:
+    """What the base makes of `ids [chunks, 129]`: the fields of `Tokens`, each `[chunks, 128, ...]`."""
     inputs, targets = ids[:, :-1], ids[:, 1:]
-    states = base.apply({"params": params}, inputs, method="hidden")
-    logits: jax.Array = base.apply({"params": params}, states.last, method="logits")  # type: ignore
-    return (
-        states.last,
-        targets,
-        token_scores(criterion, states.embedding, states.last, logits),
-        *_judge(logits, targets),
-    )  # type: ignore
+    states: Any = base.apply({"params": params}, inputs, method="hidden")
+    logits: Any = base.apply({"params": params}, states.last, method="logits")
+    scores = token_scores(criterion, states.embedding, states.last, logits)
+    return states.last, targets, scores, *_judge(logits, targets)
 
 
 def run_stage(
@@ -138,7 +136,7 @@ def run_stage(
 def _read_tokens(
     stage: Stage, criterion: Criterion, params: Params, hidden: jax.Array, targets: jax.Array
 ) -> tuple[jax.Array, ...]:
-    last, logits = stage.apply({"params": params}, hidden)  # type: ignore[misc]
+    last, logits = cast(tuple[jax.Array, jax.Array], stage.apply({"params": params}, hidden))
     return last, token_scores(criterion, hidden, last, logits), *_judge(logits, targets)
 
 

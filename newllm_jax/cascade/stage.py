@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -56,7 +56,7 @@ def next_token_loss(stage: Stage) -> LossFn:
 
     def loss(params: Params, batch: Any, present: jax.Array, key: jax.Array | None) -> Sums:
         hidden, targets = batch
-        _, logits = stage.apply({"params": params}, hidden)  # type: ignore[misc]
+        _, logits = cast(tuple[jax.Array, jax.Array], stage.apply({"params": params}, hidden))
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         hits = (jnp.argmax(logits, -1) == targets) & present
         return Sums(loss=jnp.sum(losses, where=present), hits=jnp.sum(hits), count=jnp.sum(present))
