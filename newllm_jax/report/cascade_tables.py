@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from newllm_jax.report.tables import markdown_table, number
+from newllm_jax.report.tables import epoch_table, markdown_table, number
 
 PUBLISHED_DATA = "tatsu-lab/alpaca"
-PUBLISHED_BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+PUBLISHED_BASES = {
+    "cascade": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "finetune": "HuggingFaceTB/SmolLM2-360M-Instruct",
+}
 
 
 def configuration_name(stages: int) -> str:
@@ -92,6 +95,7 @@ def stage_epochs(results: dict[str, Any]) -> str:
 
 def provenance_warning(results: dict[str, Any]) -> str:
     """What forbids a comparison with the published figures: other rows, other weights, fewer chunks; "" if nothing."""
+    published_base = PUBLISHED_BASES[results["system"]]
     data, base, config = results["data"], results["base"], results["config"]
     reasons = []
     if data["fallback"]:
@@ -102,8 +106,8 @@ def provenance_warning(results: dict[str, Any]) -> str:
         reasons.append(f"the rows are those of {data['source']}, the published ones of {PUBLISHED_DATA}")
     if base["fallback"]:
         reasons.append(f"{base['asked']} could not be had ({base['fallback']}), so the weights are {base['source']}")
-    elif base["source"] != PUBLISHED_BASE:
-        reasons.append(f"the weights are {base['source']}, the published ones {PUBLISHED_BASE}")
+    elif base["source"] != published_base:
+        reasons.append(f"the weights are {base['source']}, the published ones {published_base}")
     chunks = data["train_chunks"], data["validation_chunks"]
     if chunks != (1000, 100):
         reasons.append(f"there are {chunks[0]:,} + {chunks[1]:,} chunks instead of 1,000 + 100")
@@ -156,4 +160,35 @@ jax {environment["jax"]}, flax {environment["flax"]} |
 | time, memory | {results["seconds"]:.0f} s, {results["peak_memory_bytes"] / 2**30:.2f} GiB at most |
 
 {stage_epochs(results)}
+"""
+
+
+def finetune_report(results: dict[str, Any]) -> str:
+    """`report.md` of a fine-tuning, from its `results.json`."""
+    config, data, base, best = (results[key] for key in ("config", "data", "base", "best"))
+    environment = results["environment"]
+    gain = best["val_loss"] - base["val_loss"]
+    return f"""# Fine-tuning: {results["name"]}
+
+{provenance_warning(results)}Best validation perplexity **{number(best["val_ppl"])}** (loss {best["val_loss"]:.4f}) \
+after epoch {best["epoch"]} of {len(results["epochs"])}: {gain:+.4f} nats against the {number(base["val_ppl"])} of the \
+base before.
+
+![learning curves](curves.png)
+
+| | |
+|---|---|
+| command | `{results["command"]}` |
+| base | {base["source"]}: {base["layers"]} layers, {results["parameters"]:,} parameters, \
+{results["trained_parameters"]:,} of them trained |
+| data | {data["source"]}: {data["train_chunks"]:,} + {data["validation_chunks"]:,} chunks, \
+{data["train_tokens"]:,} train and {data["val_tokens"]:,} validation tokens |
+| training | AdamW {config["learning_rate"]:g}, weight decay {config["weight_decay"]:g}, \
+batch {config["batch_size"]} chunks, up to {config["num_epochs"]} epochs, patience {config["patience"]}, \
+seed {config["seed"]} |
+| device | {environment["device"]} ({environment["platform"]}), {environment["precision"]}, \
+jax {environment["jax"]}, flax {environment["flax"]} |
+| time, memory | {results["seconds"]:.0f} s, {results["peak_memory_bytes"] / 2**30:.2f} GiB at most |
+
+{epoch_table(results["epochs"])}
 """
