@@ -188,6 +188,7 @@ class StageTrainer:
         self.stages: list[TrainedStage] = []
         self.reports: list[dict[str, Any]] = []
         self.seconds_before = 0.0
+        self.room: dict[str, int] = {}  # the tokens of the first stage: all stages run the programs compiled for it
 
     def seconds(self) -> float:
         """Of the run so far, those before a resumption included."""
@@ -225,7 +226,9 @@ class StageTrainer:
                 checkpoints.drop_after(found.epoch)
                 self.narrate(f"stage {number}     going on after epoch {found.epoch}")
             self.run.write_metrics([*epochs_before, *({"stage": number, **entry} for entry in history)])
-            data = {split: on_device(hard[split]) for split in SPLITS}
+            if not self.room:
+                self.room = {split: len(hard[split]) for split in SPLITS}
+            data = {split: on_device(hard[split], self.room[split]) for split in SPLITS}
 
             def remember() -> dict[str, Any]:
                 return {"threshold": thresholds["train"], "seconds": self.seconds()}
@@ -282,9 +285,11 @@ def extraction_folder(run: RunDir) -> Path:
     return run.path / "extraction"
 
 
-def on_device(tokens: Tokens) -> tuple[tuple[jax.Array, jax.Array], int]:
-    """A split as `fit` takes it: `(hidden, targets)` and the number of tokens."""
-    return (jnp.asarray(tokens.hidden), jnp.asarray(tokens.targets)), len(tokens)
+def on_device(tokens: Tokens, room: int) -> tuple[tuple[jax.Array, jax.Array], int]:
+    """A split as `fit` takes it: `(hidden, targets)` on the device, with room for `room` tokens, and how many it has."""
+    missing = room - len(tokens)
+    hidden = np.pad(tokens.hidden, [(0, missing), (0, 0)])
+    return (jnp.asarray(hidden), jnp.asarray(np.pad(tokens.targets, (0, missing)))), len(tokens)
 
 
 def stage_sizes(base: Pretrained, stage: Stage, config: CascadeConfig) -> dict[str, int]:

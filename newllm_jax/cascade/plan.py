@@ -6,7 +6,6 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from newllm_jax.cascade import extraction
 from newllm_jax.cascade.alpaca import CHUNK, AlpacaChunks, load_alpaca
@@ -90,7 +89,7 @@ def estimated_memory(
         return max(reading, training)
     base_bytes = count_parameters(base_shapes) * FLOAT
     host = (data.train_tokens + data.validation_tokens) * hidden * FLOAT
-    checkpoint = optax.tree.size(state) * FLOAT
+    checkpoint = count_parameters(state) * FLOAT
     return peak_memory_bytes() + base_bytes + host + max(reading, tokens * hidden * FLOAT + training + checkpoint)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import flax.linen as nn
@@ -45,10 +46,11 @@ def stage_config(base: LlamaConfig, layers: int) -> LlamaConfig:
     return replace(base, num_layers=layers, tie_embeddings=True)
 
 
+@partial(jax.jit, static_argnums=0)
 def init_stage(stage: Stage, seed: int, number: int) -> Params:
     """The initial parameters of stage `number` (from 1) of a seed: each stage draws its own."""
     key = jax.random.fold_in(jax.random.key(seed), number)
-    return jax.jit(stage.init)(key, jnp.zeros((1, stage.config.hidden_size)))["params"]
+    return stage.init(key, jnp.zeros((1, stage.config.hidden_size)))["params"]
 
 
 def next_token_loss(stage: Stage) -> LossFn:

@@ -67,8 +67,14 @@ def perplexity(loss: float) -> float:
 
 def evaluate(evaluation: EvalFn, params: Any, data: Data, examples: int, batch_size: int) -> dict[str, float]:
     """Loss, perplexity and accuracy over a whole split, every target weighing the same."""
-    order = jnp.asarray(batches(np.arange(examples, dtype=np.int32), min(batch_size, examples)))
-    return mean_metrics(jax.device_get(evaluation(params, data, order)))
+    batch_size = min(batch_size, rows(data))
+    order = jnp.asarray(batches(np.arange(examples, dtype=np.int32), batch_size, rows(data)))
+    return mean_metrics(jax.device_get(evaluation(params, data, order, -(-examples // batch_size))))
+
+
+def rows(data: Data) -> int:
+    """How many examples there is room for in the arrays of a split."""
+    return jax.tree.leaves(data)[0].shape[0]
 
 
 class Pieces:
@@ -88,16 +94,17 @@ def run_epoch(
     state: TrainState,
     data: Data,
     order: jax.Array,
+    steps: int,
     key: jax.Array,
     pieces: Pieces,
     on_piece: Callable[[int, Sums], None],
 ) -> tuple[TrainState, Totals]:
-    """All updates of one epoch.
+    """All updates of one epoch: the first `steps` batches of `order`.
 
     Raises:
       NumericalError: the loss or a gradient is no longer finite; checked after every piece.
     """
-    totals, done, steps = Totals.zero(), 0, order.shape[0]
+    totals, done = Totals.zero(), 0
     while done < steps:
         started, stop = time.monotonic(), min(done + pieces.size, steps)
         state, totals = updates(state, totals, data, order, done, stop, key)
@@ -124,7 +131,8 @@ def fit(
     """Trains from where `history` ends to `num_epochs`, or until the patience is exhausted.
 
     Args:
-      train, validation: arrays with a leading axis of examples, and the number of examples.
+      train, validation: arrays with a leading axis of examples, and the number of examples. The arrays may have room
+        for more: trainings on fewer and fewer examples then share compiled programs.
       history: the entries of the epochs already done, whose state `state` is.
       remember: what else every checkpoint's record holds (JSON), asked for when it is written.
 
@@ -140,7 +148,8 @@ def fit(
     steps = -(-examples // config.batch_size)
     while len(history) < config.num_epochs and not stopped_early(history, config):
         epoch, started = len(history) + 1, time.monotonic()
-        order = jnp.asarray(batches(epoch_order(config.seed, epoch, examples), config.batch_size))
+        shuffled = epoch_order(config.seed, epoch, examples)
+        order = jnp.asarray(batches(shuffled, config.batch_size, rows(train_data)))
         key = jax.random.fold_in(jax.random.key(config.seed), epoch)
 
         def on_piece(done: int, sums: Sums, epoch: int = epoch, started: float = started) -> None:
@@ -148,7 +157,7 @@ def fit(
             observer.progress(epoch, done, steps, mean_metrics(sums)["loss"], rate)
 
         try:
-            state, totals = run_epoch(trainer.updates, state, train_data, order, key, pieces, on_piece)
+            state, totals = run_epoch(trainer.updates, state, train_data, order, steps, key, pieces, on_piece)
             train_seconds = time.monotonic() - started
             validated = evaluate(trainer.evaluate, state.params, val_data, val_examples, config.batch_size)
             if not math.isfinite(validated["loss"]):

@@ -54,7 +54,7 @@ class Sums:
 # (params, batch, present [batch] bool, dropout key or None) -> sums over the targets of the examples that are present
 LossFn: TypeAlias = Callable[[Params, Data, jax.Array, jax.Array | None], Sums]
 UpdateFn: TypeAlias = Callable[..., tuple[TrainState, "Totals"]]
-EvalFn: TypeAlias = Callable[[Params, Data, jax.Array], Sums]
+EvalFn: TypeAlias = Callable[[Params, Data, jax.Array, int], Sums]
 
 
 @flax.struct.dataclass
@@ -75,9 +75,12 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
     return TrainState(params, optimizer.init(params))
 
 
-def batches(order: np.ndarray, batch_size: int) -> np.ndarray:
-    """Cuts an order of examples into batches `[steps, batch_size]`; -1 fills the places of the last that are empty."""
-    steps = -(-len(order) // batch_size)
+def batches(order: np.ndarray, batch_size: int, capacity: int = 0) -> np.ndarray:
+    """Cuts an order of examples into batches `[steps, batch_size]`; -1 fills the places that are empty.
+
+    With a `capacity` there are as many batches as that many examples would need.
+    """
+    steps = -(-max(len(order), capacity) // batch_size)
     padded = np.full(steps * batch_size, -1, np.int32)
     padded[: len(order)] = order
     return padded.reshape(steps, batch_size)
@@ -136,13 +139,16 @@ def make_updates(loss_fn: LossFn, optimizer: optax.GradientTransformation) -> Up
 
 
 def make_evaluation(loss_fn: LossFn) -> EvalFn:
-    """Compiles `evaluate(params, data, order) -> Sums` over the batches `order [steps, batch]`, without dropout."""
+    """Compiles `evaluate(params, data, order, stop) -> Sums` over the first `stop` batches of `order [steps, batch]`.
 
-    def evaluate(params: Params, data: Data, order: jax.Array) -> Sums:
+    There is no dropout.
+    """
+
+    def evaluate(params: Params, data: Data, order: jax.Array, stop: int) -> Sums:
         def body(step: jax.Array, sums: Sums) -> Sums:
             batch, present = take(data, order[step])
             return sums + loss_fn(params, batch, present, None)
 
-        return jax.lax.fori_loop(0, order.shape[0], body, Sums.zero())
+        return jax.lax.fori_loop(0, stop, body, Sums.zero())
 
     return jax.jit(evaluate)

@@ -90,9 +90,11 @@ def tiny_base(tmp_path_factory) -> str:
     )
     draw = np.random.default_rng(0)
     params = jax.tree.map(
-        lambda shape: 1 + 0.1 * draw.standard_normal(shape.shape, np.float32)
-        if len(shape.shape) == 1
-        else draw.standard_normal(shape.shape, np.float32) * 0.5,
+        lambda shape: (
+            1 + 0.1 * draw.standard_normal(shape.shape, np.float32)
+            if len(shape.shape) == 1
+            else draw.standard_normal(shape.shape, np.float32) * 0.5
+        ),
         parameter_shapes(config),
     )
     save_model(folder, config, params)
@@ -121,6 +123,6 @@ def tiny_rows(tmp_path_factory) -> str:
 def tiny(tiny_base, tiny_rows) -> CascadeConfig:
     """Three stages of one layer in seconds; few enough tokens that early stopping and best weights matter."""
     return CascadeConfig(
-        base_model=tiny_base, dataset=tiny_rows, train_chunks=20, validation_chunks=5, num_stages=3, stage_layers=1,
-        num_epochs=3, batch_size=64, learning_rate=1e-2,
+        base_model=tiny_base, dataset=tiny_rows, train_chunks=8, validation_chunks=5, num_stages=3, stage_layers=1,
+        num_epochs=8, batch_size=64, learning_rate=0.1,
     )  # fmt: skip

@@ -69,8 +69,8 @@ def test_results_hold_the_contract(tiny, whole):
 
 def test_counts_follow_the_quantile_rule(tiny, whole):
     stages = whole.results["stages"]
-    assert whole.results["data"]["train_tokens"] == 20 * 128
-    assert [stage["train_tokens"] for stage in stages] == [1536, 922, 553]
+    assert whole.results["data"]["train_tokens"] == 8 * 128
+    assert [stage["train_tokens"] for stage in stages] == [614, 368, 221]
     assert [stage["val_tokens"] for stage in stages] == [384, 230, 138]
     plan = plan_cascade(tiny)
     for planned, stage in zip(plan["stages"], stages, strict=True):
@@ -161,7 +161,7 @@ def same_files(left: Path, right: Path) -> None:
 
 
 def test_the_extraction_goes_on_where_it_stopped(tiny, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(extraction, "PIECE_CHUNKS", 8)
+    monkeypatch.setattr(extraction, "PIECE_CHUNKS", 3)
     extract_piece, calls = extraction._extract_piece, []
 
     def counted(*arguments):
@@ -175,10 +175,10 @@ def test_the_extraction_goes_on_where_it_stopped(tiny, whole, tmp_path, monkeypa
         train(tiny, tmp_path)
     (run_dir,) = tmp_path.iterdir()
     pieces = sorted((run_dir / "extraction").iterdir())
-    assert [piece.name for piece in pieces] == ["train-000000.npz", "train-000008.npz"]
+    assert [piece.name for piece in pieces] == ["train-000000.npz", "train-000003.npz"]
     pieces[1].write_bytes(pieces[1].read_bytes()[:1000])  # damaged: read again
     resumed = train_cascade(resume=run_dir, narrate=quiet)
-    assert len(calls) == 3 + 3  # one piece was whole; of 4, and the one of validation, 3 were left
+    assert len(calls) == 3 + 4  # of 3 pieces to train on and 2 to validate, one was whole
     assert figures(resumed.results) == figures(whole.results)
 
 
@@ -195,8 +195,8 @@ def test_more_stages_can_follow(tiny, whole, tmp_path):
 def test_resuming_as_another_experiment_is_refused(tiny, whole, tmp_path):
     with pytest.raises(InputError, match=r"hard_ratio: .* was trained with 0.6, not 0.5"):
         train_cascade(resume=whole.run_dir, overrides={"hard_ratio": 0.5}, narrate=quiet)
-    with pytest.raises(InputError, match=r"num_epochs: .* was trained with 3, not 4"):
-        train_cascade(resume=whole.run_dir, overrides={"num_epochs": 4}, narrate=quiet)
+    with pytest.raises(InputError, match=r"num_epochs: .* was trained with 8, not 9"):
+        train_cascade(resume=whole.run_dir, overrides={"num_epochs": 9}, narrate=quiet)
     other = tmp_path / "other.jsonl"
     other.write_text(Path(tiny.dataset).read_text().replace("alpha", "zeta"))
     with pytest.raises(InputError, match="dataset: .* is not what the run was trained on"):
