@@ -286,7 +286,7 @@ def extraction_folder(run: RunDir) -> Path:
 
 
 def on_device(tokens: Tokens, room: int) -> tuple[tuple[jax.Array, jax.Array], int]:
-    """A split as `fit` takes it: `(hidden, targets)` on the device, with room for `room` tokens, and how many it has."""
+    """A split as `fit` takes it: `(hidden, targets)` on the device, with room for `room` tokens, and its length."""
     missing = room - len(tokens)
     hidden = np.pad(tokens.hidden, [(0, missing), (0, 0)])
     return (jnp.asarray(hidden), jnp.asarray(np.pad(tokens.targets, (0, missing)))), len(tokens)

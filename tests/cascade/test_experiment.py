@@ -199,13 +199,13 @@ def test_resuming_as_another_experiment_is_refused(tiny, whole, tmp_path):
         train_cascade(resume=whole.run_dir, overrides={"num_epochs": 9}, narrate=quiet)
     other = tmp_path / "other.jsonl"
     other.write_text(Path(tiny.dataset).read_text().replace("alpha", "zeta"))
-    with pytest.raises(InputError, match="dataset: .* is not what the run was trained on"):
+    with pytest.raises(InputError, match=r"dataset: .* is not what the run was trained on"):
         train_cascade(resume=whole.run_dir, overrides={"dataset": str(other)}, narrate=quiet)
     base = tmp_path / "base"
     shutil.copytree(tiny.base_model, base)
     settings = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**settings, "rope_theta": 10.0}))
-    with pytest.raises(InputError, match="base_model: .* is not what the run was trained on"):
+    with pytest.raises(InputError, match=r"base_model: .* is not what the run was trained on"):
         train_cascade(resume=whole.run_dir, overrides={"base_model": str(base)}, narrate=quiet)
 
 
@@ -229,7 +229,7 @@ def test_evaluate_measures_the_same_again(whole):
 
 def test_no_hard_tokens_left(tiny, tmp_path):
     config = tiny.override({"hard_ratio": 0.01, "train_chunks": 1, "validation_chunks": 1, "num_stages": 4})
-    with pytest.raises(InputError, match="stage [23]: no hard .* tokens are left"):
+    with pytest.raises(InputError, match=r"stage [23]: no hard .* tokens are left"):
         train(config, tmp_path)
 
 
