@@ -54,7 +54,7 @@ class WandbTracker:
 
     def __init__(self, run: RunDir, config: dict[str, Any]) -> None:
         try:
-            import wandb
+            import wandb  # type: ignore[import-not-found]
         except ModuleNotFoundError as error:
             raise InputError("tracker: wandb needs the extra newllm-jax[wandb]") from error
         self._run = wandb.init(project="newllm_jax", id=run.path.name, dir=str(run.path), config=config, resume="allow")
