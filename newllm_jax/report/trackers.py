@@ -57,7 +57,12 @@ class WandbTracker:
             import wandb  # type: ignore[import-not-found]
         except ModuleNotFoundError as error:
             raise InputError("tracker: wandb needs the extra newllm-jax[wandb]") from error
-        self._run = wandb.init(project="newllm_jax", id=run.path.name, dir=str(run.path), config=config, resume="allow")
+        try:
+            self._run = wandb.init(
+                project="newllm_jax", id=run.path.name, dir=str(run.path), config=config, resume="allow"
+            )
+        except Exception as error:  # no account, no network: wandb has an error of its own for each
+            raise InputError(f"tracker: wandb cannot start ({error})") from error
 
     def log(self, entry: dict[str, Any]) -> None:
         """Logs every number of the epoch."""
