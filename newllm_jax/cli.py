@@ -130,8 +130,9 @@ def generate(argv: Sequence[str]) -> int:
 
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.unknown)
     run = restore(arguments.run_dir)
-    words = generate(run, arguments.prompt, max_words=arguments.max_words, seed=arguments.seed, sampling=sampling)
-    print(arguments.prompt, end="" if not arguments.prompt else " ", flush=True)
+    prompt = arguments.prompt or ""  # argparse makes an empty list of `--`
+    words = generate(run, prompt, max_words=arguments.max_words, seed=arguments.seed, sampling=sampling)
+    print(prompt, end=" " if prompt else "", flush=True)
     for word in words:
         print(word, end=" ", flush=True)
     print()
@@ -215,12 +216,12 @@ def _quiet() -> None:
     absl.logging.set_verbosity(absl.logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-    sys.excepthook = _main_thread_only
+    sys.unraisablehook = _main_thread_only
 
 
-def _main_thread_only(*error: Any) -> None:
+def _main_thread_only(unraisable: sys.UnraisableHookArgs) -> None:
     if threading.current_thread() is threading.main_thread():
-        sys.__excepthook__(*error)
+        sys.__unraisablehook__(unraisable)
 
 
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
