@@ -78,3 +78,10 @@ def hub_folder(repository: str, kind: str, patterns: Sequence[str] | None = None
         raise HubOutOfReach(f"{kind} {repository!r}: the Hub stopped answering during the download") from error
     except HfHubHTTPError as error:
         raise InputError(f"{kind} {repository!r}: the Hub refused it ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # a proxy that refuses, a broken connection: each HTTP library has errors of its own
+        if isinstance(error, OSError) and error.filename is not None:
+            raise  # the cache folder's fault, not the network's
+        reason = str(error) or type(error).__name__
+        raise HubOutOfReach(
+            f"{kind} {repository!r} is not in the local cache and the Hub is shut ({reason})"
+        ) from error
