@@ -50,8 +50,8 @@ def repositories(tmp_path, monkeypatch):
 
 def fill(folder, **texts):
     folder.mkdir(parents=True)
-    for name, text in texts.items():
-        (folder / f"{name}.txt").write_text(f"{text}\n")
+    for name, line in texts.items():
+        (folder / f"{name}.txt").write_text(f"{line}\n")
     return folder
 
 
