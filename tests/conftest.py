@@ -1,4 +1,4 @@
-"""Strict numerics for every test, real data where it is, and small runs that many tests read."""
+"""Real data where it is, a cache of the tests' own, and small runs that many tests read."""
 
 from __future__ import annotations
 
@@ -23,14 +23,7 @@ os.environ |= {
     "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]),
 }
 
-import jax  # noqa: E402
 import pytest  # noqa: E402
-
-
-@pytest.fixture(autouse=True, scope="session")
-def strict_numerics():
-    jax.config.update("jax_numpy_dtype_promotion", "strict")
-    jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(scope="session")

@@ -102,8 +102,9 @@ def train_newllm(
         narrate_start(narrate, data, summary, run, parameters, precision)
 
         checkpoints = stack.enter_context(Checkpoints(run.checkpoints, config.checkpoint_every))
+        if checkpoints.epochs:
+            check_same_data(checkpoints.record(), data)
         found, damaged = checkpoints.latest(state)
-        check_same_data(found, data)
         if damaged:
             narrate(f"damaged, and passed over: the checkpoints of epochs {damaged}")
         if resume is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,8 @@ def plan_newllm(config: NewLLMConfig) -> dict[str, Any]:
     train = data.sequences["train"]
     order = jax.ShapeDtypeStruct((steps, config.batch_size), jnp.int32)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    memory = trainer.updates.lower(state, totals, train, order, 0, 1, key).compile().memory_analysis()
+    updates = cast(jax.stages.Wrapped, trainer.updates)
+    memory = updates.lower(state, totals, train, order, 0, 1, key).compile().memory_analysis()
     buffers = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     others = sum(data.sequences[split].nbytes for split in SPLITS if split != "train")
     process = peak_memory_bytes() if jax.devices()[0].platform == "cpu" else 0

@@ -15,7 +15,7 @@ from newllm_jax.errors import InputError
 from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.wikitext import Wikitext, WordTokenizer
 from newllm_jax.report.run_dir import RunDir
-from newllm_jax.training.checkpoint import Checkpoint, Checkpoints
+from newllm_jax.training.checkpoint import Checkpoints
 from newllm_jax.training.early_stopping import best_epoch
 from newllm_jax.training.step import Params
 
@@ -42,7 +42,7 @@ class NewLLMRun:
 
 def init_params(model: ContextVectorLM, seed: int) -> Params:
     """The initial parameters of a seed."""
-    return model.init(jax.random.key(seed), jnp.zeros((1, 2), jnp.int32))["params"]
+    return jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, 2), jnp.int32))["params"]
 
 
 def restore_newllm(run_dir: str | Path) -> NewLLMRun:
@@ -99,10 +99,10 @@ def resumed_config(run: RunDir, overrides: Mapping[str, Any]) -> NewLLMConfig:
     return asked
 
 
-def check_same_data(found: Checkpoint | None, data: Wikitext) -> None:
-    """Raises InputError where a checkpoint was trained on other texts than those at hand."""
-    before, now = found and found.record["fingerprint"], data.provenance["fingerprint"]
-    if before and before != now:
+def check_same_data(record: dict[str, Any], data: Wikitext) -> None:
+    """Raises InputError where a checkpoint's record tells of other texts than those at hand."""
+    before, now = record["fingerprint"], data.provenance["fingerprint"]
+    if before != now:
         raise InputError(
             f"dataset: {data.provenance['source']} is not what the run was trained on "
             f"(fingerprint {before[:12]}, now {now[:12]})"

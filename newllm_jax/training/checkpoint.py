@@ -103,6 +103,9 @@ class Checkpoints:
 
         Args:
           like: a state of the same shapes; its values are not used.
+
+        Raises:
+          InputError: there are checkpoints, and none of them can be read.
         """
         damaged: list[int] = []
         for epoch in reversed(self.epochs):
@@ -115,7 +118,9 @@ class Checkpoints:
                 return Checkpoint(epoch, TrainState(found["params"], found["opt_state"]), found["record"]), damaged
             except Exception:  # whatever a damaged file makes Orbax raise, the one before it is tried
                 damaged.append(epoch)
-        return None, damaged
+        if damaged:
+            raise InputError(f"{self.folder}: none of the checkpoints can be read (epochs {damaged})")
+        return None, []
 
     def record(self) -> dict[str, Any]:
         """The record of the latest checkpoint that can be read.

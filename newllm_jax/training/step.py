@@ -105,7 +105,7 @@ def train_step(
 
     def mean_loss(params: Params) -> tuple[jax.Array, Sums]:
         sums = loss_fn(params, batch, present, key)
-        return sums.loss / jnp.maximum(sums.count, 1), sums
+        return sums.loss / jnp.maximum(sums.count, 1).astype(jnp.float32), sums
 
     grads, sums = jax.grad(mean_loss, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

@@ -1,0 +1,105 @@
+"""Which tokens are hard: a score per token, a quantile of the scores as threshold, and the rule `score <= threshold`.
+
+The report of CASCADE calls a token hard where the last hidden state has turned away from the embedding: cosine
+similarity. Entropy and maximum probability of the prediction, as early-exit models use them (CALM, Schuster et al.
+2022), are the other criteria. Every score is low for hard tokens, so that one rule serves all; entropy is negated.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from newllm_jax.errors import InputError, NumericalError
+
+Criterion = Literal["cosine", "entropy", "max_probability"]
+CRITERIA: tuple[str, ...] = get_args(Criterion)
+
+
+def token_scores(criterion: Criterion, h_in: jax.Array, h_out: jax.Array, logits: jax.Array) -> jax.Array:
+    """The score of each token by a criterion: low is hard.
+
+    Args:
+      criterion: `cosine`, `entropy` or `max_probability`.
+      h_in: `[..., hidden]`, what the model (or stage) read: its embedding, or its input.
+      h_out: `[..., hidden]`, its last hidden state, after the final norm.
+      logits: `[..., vocab]`, its prediction.
+
+    Returns:
+      `[...]` float32. What a criterion does not need is not computed under `jax.jit`.
+    """
+    if criterion == "cosine":
+        return cosine_similarity(h_in, h_out)
+    if criterion == "entropy":
+        return -predictive_entropy(logits)
+    if criterion == "max_probability":
+        return max_probability(logits)
+    raise InputError(f"criterion: must be one of {', '.join(CRITERIA)}, not {criterion!r}")
+
+
+def cosine_similarity(h_in: jax.Array, h_out: jax.Array) -> jax.Array:
+    """Cosine of the angle between two vectors, each `[..., hidden]`; 0 where one of them is zero."""
+    h_in, h_out = h_in.astype(jnp.float32), h_out.astype(jnp.float32)
+    norms = jnp.linalg.norm(h_in, axis=-1) * jnp.linalg.norm(h_out, axis=-1)
+    return jnp.sum(h_in * h_out, axis=-1) / jnp.maximum(norms, 1e-8)
+
+
+def predictive_entropy(logits: jax.Array) -> jax.Array:
+    """Entropy in nats of the distribution that `logits [..., vocab]` stand for."""
+    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    return -jnp.sum(jnp.exp(log_probabilities) * log_probabilities, axis=-1)
+
+
+def max_probability(logits: jax.Array) -> jax.Array:
+    """Probability of the likeliest id in `logits [..., vocab]`."""
+    return jnp.exp(jnp.max(jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1), axis=-1))
+
+
+def hardness_threshold(scores: np.ndarray | jax.Array, hard_ratio: float) -> float:
+    """The `hard_ratio` quantile of the scores, linearly interpolated between the two nearest.
+
+    Interpolated in float64, then rounded down to float32: for float32 scores, and on any device, `score <= threshold`
+    then says exactly what it says of the quantile itself, where rounding up could let one token more in.
+
+    Raises:
+      InputError: `hard_ratio` is not between 0 and 1, or there are no scores.
+      NumericalError: a score is not a number.
+    """
+    values = np.sort(np.asarray(scores, np.float64).ravel())
+    lower, fraction = _quantile_position(values.size, hard_ratio)
+    if np.isnan(values[-1]):
+        raise NumericalError("hardness: a token's score is not a number")
+    quantile = values[lower]
+    if fraction:
+        quantile += (values[lower + 1] - values[lower]) * fraction
+    rounded = np.float32(quantile)
+    return float(rounded if rounded <= quantile else np.nextafter(rounded, np.float32(-np.inf)))
+
+
+def select_hard(scores: np.ndarray | jax.Array, threshold: float) -> np.ndarray:
+    """Indices of the hard tokens in `scores [tokens]`, in order: those at or below the threshold.
+
+    Tokens that share the threshold's score are all hard, as they would all be handed on in the ensemble; so with ties
+    there can be more than `count_hard` says, never fewer.
+    """
+    return np.flatnonzero(np.asarray(scores) <= np.float32(threshold))
+
+
+def count_hard(tokens: int, hard_ratio: float) -> int:
+    """How many of `tokens` with different scores are hard: those up to the quantile's position, itself included."""
+    return _quantile_position(tokens, hard_ratio)[0] + 1
+
+
+def _quantile_position(tokens: int, hard_ratio: float) -> tuple[int, float]:
+    """The rank (from 0) at or below the quantile, and how far it is to the next."""
+    if not isinstance(hard_ratio, (int, float)) or not 0 < hard_ratio < 1:
+        raise InputError(f"hard_ratio: must be a number between 0 and 1, not {hard_ratio!r}")
+    if tokens < 1:
+        raise InputError("hard_ratio: no tokens are left to choose hard ones from; use fewer stages or a higher ratio")
+    position = (tokens - 1) * hard_ratio
+    lower = math.floor(position)
+    return lower, position - lower

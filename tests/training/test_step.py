@@ -1,0 +1,126 @@
+"""The update loop: batches, the masked last batch, cuts that change nothing."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from newllm_jax.newllm.loss import next_word_loss
+from newllm_jax.newllm.model import ContextVectorLM
+from newllm_jax.newllm.run import init_params
+from newllm_jax.training.loop import evaluate
+from newllm_jax.training.step import (
+    Totals,
+    batches,
+    epoch_order,
+    init_state,
+    make_evaluation,
+    make_updates,
+    take,
+    train_step,
+)
+
+pytestmark = pytest.mark.quick
+
+MODEL = ContextVectorLM(vocabulary_size=20, embed_dim=8, hidden_dim=16, context_dim=12, num_layers=2)
+LOSS = next_word_loss(MODEL)
+ADAM = optax.adam(1e-2)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return jax.random.randint(jax.random.key(1), (22, 9), 0, 20).astype(jnp.uint16)
+
+
+@pytest.fixture
+def state():
+    return init_state(init_params(MODEL, 0), ADAM)
+
+
+def same_bits(left, right) -> bool:
+    pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+    return all((np.asarray(a) == np.asarray(b)).all() for a, b in pairs)
+
+
+def test_every_example_once_an_epoch_in_an_order_of_seed_and_epoch():
+    order = epoch_order(3, 7, 100)
+    assert sorted(order) == list(range(100))
+    assert (order == epoch_order(3, 7, 100)).all()
+    assert (order != epoch_order(3, 8, 100)).any()
+    assert (order != epoch_order(4, 7, 100)).any()
+
+
+def test_batches_fill_the_last_with_absent_places():
+    cut = batches(np.arange(10, dtype=np.int32), 4)
+    assert cut.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, -1, -1]]
+    _, present = take(jnp.arange(10), jnp.asarray(cut[2]))
+    assert present.tolist() == [True, True, False, False]
+
+
+def test_absent_examples_change_no_number(state, data):
+    key = jax.random.key(0)
+    loss = next_word_loss(MODEL.clone(dropout=0.0))  # dropout is drawn for the batch's shape
+    padded, present = take(data, jnp.array([3, 5, -1, -1, -1]))
+    padded = padded.at[2:].set(7)  # whatever stands there
+    small, all_present = take(data, jnp.array([3, 5]))
+    with_padding, padded_totals = train_step(loss, ADAM, state, padded, present, key)
+    without, totals = train_step(loss, ADAM, state, small, all_present, key)
+    assert int(padded_totals.sums.count) == int(totals.sums.count)
+    for a, b in zip(jax.tree.leaves(with_padding.params), jax.tree.leaves(without.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    counted, _ = train_step(loss, ADAM, state, padded, jnp.ones(5, bool), key)
+    assert not same_bits(counted.params, without.params)
+
+
+def test_any_cut_of_an_epoch_gives_the_same_bits(data):
+    updates, key = make_updates(LOSS, ADAM), jax.random.key(5)
+    order = jnp.asarray(batches(epoch_order(0, 1, 22), 4))
+
+    def epoch(borders):
+        state, totals = init_state(init_params(MODEL, 0), ADAM), Totals.zero()
+        for start, stop in zip(borders[:-1], borders[1:], strict=True):
+            state, totals = updates(state, totals, data, order, start, stop, key)
+        return state, totals
+
+    whole = epoch([0, 6])
+    assert same_bits(epoch([0, 1, 2, 3, 4, 5, 6]), whole)
+    assert same_bits(epoch([0, 4, 6]), whole)
+    assert not same_bits(epoch([0, 5])[0].params, whole[0].params)
+
+
+def test_the_loop_equals_updates_one_by_one(data):
+    order, key = batches(epoch_order(0, 1, 22), 4), jax.random.key(5)
+    looped, totals = make_updates(LOSS, ADAM)(
+        init_state(init_params(MODEL, 0), ADAM), Totals.zero(), data, jnp.asarray(order), 0, 6, key
+    )
+    state, count, norm = init_state(init_params(MODEL, 0), ADAM), 0, 0.0
+    for index, rows in enumerate(order):
+        batch, present = take(data, jnp.asarray(rows))
+        state, added = train_step(LOSS, ADAM, state, batch, present, jax.random.fold_in(key, index))
+        count, norm = count + int(added.sums.count), norm + float(added.grad_norm)
+    for a, b in zip(jax.tree.leaves(looped.params), jax.tree.leaves(state.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert int(totals.sums.count) == count == int((data[:, 1:] != 0).sum())
+    assert float(totals.grad_norm) == pytest.approx(norm, rel=1e-5)
+
+
+def test_a_second_epoch_does_not_compile_again(data, state):
+    updates, key = make_updates(LOSS, ADAM), jax.random.key(5)
+    totals = Totals.zero()
+    for epoch in (1, 2):
+        order = jnp.asarray(batches(epoch_order(0, epoch, 22), 4))
+        for start, stop in ((0, 2), (2, 6)):
+            state, totals = updates(state, totals, data, order, start, stop, key)
+    assert updates._cache_size() == 1  # type: ignore[attr-defined]
+
+
+def test_evaluation_does_not_depend_on_the_batch_size(state, data):
+    evaluation = make_evaluation(LOSS)
+    by_size = [evaluate(evaluation, state.params, data, 22, size) for size in (1, 4, 22, 100)]
+    for metrics in by_size[1:]:
+        assert metrics["loss"] == pytest.approx(by_size[0]["loss"], rel=1e-6)
+        assert metrics["accuracy"] == by_size[0]["accuracy"]
+    assert by_size[0]["ppl"] == pytest.approx(np.exp(by_size[0]["loss"]))
