@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 # Before the first import that reads them: no test reads or fills the user's caches, none asks the Hub, and the same
-# small model is compiled once, for the processes that tests start too.
+# small model is compiled once, for the processes that tests start too; those import the checkout, as pytest does.
 SCRATCH = Path(tempfile.mkdtemp(prefix="newllm-tests-"))
 atexit.register(shutil.rmtree, SCRATCH, ignore_errors=True)
 os.environ |= {
@@ -20,7 +20,7 @@ os.environ |= {
     "JAX_COMPILATION_CACHE_DIR": str(SCRATCH / "jax"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]),
+    "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")])),
 }
 
 import pytest  # noqa: E402
