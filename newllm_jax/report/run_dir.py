@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import platform
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterable
@@ -16,14 +19,17 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from newllm_jax.errors import InputError
-from newllm_jax.sources.cache import whole_file
+from newllm_jax.sources.cache import naming, whole_file
 
 SCHEMA_VERSION = 1
 REPORTED_PACKAGES = ("newllm-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 class RunDir:
-    """A run directory, held by one process at a time. Use it as a context."""
+    """A run directory, held by one process at a time. Use it as a context.
+
+    It is a run from its `config.json` on: a new directory that is left without one vanishes.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -64,6 +70,8 @@ class RunDir:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if not (self.path / "config.json").exists():
+            shutil.rmtree(self.path, ignore_errors=True)
         self._lock.release()
 
     @property
@@ -99,8 +107,15 @@ class RunDir:
 
     def append_metrics(self, entry: dict[str, Any]) -> None:
         """Adds a line to `metrics.jsonl`."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(_finite(entry)) + "\n")
+        path, line = self.path / "metrics.jsonl", json.dumps(_finite(entry)).encode() + b"\n"
+        with naming(path), path.open("ab", buffering=0) as stream:
+            size = stream.tell()
+            try:
+                if stream.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                stream.truncate(size)  # no half line
+                raise
 
 
 def environment(precision: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -27,11 +28,20 @@ def hub_answers(timeout: float = PROBE_SECONDS) -> bool:
     address = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
     address = address or os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     parts = urlsplit(address if "://" in address else f"http://{address}")
-    try:
-        with socket.create_connection((parts.hostname or "", parts.port or 443), timeout=timeout):
-            return True
-    except OSError:
-        return False
+    answered = threading.Event()
+
+    def probe() -> None:
+        try:
+            with socket.create_connection((parts.hostname or "", parts.port or 443), timeout=timeout):
+                answered.set()
+        except OSError:
+            pass
+
+    # In a thread: looking up a name, and one address after another, would each take a time of its own.
+    thread = threading.Thread(target=probe, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    return answered.is_set()
 
 
 def hub_folder(repository: str, kind: str, patterns: Sequence[str] | None = None) -> Path:
@@ -68,3 +78,10 @@ def hub_folder(repository: str, kind: str, patterns: Sequence[str] | None = None
         raise HubOutOfReach(f"{kind} {repository!r}: the Hub stopped answering during the download") from error
     except HfHubHTTPError as error:
         raise InputError(f"{kind} {repository!r}: the Hub refused it ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # a proxy that refuses, a broken connection: each HTTP library has errors of its own
+        if isinstance(error, OSError) and error.filename is not None:
+            raise  # the cache folder's fault, not the network's
+        reason = str(error) or type(error).__name__
+        raise HubOutOfReach(
+            f"{kind} {repository!r} is not in the local cache and the Hub is shut ({reason})"
+        ) from error
