@@ -1,7 +1,7 @@
-"""Writes the tables of README.md and docs/results/README.md from the JSON files beside it: `python docs/make_tables.py`.
+"""Writes the tables of README.md and docs/results/README.md from the JSON files there: `python docs/make_tables.py`.
 
-A block between `<!-- table: NAME -->` and `<!-- end -->` is replaced by the table of that name. With `--check` nothing is
-written, and a page that is not up to date ends in exit code 1.
+A block between `<!-- table: NAME -->` and `<!-- end -->` is replaced by the table of that name. With `--check` nothing
+is written, and a page that is not up to date ends in exit code 1.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ def newllm_summary() -> str:
         own = runs(config)
         first = own[0]
         seconds = statistics.median(entry["seconds"] for run in own for entry in run["epochs"])
+        best = f"{published['best_val_ppl']['value']:.2f} ({published['device']})"
         rows.append([
-            f"`{config}`", f"{first['parameters']:,}", f"{published['best_val_ppl']['value']:.2f} ({published['device']})",
+            f"`{config}`", f"{first['parameters']:,}", best,
             each([run["best"]["val_ppl"] for run in own]), each([run["test"]["ppl"] for run in own]),
             str(len(first["epochs"])), f"{seconds:.1f} s", f"{first['peak_memory_bytes'] / 2**30:.2f} GiB",
         ])  # fmt: skip
@@ -55,7 +56,7 @@ def newllm_epochs(config: str) -> str:
     """Validation perplexity, published and ours, at every epoch for which one was published."""
     published, own = load("published.json")["newllm"][config], runs(config)
     rows = [
-        [epoch, f"{figure['value']:g}", figure["source"]]
+        [epoch, f"{figure['value']:.1f}", figure["source"]]
         + [f"{run['epochs'][int(epoch) - 1]['val_ppl']:.1f}" for run in own]
         for epoch, figure in published["val_ppl"].items()
     ]
@@ -66,9 +67,8 @@ def newllm_extended() -> str:
     """The planned continuation of the advanced run to 100 epochs."""
     epochs = load("newllm/advanced-seed0-resumed100.json")["epochs"]
     marks = [50, 60, 70, 80, 90, 100]
-    return markdown_table(
-        ["epoch", *map(str, marks)], [["val PPL", *(f"{epochs[i - 1]['val_ppl']:.2f}" for i in marks)]]
-    )
+    figures = [f"{epochs[mark - 1]['val_ppl']:.2f}" for mark in marks]
+    return markdown_table(["epoch", *map(str, marks)], [["val PPL", *figures]])
 
 
 def newllm_commands() -> str:
@@ -100,16 +100,16 @@ def render(text: str) -> str:
 
 
 def main() -> int:
-    stale = [page for page in PAGES if render(page.read_text(encoding="utf-8")) != page.read_text(encoding="utf-8")]
-    for page in stale:
-        print(
-            f"{page.relative_to(ROOT)} is not up to date"
-            if "--check" in sys.argv
-            else f"wrote {page.relative_to(ROOT)}"
-        )
-        if "--check" not in sys.argv:
-            page.write_text(render(page.read_text(encoding="utf-8")), encoding="utf-8")
-    return int(bool(stale) and "--check" in sys.argv)
+    check, stale = "--check" in sys.argv, False
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        if render(text) == text:
+            continue
+        stale = True
+        print(f"{page.relative_to(ROOT)} {'is not up to date' if check else 'written'}")
+        if not check:
+            page.write_text(render(text), encoding="utf-8")
+    return int(check and stale)
 
 
 if __name__ == "__main__":
