@@ -85,6 +85,14 @@ def test_names_of_the_validation_split(tmp_path, name):
     for split in ("train", name, "test"):
         fill(tmp_path / f"{split}.txt", f"of {split}")
     assert rows(tmp_path)["validation"] == [f"of {name}"]
+    # A configuration may name its splits as it likes.
+    fill(tmp_path / "own" / "data" / "a.txt", "to train")
+    fill(tmp_path / "own" / "data" / "b.txt", "to validate")
+    (tmp_path / "own" / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/a.txt\n"
+        f"  - split: {name}\n    path: data/b.txt\n---\n"
+    )
+    assert rows(tmp_path / "own")["validation"] == ["to validate"]
 
 
 @pytest.mark.quick
