@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.server
 import os
 import shutil
@@ -95,10 +96,12 @@ def test_the_probe_ends_in_time_whatever_hangs(monkeypatch):
 
 
 def test_the_cache_is_looked_at_first(repositories, monkeypatch):
-    monkeypatch.setattr(hub, "hub_answers", lambda: pytest.fail("probed although cached"))
     cached = fill(repositories.root / "cached" / "someone" / "texts", train="words")
+    with monkeypatch.context() as patch:
+        patch.delenv("HF_HUB_OFFLINE")
+        patch.setattr(hub, "hub_answers", lambda: pytest.fail("probed although cached"))
+        assert hub_folder("someone/texts", "dataset", ["*.txt"]) == cached
     assert hub_folder("someone/texts", "dataset") == cached
-    assert hub_folder("someone/texts", "dataset", ["*.txt"]) == cached
     with pytest.raises(HubOutOfReach, match=r"dataset 'someone/texts' is not in the local cache and HF_HUB_OFFLINE"):
         hub_folder("someone/texts", "dataset", ["*.parquet"])  # only a part of it is cached
 
@@ -139,8 +142,21 @@ def test_a_download_that_breaks_off(repositories, online, monkeypatch):
         raise LocalEntryNotFoundError("connection lost")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", breaks_off)
+    with pytest.raises(HubOutOfReach, match="the Hub does not answer"), monkeypatch.context() as patch:
+        patch.setattr(hub, "hub_answers", lambda: False)
+        hub_folder("someone/texts", "dataset")
     with pytest.raises(HubOutOfReach, match="the Hub stopped answering during the download"):
         hub_folder("someone/texts", "dataset")
+
+
+def test_a_full_disk_is_not_the_hubs_silence(repositories, online, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    fill(repositories.root / "hub" / "someone" / "texts", train="words")
+    monkeypatch.setattr(shutil, "copy", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        open_source("someone/texts", "", "builtin")
 
 
 class Refusal(http.server.BaseHTTPRequestHandler):
