@@ -34,6 +34,7 @@ class RunDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = FileLock(path / ".lock", timeout=0)
+        self._is_new = False
 
     @classmethod
     def create(cls, root: str | Path, name: str) -> Self:
@@ -45,7 +46,9 @@ class RunDir:
                 path.mkdir(parents=True)
             except FileExistsError:
                 continue
-            return cls(path)
+            run = cls(path)
+            run._is_new = True
+            return run
         raise InputError(f"run_root: no free name for a run in {root}")
 
     @classmethod
@@ -70,7 +73,7 @@ class RunDir:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not (self.path / "config.json").exists():
+        if self._is_new and not (self.path / "config.json").exists():
             shutil.rmtree(self.path, ignore_errors=True)
         self._lock.release()
 
