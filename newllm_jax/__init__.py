@@ -9,46 +9,81 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from newllm_jax.config import NewLLMConfig, load_config
+    from newllm_jax.cascade import hardness
+    from newllm_jax.cascade.alpaca import load_alpaca
+    from newllm_jax.cascade.ensemble import evaluate_ensemble
+    from newllm_jax.cascade.experiment import CascadeResult, train_cascade
+    from newllm_jax.cascade.finetune import FinetuneResult, finetune
+    from newllm_jax.cascade.pretrained import load_smollm2
+    from newllm_jax.cascade.run import CascadeRun
+    from newllm_jax.cascade.smollm import SmolLM2
+    from newllm_jax.cascade.stage import Stage
+    from newllm_jax.config import CascadeConfig, FinetuneConfig, NewLLMConfig, load_config
     from newllm_jax.errors import InputError, NumericalError
     from newllm_jax.newllm.experiment import NewLLMResult, train_newllm
-    from newllm_jax.newllm.generate import Sampling, generate
     from newllm_jax.newllm.model import ContextVectorLM
     from newllm_jax.newllm.run import NewLLMRun
     from newllm_jax.newllm.wikitext import WordTokenizer, load_wikitext
-    from newllm_jax.runs import restore
+    from newllm_jax.runs import generate, restore
+    from newllm_jax.sampling import Sampling
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "CascadeConfig": "config",
+    "CascadeResult": "cascade.experiment",
+    "CascadeRun": "cascade.run",
     "ContextVectorLM": "newllm.model",
+    "FinetuneConfig": "config",
+    "FinetuneResult": "cascade.finetune",
     "InputError": "errors",
     "NewLLMConfig": "config",
     "NewLLMResult": "newllm.experiment",
     "NewLLMRun": "newllm.run",
     "NumericalError": "errors",
-    "Sampling": "newllm.generate",
+    "Sampling": "sampling",
+    "SmolLM2": "cascade.smollm",
+    "Stage": "cascade.stage",
     "WordTokenizer": "newllm.wikitext",
-    "generate": "newllm.generate",
+    "evaluate_ensemble": "cascade.ensemble",
+    "finetune": "cascade.finetune",
+    "generate": "runs",
+    "hardness": "cascade.hardness",
+    "load_alpaca": "cascade.alpaca",
     "load_config": "config",
+    "load_smollm2": "cascade.pretrained",
     "load_wikitext": "newllm.wikitext",
     "restore": "runs",
+    "train_cascade": "cascade.experiment",
     "train_newllm": "newllm.experiment",
 }
 
 __all__ = [
+    "CascadeConfig",
+    "CascadeResult",
+    "CascadeRun",
     "ContextVectorLM",
+    "FinetuneConfig",
+    "FinetuneResult",
     "InputError",
     "NewLLMConfig",
     "NewLLMResult",
     "NewLLMRun",
     "NumericalError",
     "Sampling",
+    "SmolLM2",
+    "Stage",
     "WordTokenizer",
+    "evaluate_ensemble",
+    "finetune",
     "generate",
+    "hardness",
+    "load_alpaca",
     "load_config",
+    "load_smollm2",
     "load_wikitext",
     "restore",
+    "train_cascade",
     "train_newllm",
 ]
 
@@ -56,7 +91,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    home = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+    value = getattr(home, name, home)  # `hardness` is a module
     globals()[name] = value
     return value
 

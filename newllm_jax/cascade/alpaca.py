@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 
+from newllm_jax.config import CascadeConfig, ChunkConfig
 from newllm_jax.errors import InputError
+from newllm_jax.sources.text import open_source
 
 CHUNK = 129  # ids; as input and target one less
 STRIDE = CHUNK - 1  # the last id of a chunk is the first of the next
@@ -23,10 +26,16 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class AlpacaChunks:
-    """Chunks of ids `[chunks, 129]`, int32: `chunk[:-1]` is the input and `chunk[1:]` the target."""
+    """Chunks of ids `[chunks, 129]`, int32: `chunk[:-1]` is the input and `chunk[1:]` the target.
+
+    Attributes:
+      train, validation: the chunks of each split.
+      provenance: where the rows came from; empty where they were handed over.
+    """
 
     train: np.ndarray
     validation: np.ndarray
+    provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
     def train_tokens(self) -> int:
@@ -37,6 +46,39 @@ class AlpacaChunks:
     def validation_tokens(self) -> int:
         """Predicted tokens of the validation split."""
         return len(self.validation) * STRIDE
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the ids: equal where training would see the same."""
+        return hashlib.sha256(self.train.tobytes() + b"|" + self.validation.tobytes()).hexdigest()
+
+    def summary(self) -> dict[str, Any]:
+        """What `results.json` says about the data."""
+        return {
+            **self.provenance,
+            "train_chunks": len(self.train),
+            "validation_chunks": len(self.validation),
+            "train_tokens": self.train_tokens,
+            "val_tokens": self.validation_tokens,
+        }
+
+
+def load_alpaca(tokenizer: Encoder, config: ChunkConfig | None = None) -> AlpacaChunks:
+    """The chunks of a configuration; the built-in text gives as many as it can, in the same proportion.
+
+    Args:
+      tokenizer: of the base model, anything with `encode(text) -> ids`.
+      config: the published 1,000 and 100 chunks of Alpaca by default.
+
+    Raises:
+      InputError: a source that is missing, ambiguous or lacks a column; too few rows (says how many chunks there are).
+    """
+    config = config or CascadeConfig()
+    source = open_source(config.dataset, config.dataset_config, config.fallback)
+    chunks = chunk_rows(
+        source.rows(COLUMNS), tokenizer, config.train_chunks, config.validation_chunks, shrink=source.path is None
+    )
+    return replace(chunks, provenance=source.provenance())
 
 
 def chunk_rows(

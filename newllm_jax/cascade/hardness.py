@@ -8,15 +8,15 @@ similarity. Entropy and maximum probability of the prediction, as early-exit mod
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from newllm_jax.config import Criterion
 from newllm_jax.errors import InputError, NumericalError
 
-Criterion = Literal["cosine", "entropy", "max_probability"]
 CRITERIA: tuple[str, ...] = get_args(Criterion)
 
 

@@ -16,7 +16,7 @@ import optax
 from newllm_jax.config import NewLLMConfig
 from newllm_jax.newllm.loss import next_word_loss
 from newllm_jax.newllm.model import ContextVectorLM
-from newllm_jax.newllm.run import SYSTEM, check_same_data, init_params, resumed_config
+from newllm_jax.newllm.run import SYSTEM, NewLLMRun, check_same_data, init_params, resumed_config
 from newllm_jax.newllm.wikitext import Wikitext, load_wikitext
 from newllm_jax.report.plots import save_curves
 from newllm_jax.report.progress import TrainingProgress, boxed
@@ -160,6 +160,17 @@ def train_newllm(
             f"test PPL {results['test']['ppl']:.2f}")  # fmt: skip
     narrate(f"report      {run.path / 'report.md'}")
     return NewLLMResult(run.path, results)
+
+
+def evaluate_splits(run: NewLLMRun) -> dict[str, Any]:
+    """Loss, perplexity and accuracy of a restored run on the validation and test splits, strict float32."""
+    data = load_wikitext(run.config)
+    evaluation = make_evaluation(next_word_loss(run.model))
+    rows = {split: data.sequences[split] for split in ("validation", "test")}
+    return {
+        split: evaluate(evaluation, run.params, jnp.asarray(ids), len(ids), run.config.batch_size)
+        for split, ids in rows.items()
+    }
 
 
 def how_it_stopped(history: list[dict[str, Any]], config: NewLLMConfig) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -13,48 +12,17 @@ from newllm_jax.config import check
 from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.run import NewLLMRun
 from newllm_jax.newllm.wikitext import BOS, EOS, PAD, UNK
+from newllm_jax.sampling import Sampling, choose, narrow
 from newllm_jax.training.step import Params
 
 PROMPT_PIECE = 64
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next word is chosen.
-
-    Attributes:
-      temperature: 0 takes the most probable word; 1 samples as the model says.
-      top_k: only the k most probable words; 0 for all.
-      top_p: only the most probable words that together have this probability; 1 for all.
-      unknown: whether `<UNK>`, three words in ten of the data, may be chosen.
-    """
-
-    temperature: float = 0.8
-    top_k: int = 0
-    top_p: float = 0.95
-    unknown: bool = False
-
-    def __post_init__(self) -> None:
-        check("temperature", self.temperature, "0 or more", 0 <= self.temperature < float("inf"))
-        check("top_k", self.top_k, "0 (all words) or more", self.top_k >= 0)
-        check("top_p", self.top_p, "above 0 and at most 1", 0 < self.top_p <= 1)
 
 
 def restrict(logits: jax.Array, sampling: Sampling) -> jax.Array:
     """Logits `[vocabulary]` with every word ruled out that sampling excludes (-inf)."""
     excluded = jnp.array([PAD, BOS] if sampling.unknown else [PAD, BOS, UNK])
     logits = logits.at[excluded].set(-jnp.inf)
-    if sampling.temperature > 0:
-        logits = logits / sampling.temperature
-    ranked = jnp.sort(logits, descending=True)
-    if sampling.top_k:
-        logits = jnp.where(logits < ranked[min(sampling.top_k, len(ranked)) - 1], -jnp.inf, logits)
-    if sampling.top_p < 1:
-        # A word stays while the words before it have not yet reached top_p; the most probable one always does.
-        probabilities = jax.nn.softmax(ranked)
-        kept = jnp.cumsum(probabilities) - probabilities < sampling.top_p
-        logits = jnp.where(logits < jnp.min(ranked, where=kept, initial=jnp.inf), -jnp.inf, logits)
-    return logits
+    return narrow(logits, sampling)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -64,8 +32,7 @@ def next_word(
     """Feeds a word (scalar id) to `context [1, context]`: the word chosen after it, and the context vector by then."""
     logits, context = model.apply({"params": params}, word[None, None], context)  # type: ignore[misc]
     logits = restrict(logits[0, 0], sampling)
-    chosen = jnp.argmax(logits) if sampling.temperature == 0 else jax.random.categorical(key, logits)
-    return chosen.astype(jnp.int32), context
+    return choose(logits, sampling, key), context
 
 
 def generate(

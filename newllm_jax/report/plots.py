@@ -34,3 +34,33 @@ def save_curves(path: Path, epochs: Sequence[dict[str, Any]], title: str) -> Non
     figure.suptitle(title)
     with whole_file(path) as partial:
         figure.savefig(partial, dpi=120, format="png")
+
+
+def save_stage_curves(
+    path: Path, stages: Sequence[dict[str, Any]], ensemble: Sequence[dict[str, Any]], title: str
+) -> None:
+    """Loss of each CASCADE stage by epoch, and the perplexity over all tokens by number of stages, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    losses, perplexities = figure.subplots(1, 2)
+    for number, stage in enumerate(stages):
+        epochs, color = [entry["epoch"] for entry in stage["epochs"]], f"C{number}"
+        label = f"stage {stage['stage']}"
+        losses.plot(epochs, [entry["val_loss"] for entry in stage["epochs"]], "o-", color=color, label=label)
+        losses.plot(epochs, [entry["train_loss"] for entry in stage["epochs"]], "o:", color=color)
+    losses.set(xlabel="epoch", ylabel="loss on hard tokens (dotted: train)")
+    losses.xaxis.set_major_locator(MaxNLocator(integer=True))
+    losses.legend()
+    names = ["Base", *(f"+{entry['stages']}" for entry in ensemble[1:])]
+    bars = perplexities.bar(names, [entry["val_ppl"] for entry in ensemble])
+    perplexities.bar_label(bars, fmt="%.2f")
+    perplexities.set(ylabel="validation perplexity, all tokens", xlabel="stages")
+    for axes in (losses, perplexities):
+        axes.grid(alpha=0.3)
+    figure.suptitle(title)
+    with whole_file(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")

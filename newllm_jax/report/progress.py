@@ -6,7 +6,8 @@ import math
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 from rich.console import Console
@@ -22,14 +23,35 @@ def boxed(text: str, width: int = 96) -> str:
     return "\n".join([rule, *(f"| {line:<{width}} |" for line in textwrap.wrap(text, width)), rule])
 
 
+@contextmanager
+def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar with the time left, on a terminal only; gives the function that moves it on."""
+    columns = TextColumn(what), BarColumn(bar_width=24), TaskProgressColumn(), TimeRemainingColumn()
+    console = Console(file=sys.stderr)
+    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("", total=total or None)
+        yield lambda done: bar.advance(task, done)
+
+
 class TrainingProgress:
     """Prints, and writes `metrics.jsonl` and the trackers, as the epochs go by. Use it as a context."""
 
-    def __init__(self, run: RunDir, tracker: Tracker, epochs: int, history: Sequence[dict[str, Any]] = ()) -> None:
+    def __init__(
+        self,
+        run: RunDir,
+        tracker: Tracker,
+        epochs: int,
+        history: Sequence[dict[str, Any]] = (),
+        stage: int | None = None,
+        epochs_before: int = 0,
+    ) -> None:
+        """`stage`: of several trainings of a run, which one this is; `epochs_before`: epochs of those before it."""
         self._run, self._tracker, self._epochs = run, tracker, epochs
+        self._stage, self._epochs_before = stage, epochs_before
+        self._label = "" if stage is None else f"stage {stage}  "
         self._best = min((entry["val_loss"] for entry in history), default=math.inf)
         self._bar = Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
+            TextColumn("{task.fields[epoch]}"),
             BarColumn(bar_width=24),
             TaskProgressColumn(),
             TextColumn("{task.fields[status]}"),
@@ -54,7 +76,7 @@ class TrainingProgress:
             done_before = (epoch - 1) * steps
             self._task = self._bar.add_task("", total=self._epochs * steps, completed=done_before, epoch="", status="")
         status = f"loss {loss:.4f}  PPL {math.exp(min(loss, 700)):.2f}  {tokens_per_second:,.0f} tokens/s"
-        place = f"{epoch}/{self._epochs} update {done}/{steps}"
+        place = f"{self._label}epoch {epoch}/{self._epochs} update {done}/{steps}"
         self._bar.update(self._task, completed=(epoch - 1) * steps + done, epoch=place, status=status)
 
     def epoch(self, entry: dict[str, Any]) -> None:
@@ -63,11 +85,16 @@ class TrainingProgress:
         self._best = min(self._best, entry["val_loss"])
         left = (self._epochs - entry["epoch"]) * entry["seconds"]
         line = (
-            f"epoch {entry['epoch']:>3}/{self._epochs}  train loss {entry['train_loss']:.4f}  "
+            f"{self._label}epoch {entry['epoch']:>3}/{self._epochs}  train loss {entry['train_loss']:.4f}  "
             f"val loss {entry['val_loss']:.4f}  val PPL {entry['val_ppl']:.2f}  accuracy {entry['val_accuracy']:.1%}  "
             f"{entry['tokens_per_second']:,.0f} tokens/s  {entry['seconds']:.1f} s  "
             f"left {time.strftime('%H:%M:%S', time.gmtime(left))}{mark}"
         )
         print(line, flush=True)
-        self._run.append_metrics(entry)
-        self._tracker.log(entry)
+        if self._stage is None:
+            self._run.append_metrics(entry)
+            self._tracker.log(entry)
+            return
+        self._run.append_metrics({"stage": self._stage, **entry})
+        named = {f"stage_{self._stage}/{name}": value for name, value in entry.items() if name != "epoch"}
+        self._tracker.log({"epoch": self._epochs_before + entry["epoch"], **named})

@@ -26,7 +26,7 @@ def epoch_table(epochs: Sequence[dict[str, Any]]) -> str:
     return markdown_table(header, [
         [
             str(entry["epoch"]), f"{entry['train_loss']:.4f}", f"{entry['val_loss']:.4f}", number(entry["val_ppl"]),
-            f"{entry['val_accuracy']:.1%}", f"{entry['learning_rate']:.2g}", f"{entry['clip_norm']:g}",
+            f"{entry['val_accuracy']:.1%}", f"{entry['learning_rate']:.2g}", number(entry["clip_norm"]),
             f"{entry['tokens_per_second']:,.0f}", f"{entry['seconds']:.1f}",
         ]
         for entry in epochs

@@ -64,6 +64,28 @@ class TextSource:
         missing = [name for name in names if name not in present]
         return present | split_by_hash(present["train"], ["train", *missing]) if missing else present
 
+    def rows(self, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+        """The rows of the train split, in order, with these text columns; absent values are empty text.
+
+        The built-in text has a row for each topic: its name in the first column, its text in the last.
+
+        Raises:
+          InputError: unreadable files, no train split, a column that is missing or holds no text.
+        """
+        if self.path is None:
+            topics = builtin_topics()
+            train = set(split_by_hash(topics.values(), ["train", "validation", "test"])["train"])
+            for name, topic in topics.items():
+                if topic in train:
+                    yield {**dict.fromkeys(columns, ""), columns[0]: name, columns[-1]: topic}
+            return
+        dataset = _read(self.path, self.configuration)
+        if "train" not in dataset:
+            raise InputError(f"dataset: {self.path} has no train split (it has {', '.join(dataset)})")
+        texts = [_column(dataset["train"], name, self.path) for name in columns]
+        for values in zip(*texts, strict=True):
+            yield dict(zip(columns, values, strict=True))
+
 
 _SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation"}
 
@@ -118,16 +140,16 @@ def data_files(path: Path) -> list[Path]:
     return visible and [*visible, *(path / name for name in ("README.md",) if (path / name).is_file())]
 
 
-def builtin_topics() -> list[str]:
-    """The help topics that every Python carries, in alphabetical order."""
+def builtin_topics() -> dict[str, str]:
+    """The help topics that every Python carries, by name, in alphabetical order."""
     from pydoc_data.topics import topics
 
-    return [topics[name] for name in sorted(topics)]
+    return {name: topics[name] for name in sorted(topics)}
 
 
 def builtin_paragraphs() -> list[str]:
     """The built-in text, one paragraph a row."""
-    return [paragraph for topic in builtin_topics() for paragraph in topic.split("\n\n")]
+    return [paragraph for topic in builtin_topics().values() for paragraph in topic.split("\n\n")]
 
 
 def split_by_hash(rows: Iterable[str], names: Sequence[str]) -> dict[str, list[str]]:
@@ -143,7 +165,7 @@ def split_by_hash(rows: Iterable[str], names: Sequence[str]) -> dict[str, list[s
 
 
 def _builtin(asked: str, fallback: str) -> TextSource:
-    digest = hashlib.sha256("\0".join(builtin_topics()).encode()).hexdigest()
+    digest = hashlib.sha256("\0".join(builtin_topics().values()).encode()).hexdigest()
     return TextSource(asked, None, "", fallback, digest)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,6 +143,11 @@ class Checkpoints:
         """Deletes the checkpoints of later epochs: damaged ones, whose places the resumed run will fill again."""
         for later in [found for found in self.epochs if found > epoch]:
             self._manager.delete(later)
+
+    def keep_only(self, epochs: Collection[int]) -> None:
+        """Deletes all other checkpoints, of a training that is finished and will not go on."""
+        for other in set(self.epochs) - set(epochs):
+            self._manager.delete(other)
 
 
 def _restore_like(tree: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Optax chains: Adam behind a global-norm clip whose bound, like the learning rate, follows a schedule."""
+"""Optax chains: Adam behind a global-norm clip whose bound, like the learning rate, follows a schedule; AdamW."""
 
 from __future__ import annotations
 
@@ -31,3 +31,8 @@ def clipped_adam(learning_rate: optax.Schedule, clip_norm: optax.Schedule) -> op
     """Adam (0.9, 0.999, 1e-8; Kingma & Ba 2015) on gradients clipped to a scheduled global norm."""
     clip = optax.inject_hyperparams(optax.clip_by_global_norm)(max_norm=clip_norm)
     return optax.chain(clip, optax.adam(learning_rate))
+
+
+def adamw(learning_rate: float, weight_decay: float) -> optax.GradientTransformation:
+    """AdamW (0.9, 0.999, 1e-8; Loshchilov & Hutter 2019) whose decay is for all parameters, norms included."""
+    return optax.adamw(learning_rate, weight_decay=weight_decay)

@@ -12,8 +12,10 @@ import pytest
 
 from newllm_jax.cascade.llama_config import LlamaConfig
 from newllm_jax.cascade.pretrained import Pretrained, load_smollm2
-from newllm_jax.cascade.smollm import SmolLM2
-from newllm_jax.cascade.weights import SAFETENSORS, assemble
+from newllm_jax.cascade.smollm import SmolLM2, parameter_shapes
+from newllm_jax.cascade.tokenizer import Tokenizer, byte_level_bpe
+from newllm_jax.cascade.weights import SAFETENSORS, assemble, save_model
+from newllm_jax.config import CascadeConfig
 from newllm_jax.errors import InputError
 
 GOLDEN = Path(__file__).with_name("golden_llama.npz")
@@ -75,3 +77,50 @@ def smollm2() -> Pretrained:
 @pytest.fixture(scope="session")
 def tokenizer_ids(reference):
     return json.loads((reference / "tokenizer_ids.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory) -> str:
+    """A random Llama that reads bytes, as a model folder: 2 layers of 16, 257 ids, a chat template."""
+    from tokenizers import pre_tokenizers
+
+    folder = tmp_path_factory.mktemp("base")
+    config = LlamaConfig(
+        vocab_size=257, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8
+    )
+    draw = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda shape: 1 + 0.1 * draw.standard_normal(shape.shape, np.float32)
+        if len(shape.shape) == 1
+        else draw.standard_normal(shape.shape, np.float32) * 0.5,
+        parameter_shapes(config),
+    )
+    save_model(folder, config, params)
+    letters = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<|im_end|>"]
+    backend = byte_level_bpe(letters, [], [1] * 256 + [3])
+    template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    Tokenizer(backend, {"eos_token": "<|im_end|>"}, template).save(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_rows(tmp_path_factory) -> str:
+    """Rows of text that follow a pattern a model can learn, 30 chunks and more."""
+    draw = np.random.default_rng(1)
+    words = ["alpha", "beta", "gamma", "delta", "1234", "omega"]
+    rows = [
+        {"instruction": "Count", "input": " ".join(draw.choice(words, 30)), "output": " ".join(draw.choice(words, 40))}
+        for _ in range(14)
+    ]
+    file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_base, tiny_rows) -> CascadeConfig:
+    """Three stages of one layer in seconds; few enough tokens that early stopping and best weights matter."""
+    return CascadeConfig(
+        base_model=tiny_base, dataset=tiny_rows, train_chunks=20, validation_chunks=5, num_stages=3, stage_layers=1,
+        num_epochs=3, batch_size=64, learning_rate=1e-2,
+    )  # fmt: skip

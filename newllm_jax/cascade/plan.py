@@ -1,0 +1,102 @@
+"""What a CASCADE run would be, for `--dry_run`: no weights are read, nothing is trained, no run directory is made."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from newllm_jax.cascade import extraction
+from newllm_jax.cascade.alpaca import CHUNK, AlpacaChunks, load_alpaca
+from newllm_jax.cascade.hardness import count_hard
+from newllm_jax.cascade.pretrained import open_files, read_description
+from newllm_jax.cascade.run import SYSTEM
+from newllm_jax.cascade.smollm import SmolLM2, count_parameters, parameter_shapes
+from newllm_jax.cascade.stage import Stage, init_stage, next_token_loss, stage_config
+from newllm_jax.config import CascadeConfig
+from newllm_jax.report.run_dir import environment, peak_memory_bytes
+from newllm_jax.sources.weights import PACKAGE, open_weights
+from newllm_jax.training.optimizer import adamw
+from newllm_jax.training.precision import PRECISIONS, resolve_precision
+from newllm_jax.training.step import Totals, init_state, make_updates
+
+FLOAT = 4  # bytes
+
+
+def plan_cascade(config: CascadeConfig) -> dict[str, Any]:
+    """The resolved configuration, counts of data, parameters and updates by stage, and an estimate of the memory.
+
+    Token counts follow from the quantile rule, for scores that all differ.
+
+    Raises:
+      InputError: a setting or source that cannot be used, or no hard tokens left for a stage.
+    """
+    source = open_weights(config.base_model, "error" if config.fallback == "error" else PACKAGE, tensors=False)
+    llama, tokenizer = read_description(open_files(source.path))
+    data = load_alpaca(tokenizer, config)
+    precision = resolve_precision(config.precision)
+    base, stage = SmolLM2(llama), Stage(stage_config(llama, config.stage_layers), PRECISIONS[precision])
+    base_shapes = parameter_shapes(llama)
+    stage_shapes = jax.eval_shape(lambda: init_stage(stage, config.seed, 1))
+    base_size, stage_size = count_parameters(base_shapes), count_parameters(stage_shapes)
+    train, validation, stages = data.train_tokens, data.validation_tokens, []
+    for number in range(1, config.num_stages + 1):
+        train, validation = count_hard(train, config.hard_ratio), count_hard(validation, config.hard_ratio)
+        stages.append({
+            "stage": number,
+            "total_layers": llama.num_layers + number * config.stage_layers,
+            "stage_parameters": stage_size,
+            "total_parameters": base_size + number * stage_size,
+            "train_tokens": train,
+            "val_tokens": validation,
+            "updates_per_epoch": -(-train // config.batch_size),
+        })  # fmt: skip
+    return {
+        "system": SYSTEM,
+        "config": config.to_dict(),
+        "environment": environment(precision),
+        "data": data.summary(),
+        "base": {**source.provenance(), "parameters": base_size, "layers": llama.num_layers},
+        "stages": stages,
+        "parameters": stages[-1]["total_parameters"],
+        "updates": config.num_epochs * sum(entry["updates_per_epoch"] for entry in stages),
+        "estimated_memory_bytes": estimated_memory(config, base, base_shapes, stage, data, stages[0]),
+    }
+
+
+def estimated_memory(
+    config: CascadeConfig, base: SmolLM2, base_shapes: Any, stage: Stage, data: AlpacaChunks, first: dict[str, Any]
+) -> int:
+    """The larger of the two heights of a run, by XLA's own plan of the compiled programs.
+
+    The base reads a batch of chunks; the first stage trains on the most tokens. A CPU also holds what the process has
+    by now, the base as it was read, the host's copies of the hidden states, and a checkpoint that is being written.
+    """
+    ids = jax.ShapeDtypeStruct((extraction.BATCH_CHUNKS, CHUNK), jnp.int32)
+    reading = _needed(extraction.read_chunks.lower(base, config.criterion, base_shapes, ids))
+    optimizer = adamw(config.learning_rate, config.weight_decay)
+    state = jax.eval_shape(lambda: init_state(init_stage(stage, config.seed, 1), optimizer))
+    hidden = base.config.hidden_size
+    tokens = first["train_tokens"]
+    split = jax.ShapeDtypeStruct((tokens, hidden), jnp.float32), jax.ShapeDtypeStruct((tokens,), jnp.int32)
+    order = jax.ShapeDtypeStruct((first["updates_per_epoch"], config.batch_size), jnp.int32)
+    updates = cast(jax.stages.Wrapped, make_updates(next_token_loss(stage), optimizer))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    training = _needed(updates.lower(state, jax.eval_shape(Totals.zero), split, order, 0, 1, key))
+    training += first["val_tokens"] * hidden * FLOAT
+    if jax.devices()[0].platform != "cpu":
+        return max(reading, training)
+    base_bytes = count_parameters(base_shapes) * FLOAT
+    host = (data.train_tokens + data.validation_tokens) * hidden * FLOAT
+    checkpoint = optax.tree.size(state) * FLOAT
+    return peak_memory_bytes() + base_bytes + host + max(reading, tokens * hidden * FLOAT + training + checkpoint)
+
+
+def _needed(lowered: jax.stages.Lowered) -> int:
+    memory = lowered.compile().memory_analysis()
+    if memory is None:
+        return 0
+    buffers = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return buffers + memory.temp_size_in_bytes

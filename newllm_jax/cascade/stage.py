@@ -1,0 +1,64 @@
+"""A stage: a fresh Llama that reads the last hidden state of what came before, one token at a time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax.typing import PrecisionLike
+
+from newllm_jax.cascade.llama_config import LlamaConfig
+from newllm_jax.cascade.smollm import SmolLM2
+from newllm_jax.training.step import LossFn, Params, Sums
+
+
+class Stage(nn.Module):
+    """Blocks with an embedding of their own that serves as head only, all N(0, 0.02) (report of CASCADE).
+
+    Each token is a text of length 1: attention sees one key, so the query and key projections get no gradient (weight
+    decay still shrinks them). The parameters are those of a `SmolLM2` with `config.num_layers` layers.
+
+    Attributes:
+      config: the architecture, see `stage_config`.
+      precision: of every matrix product.
+    """
+
+    config: LlamaConfig
+    precision: PrecisionLike = jax.lax.Precision.HIGHEST
+
+    def setup(self) -> None:
+        self.llama = SmolLM2(self.config, self.precision)
+        nn.share_scope(self, self.llama)
+
+    def __call__(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`hidden [tokens, hidden]` -> last hidden states `[tokens, hidden]` (normed) and logits `[tokens, vocab]`."""
+        last = self.llama.from_hidden(hidden[:, None, :]).last[:, 0, :]
+        return last, self.llama.logits(last)
+
+
+def stage_config(base: LlamaConfig, layers: int) -> LlamaConfig:
+    """The architecture of a stage on this base: its sizes, with `layers` layers and a tied head."""
+    return replace(base, num_layers=layers, tie_embeddings=True)
+
+
+def init_stage(stage: Stage, seed: int, number: int) -> Params:
+    """The initial parameters of stage `number` (from 1) of a seed: each stage draws its own."""
+    key = jax.random.fold_in(jax.random.key(seed), number)
+    return jax.jit(stage.init)(key, jnp.zeros((1, stage.config.hidden_size)))["params"]
+
+
+def next_token_loss(stage: Stage) -> LossFn:
+    """The loss of a stage as the update loop wants it; its batch is `(hidden [batch, hidden], targets [batch])`."""
+
+    def loss(params: Params, batch: Any, present: jax.Array, key: jax.Array | None) -> Sums:
+        hidden, targets = batch
+        _, logits = cast(tuple[jax.Array, jax.Array], stage.apply({"params": params}, hidden))
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        hits = (jnp.argmax(logits, -1) == targets) & present
+        return Sums(loss=jnp.sum(losses, where=present), hits=jnp.sum(hits), count=jnp.sum(present))
+
+    return loss

@@ -1,0 +1,194 @@
+"""The tables of CASCADE: each stage's hard tokens beside all tokens, the ensemble, and whether handing on pays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from newllm_jax.report.tables import epoch_table, markdown_table, number
+
+PUBLISHED_DATA = "tatsu-lab/alpaca"
+PUBLISHED_BASES = {
+    "cascade": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "finetune": "HuggingFaceTB/SmolLM2-360M-Instruct",
+}
+
+
+def configuration_name(stages: int) -> str:
+    """`Base`, `Base+1`, ..."""
+    return "Base" if stages == 0 else f"Base+{stages}"
+
+
+def verdict(results: dict[str, Any]) -> str:
+    """One sentence: which configuration is best over all tokens, and by how much."""
+    ensemble = results["ensemble"]
+    base, best = ensemble[0], min(ensemble, key=lambda entry: entry["val_loss"])
+    if len(ensemble) == 1:
+        return f"Base has PPL {number(base['val_ppl'])} over all tokens."
+    others = [entry for entry in ensemble if entry is not best]
+    second = min(others, key=lambda entry: entry["val_loss"])
+    if best is base:
+        return (
+            f"Over all tokens the base alone is best: PPL {number(base['val_ppl'])}, against "
+            f"{number(second['val_ppl'])} of the best ensemble ({configuration_name(second['stages'])}, "
+            f"{second['val_loss'] - base['val_loss']:+.4f} nats): handing tokens on makes the model worse."
+        )
+    return (
+        f"Over all tokens {configuration_name(best['stages'])} is best: PPL {number(best['val_ppl'])}, against "
+        f"{number(base['val_ppl'])} of the base alone ({best['val_loss'] - base['val_loss']:+.4f} nats)."
+    )
+
+
+def stage_table(results: dict[str, Any]) -> str:
+    """One line a stage: its hard tokens, and what its validation perplexity on them is beside that over all tokens."""
+    header = ["stage", "layers", "parameters", "train tokens", "val tokens", "threshold",
+              "hard-token PPL last", "best (epoch)", "all-token PPL Base+k", "seconds"]  # fmt: skip
+    ensemble = {entry["stages"]: entry for entry in results["ensemble"]}
+    return markdown_table(header, [
+        [
+            str(stage["stage"]), str(stage["total_layers"]), f"{stage['total_parameters']:,}",
+            f"{stage['train_tokens']:,}", f"{stage['val_tokens']:,}", f"{stage['threshold']:.4f}",
+            number(stage["last"]["val_ppl"]), f"{number(stage['best']['val_ppl'])} ({stage['best']['epoch']})",
+            number(ensemble[stage["stage"]]["val_ppl"]), f"{stage['seconds']:.1f}",
+        ]
+        for stage in results["stages"]
+    ])  # fmt: skip
+
+
+def ensemble_table(results: dict[str, Any]) -> str:
+    """One line a configuration: perplexity over all validation tokens, and where they exit."""
+    names = [configuration_name(entry["stages"]) for entry in results["ensemble"]]
+    header = ["model", "parameters", "val loss", "val PPL", "accuracy", "exit rates (base, stage 1, ...)"]
+    return markdown_table(header, [
+        [
+            name, f"{entry['parameters']:,}", f"{entry['val_loss']:.4f}", number(entry["val_ppl"]),
+            f"{entry['val_accuracy']:.1%}", " ".join(f"{rate:.1%}" for rate in entry["exit_rates"]),
+        ]
+        for name, entry in zip(names, results["ensemble"], strict=True)
+    ])  # fmt: skip
+
+
+def exit_group_table(entry: dict[str, Any]) -> str:
+    """One line for the tokens of each exit: the base's loss on them, and that of where they exit."""
+    rows = []
+    for group in entry["exit_groups"]:
+        lost = None if group["loss"] is None else group["loss"] - group["base_loss"]
+        name = "base" if group["exit"] == 0 else f"stage {group['exit']}"
+        verdict = "-" if not lost else ("worse" if lost > 0 else "better")
+        rows.append([name, f"{group['tokens']:,}", number(group["base_loss"], 4), number(group["loss"], 4),
+                     "-" if lost is None else f"{lost:+.4f}", verdict])  # fmt: skip
+    return markdown_table(["exit", "tokens", "base's loss on them", "loss at their exit", "difference", ""], rows)
+
+
+def stage_epochs(results: dict[str, Any]) -> str:
+    """One line for each epoch of each stage."""
+    header = ["stage", "epoch", "train loss", "val loss", "val PPL", "val accuracy", "tokens/s", "seconds"]
+    return markdown_table(header, [
+        [
+            str(stage["stage"]), str(entry["epoch"]), f"{entry['train_loss']:.4f}", f"{entry['val_loss']:.4f}",
+            number(entry["val_ppl"]), f"{entry['val_accuracy']:.1%}", f"{entry['tokens_per_second']:,.0f}",
+            f"{entry['seconds']:.1f}",
+        ]
+        for stage in results["stages"]
+        for entry in stage["epochs"]
+    ])  # fmt: skip
+
+
+def provenance_warning(results: dict[str, Any]) -> str:
+    """What forbids a comparison with the published figures: other rows, other weights, fewer chunks; "" if nothing."""
+    published_base = PUBLISHED_BASES[results["system"]]
+    data, base, config = results["data"], results["base"], results["config"]
+    reasons = []
+    if data["fallback"]:
+        reasons.append(
+            f"{data['asked']} could not be had ({data['fallback']}), so the rows are those of {data['source']}"
+        )
+    elif data["source"] != PUBLISHED_DATA:
+        reasons.append(f"the rows are those of {data['source']}, the published ones of {PUBLISHED_DATA}")
+    if base["fallback"]:
+        reasons.append(f"{base['asked']} could not be had ({base['fallback']}), so the weights are {base['source']}")
+    elif base["source"] != published_base:
+        reasons.append(f"the weights are {base['source']}, the published ones {published_base}")
+    chunks = data["train_chunks"], data["validation_chunks"]
+    if chunks != (1000, 100):
+        reasons.append(f"there are {chunks[0]:,} + {chunks[1]:,} chunks instead of 1,000 + 100")
+    for name, cut in (("train_chunks", chunks[0]), ("validation_chunks", chunks[1])):
+        if cut < config[name]:
+            reasons.append(f"the source had not enough rows for {config[name]:,} {name}")
+    return "" if not reasons else "> **Not comparable with the published figures:** " + "; ".join(reasons) + ".\n\n"
+
+
+def cascade_report(results: dict[str, Any]) -> str:
+    """`report.md` of a CASCADE run, from its `results.json`."""
+    config, data, base, environment = (results[key] for key in ("config", "data", "base", "environment"))
+    last = results["ensemble"][-1]
+    return f"""# CASCADE: {results["name"]}
+
+{provenance_warning(results)}**{verdict(results)}**
+
+![stages and ensemble](curves.png)
+
+## Stages
+
+The perplexity of a stage is measured on its own hard tokens, another and smaller set for each; only the last column but
+one, over all tokens, can be compared between lines. "Last" weights and "best" ones are both kept; \
+**{config["stage_weights"]}** ones went on to the next stage and to the ensemble.
+
+{stage_table(results)}
+
+## Ensemble over all {data["val_tokens"]:,} validation tokens
+
+{ensemble_table(results)}
+
+Does handing on pay? The tokens of {configuration_name(last["stages"])} by the place where they exit:
+
+{exit_group_table(last)}
+
+## Run
+
+| | |
+|---|---|
+| command | `{results["command"]}` |
+| base | {base["source"]}: {base["layers"]} layers, {base["parameters"]:,} parameters, frozen |
+| data | {data["source"]}: {data["train_chunks"]:,} + {data["validation_chunks"]:,} chunks, \
+{data["train_tokens"]:,} train and {data["val_tokens"]:,} validation tokens |
+| hard tokens | {config["criterion"]}, hard ratio {config["hard_ratio"]:g} |
+| stages | {config["num_stages"]} of {config["stage_layers"]} layers, AdamW {config["learning_rate"]:g}, \
+weight decay {config["weight_decay"]:g}, batch {config["batch_size"]}, up to {config["num_epochs"]} epochs, \
+patience {config["patience"]}, seed {config["seed"]} |
+| device | {environment["device"]} ({environment["platform"]}), {environment["precision"]}, \
+jax {environment["jax"]}, flax {environment["flax"]} |
+| time, memory | {results["seconds"]:.0f} s, {results["peak_memory_bytes"] / 2**30:.2f} GiB at most |
+
+{stage_epochs(results)}
+"""
+
+
+def finetune_report(results: dict[str, Any]) -> str:
+    """`report.md` of a fine-tuning, from its `results.json`."""
+    config, data, base, best = (results[key] for key in ("config", "data", "base", "best"))
+    environment = results["environment"]
+    gain = best["val_loss"] - base["val_loss"]
+    return f"""# Fine-tuning: {results["name"]}
+
+{provenance_warning(results)}Best validation perplexity **{number(best["val_ppl"])}** (loss {best["val_loss"]:.4f}) \
+after epoch {best["epoch"]} of {len(results["epochs"])}: {gain:+.4f} nats against the {number(base["val_ppl"])} of the \
+base before.
+
+![learning curves](curves.png)
+
+| | |
+|---|---|
+| command | `{results["command"]}` |
+| base | {base["source"]}: {base["layers"]} layers, {results["parameters"]:,} parameters, \
+{results["trained_parameters"]:,} of them trained |
+| data | {data["source"]}: {data["train_chunks"]:,} + {data["validation_chunks"]:,} chunks, \
+{data["train_tokens"]:,} train and {data["val_tokens"]:,} validation tokens |
+| training | AdamW {config["learning_rate"]:g}, weight decay {config["weight_decay"]:g}, \
+batch {config["batch_size"]} chunks, up to {config["num_epochs"]} epochs, patience {config["patience"]}, \
+seed {config["seed"]} |
+| device | {environment["device"]} ({environment["platform"]}), {environment["precision"]}, \
+jax {environment["jax"]}, flax {environment["flax"]} |
+| time, memory | {results["seconds"]:.0f} s, {results["peak_memory_bytes"] / 2**30:.2f} GiB at most |
+
+{epoch_table(results["epochs"])}
+"""

@@ -1,0 +1,117 @@
+"""Several runs beside one another: what they reached over all tokens, their stages, their ensembles, their sources."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from newllm_jax.errors import InputError
+from newllm_jax.report.cascade_tables import configuration_name
+from newllm_jax.report.run_dir import RunDir
+from newllm_jax.report.tables import markdown_table, number
+
+SYSTEMS = ("new-llm", "cascade", "finetune")
+
+
+def read_results(path: str | Path) -> dict[str, Any]:
+    """The results of a run directory, or of a `results.json` wherever it lies.
+
+    Raises:
+      InputError: no such file, a run that is not finished, or no results of ours.
+    """
+    path = Path(path)
+    if path.is_file():
+        try:
+            results = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path}: damaged, or not JSON ({error})") from error
+    else:
+        results = RunDir.open(path).read_json("results.json")
+    if not isinstance(results, dict) or results.get("system") not in SYSTEMS:
+        raise InputError(f"{path}: no results of a run")
+    return {"name": path.stem if path.is_file() else path.name, **results}
+
+
+def comparison(runs: Sequence[dict[str, Any]]) -> str:
+    """The tables of several results, as Markdown. Nothing is refused; what differs in provenance is said."""
+    cascades = [run for run in runs if run["system"] == "cascade"]
+    parts = ["# Comparison", overall_table(runs), differences(runs)]
+    if cascades:
+        parts += ["## Stages", stages_table(cascades), "## Ensemble: perplexity over all validation tokens"]
+        parts += [ensemble_columns(cascades)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def overall_table(runs: Sequence[dict[str, Any]]) -> str:
+    """One line a run: the lowest perplexity over all validation tokens, of what, and at what cost."""
+    header = ["run", "system", "parameters", "best val PPL, all tokens", "reached by", "seconds", "device"]
+    rows = []
+    for run in runs:
+        parameters, ppl, what = best_of(run)
+        rows.append([
+            run["name"], run["system"], f"{parameters:,}", number(ppl), what, number(run.get("seconds"), 0),
+            run["environment"]["device"],
+        ])  # fmt: skip
+    return markdown_table(header, rows)
+
+
+def best_of(run: dict[str, Any]) -> tuple[int, float | None, str]:
+    """Parameters, perplexity and name of the best that a run has over all validation tokens."""
+    if run["system"] == "cascade":
+        best = min(run["ensemble"], key=lambda entry: entry["val_ppl"])
+        return best["parameters"], best["val_ppl"], configuration_name(best["stages"])
+    return run["parameters"], run["best"]["val_ppl"], f"epoch {run['best']['epoch']}"
+
+
+def differences(runs: Sequence[dict[str, Any]]) -> str:
+    """Which runs read other data, started from another base or ran elsewhere, so that figures compare only loosely."""
+    lines = []
+    for what, key in (("data", "data"), ("base model", "base")):
+        groups: dict[tuple[str, str], list[str]] = {}
+        for run in runs:
+            source = run.get(key)
+            if source:
+                # A fingerprint says what was read, wherever it lay; the published runs have a name only.
+                identity = source.get("fingerprint") or source["source"]
+                counts = f"{source.get('train_tokens', '')}+{source.get('val_tokens', '')}"
+                groups.setdefault((identity, counts), []).append(f"{run['name']}: {source['source']}")
+        if len(groups) > 1:
+            named = "; ".join(name for group in groups.values() for name in group)
+            lines.append(f"> **Different {what}**, so figures compare only loosely: {named}.")
+    lines += [f"> {run['name']}: {run['note']}." for run in runs if run.get("note")]
+    fallbacks = [run["name"] for run in runs if any(run.get(key, {}).get("fallback") for key in ("data", "base"))]
+    if fallbacks:
+        lines.append(f"> Read another source than asked for: {', '.join(fallbacks)}.")
+    return "\n>\n".join(lines)
+
+
+def stages_table(runs: Sequence[dict[str, Any]]) -> str:
+    """The table of the report of CASCADE: for each stage and run the tokens, threshold, perplexities and time."""
+    header = ["stage", "run", "hard ratio", "train tokens", "val tokens", "threshold", "hard-token PPL last", "best",
+              "all-token PPL Base+k", "seconds"]  # fmt: skip
+    most = max(len(run["stages"]) for run in runs)
+    rows = []
+    for index in range(most):
+        for run in runs:
+            if index >= len(run["stages"]):
+                continue
+            stage = run["stages"][index]
+            everything = {entry["stages"]: entry["val_ppl"] for entry in run["ensemble"]}
+            rows.append([
+                str(stage["stage"]), run["name"], f"{run['config']['hard_ratio']:g}", f"{stage['train_tokens']:,}",
+                f"{stage['val_tokens']:,}", f"{stage['threshold']:.4f}", number(stage["last"]["val_ppl"]),
+                number(stage["best"]["val_ppl"]), number(everything.get(stage["stage"])), number(stage["seconds"], 1),
+            ])  # fmt: skip
+    return markdown_table(header, rows)
+
+
+def ensemble_columns(runs: Sequence[dict[str, Any]]) -> str:
+    """One line a configuration, one column a run."""
+    most = max(len(run["ensemble"]) for run in runs)
+    rows = []
+    for index in range(most):
+        entries = [run["ensemble"][index] if index < len(run["ensemble"]) else None for run in runs]
+        rows.append([configuration_name(index), *(number(entry and entry["val_ppl"]) for entry in entries)])
+    return markdown_table(["model", *(run["name"] for run in runs)], rows)

@@ -1,0 +1,53 @@
+"""How a generated word or token is chosen from logits: temperature, the k most probable, the nucleus."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from newllm_jax.config import check
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next word is chosen.
+
+    Attributes:
+      temperature: 0 takes the most probable word; 1 samples as the model says.
+      top_k: only the k most probable words; 0 for all.
+      top_p: only the most probable words that together have this probability; 1 for all.
+      unknown: whether New-LLM's `<UNK>`, three words in ten of its data, may be chosen.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 0
+    top_p: float = 0.95
+    unknown: bool = False
+
+    def __post_init__(self) -> None:
+        check("temperature", self.temperature, "0 or more", 0 <= self.temperature < float("inf"))
+        check("top_k", self.top_k, "0 (all words) or more", self.top_k >= 0)
+        check("top_p", self.top_p, "above 0 and at most 1", 0 < self.top_p <= 1)
+
+
+def narrow(logits: jax.Array, sampling: Sampling) -> jax.Array:
+    """Logits `[vocabulary]` at the temperature, with every id ruled out (-inf) that `top_k` and `top_p` exclude."""
+    if sampling.temperature > 0:
+        logits = logits / sampling.temperature
+    ranked = jnp.sort(logits, descending=True)
+    if sampling.top_k:
+        logits = jnp.where(logits < ranked[min(sampling.top_k, len(ranked)) - 1], -jnp.inf, logits)
+    if sampling.top_p < 1:
+        # A word stays while the words before it have not yet reached top_p; the most probable one always does.
+        probabilities = jax.nn.softmax(ranked)
+        kept = jnp.cumsum(probabilities) - probabilities < sampling.top_p
+        logits = jnp.where(logits < jnp.min(ranked, where=kept, initial=jnp.inf), -jnp.inf, logits)
+    return logits
+
+
+def choose(logits: jax.Array, sampling: Sampling, key: jax.Array) -> jax.Array:
+    """The id chosen from logits `[vocabulary]` that are narrowed already, as a scalar."""
+    chosen = jnp.argmax(logits) if sampling.temperature == 0 else jax.random.categorical(key, logits)
+    return chosen.astype(jnp.int32)

@@ -1,0 +1,260 @@
+"""Whole CASCADE runs on a tiny base: what stays frozen, what resumes, what is counted, what is reported."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import newllm_jax
+from newllm_jax.cascade import experiment, extraction
+from newllm_jax.cascade.experiment import train_cascade
+from newllm_jax.cascade.plan import plan_cascade
+from newllm_jax.cascade.pretrained import load_smollm2
+from newllm_jax.config import CascadeConfig
+from newllm_jax.errors import InputError
+
+TIMINGS = {"tokens_per_second", "seconds"}
+pytestmark = pytest.mark.quick
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+def train(config, tmp_path, **options):
+    return train_cascade(config, run_root=tmp_path, narrate=quiet, **options)
+
+
+def figures(results):
+    """All that is measured, without times."""
+
+    def timeless(content):
+        if isinstance(content, dict):
+            return {key: timeless(value) for key, value in content.items() if key not in TIMINGS}
+        return [timeless(item) for item in content] if isinstance(content, list) else content
+
+    return timeless({key: results[key] for key in ("base", "stages", "ensemble", "data")})
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory):
+    return train(tiny, tmp_path_factory.mktemp("whole"))
+
+
+def test_results_hold_the_contract(tiny, whole):
+    results = json.loads((whole.run_dir / "results.json").read_text())
+    assert results == json.loads(json.dumps(whole.results))
+    assert {
+        "schema_version", "system", "config", "command", "seconds", "peak_memory_bytes", "environment", "data", "base",
+        "stages", "ensemble",
+    } <= results.keys()  # fmt: skip
+    assert results["system"] == "cascade"
+    assert {"source", "fallback", "fingerprint", "train_tokens", "val_tokens"} <= results["data"].keys()
+    assert {"source", "parameters", "layers", "val_loss", "val_ppl"} <= results["base"].keys()
+    assert {
+        "stage", "added_layers", "total_layers", "stage_parameters", "total_parameters", "criterion", "hard_ratio",
+        "threshold", "train_tokens", "val_tokens", "epochs", "last", "best", "seconds",
+    } <= results["stages"][0].keys()  # fmt: skip
+    assert [len(entry["exit_groups"]) for entry in results["ensemble"]] == [1, 2, 3, 4]
+    assert CascadeConfig.from_dict(results["config"]) == tiny
+    assert {path.name for path in whole.run_dir.iterdir()} == {
+        ".lock", "config.json", "metrics.jsonl", "results.json", "report.md", "curves.png", "checkpoints",
+    }  # fmt: skip
+
+
+def test_counts_follow_the_quantile_rule(tiny, whole):
+    stages = whole.results["stages"]
+    assert whole.results["data"]["train_tokens"] == 20 * 128
+    assert [stage["train_tokens"] for stage in stages] == [1536, 922, 553]
+    assert [stage["val_tokens"] for stage in stages] == [384, 230, 138]
+    plan = plan_cascade(tiny)
+    for planned, stage in zip(plan["stages"], stages, strict=True):
+        assert {key: stage[key] for key in planned if key != "updates_per_epoch"} == {
+            key: planned[key] for key in planned if key != "updates_per_epoch"
+        }
+    assert plan["data"] == whole.results["data"]
+
+
+def test_the_ensemble_sums_up_over_all_tokens(whole):
+    base, *ensembles = whole.results["ensemble"]
+    tokens = whole.results["data"]["val_tokens"]
+    assert base["val_loss"] == whole.results["base"]["val_loss"]
+    for entry in ensembles:
+        groups = entry["exit_groups"]
+        assert sum(entry["exit_rates"]) == pytest.approx(1)
+        assert sum(group["tokens"] for group in groups) == tokens
+        assert sum(group["tokens"] * group["loss"] for group in groups) / tokens == pytest.approx(entry["val_loss"])
+        assert sum(group["tokens"] * group["base_loss"] for group in groups) / tokens == pytest.approx(base["val_loss"])
+        assert groups[0]["loss"] == groups[0]["base_loss"]
+
+
+def test_the_base_stays_frozen_bit_for_bit(tiny, monkeypatch, tmp_path):
+    seen = []
+    load = experiment.load_base
+    monkeypatch.setattr(experiment, "load_base", lambda config: seen.append(load(config)) or seen[-1])
+    result = train(tiny.override({"num_stages": 1}), tmp_path)
+    fresh = load_smollm2(tiny.base_model)
+    for left, right in zip(jax.tree.leaves(seen[0].params), jax.tree.leaves(fresh.params), strict=True):
+        assert (left == right).all()
+    assert len(seen) == 1
+    saved = newllm_jax.restore(result.run_dir)
+    first = experiment.init_stage(saved.stage, tiny.seed, 1)
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), first, saved.stages[0].params)
+    assert all(jax.tree.leaves(changed))  # the query and key projections too: they decay
+
+
+def test_last_and_best_weights_are_both_kept(tiny, whole, tmp_path):
+    stage = whole.results["stages"][0]
+    assert stage["last"]["epoch"] == len(stage["epochs"]) > stage["best"]["epoch"]
+    kept = {path.name for path in (whole.run_dir / "checkpoints" / "stage_1").iterdir() if path.is_dir()}
+    assert kept == {f"epoch_{stage['last']['epoch']}", f"epoch_{stage['best']['epoch']}"}
+    best = train(tiny.override({"stage_weights": "best"}), tmp_path).results
+    assert figures(best)["stages"][0] == figures(whole.results)["stages"][0]
+    assert best["stages"][1]["threshold"] != whole.results["stages"][1]["threshold"]
+    assert best["ensemble"][1]["val_loss"] != whole.results["ensemble"][1]["val_loss"]
+
+
+def interrupt(monkeypatch, stage: int, epoch: int) -> None:
+    """Ctrl-C at the start of an epoch of a stage."""
+    from newllm_jax.training import loop
+
+    order, started = loop.epoch_order, []
+
+    def interrupted(seed, number, examples):
+        if number == 1:
+            started.append(number)
+        if len(started) == stage and number == epoch:
+            raise KeyboardInterrupt
+        return order(seed, number, examples)
+
+    monkeypatch.setattr(loop, "epoch_order", interrupted)
+
+
+@pytest.mark.parametrize(("stage", "epoch"), [(1, 2), (2, 1), (3, 2)])
+def test_a_stop_changes_nothing(stage, epoch, tiny, whole, tmp_path, monkeypatch):
+    interrupt(monkeypatch, stage, epoch)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny, tmp_path)
+    monkeypatch.undo()
+    (run_dir,) = tmp_path.iterdir()
+    assert not (run_dir / "results.json").exists()
+    resumed = train_cascade(resume=run_dir, narrate=quiet)
+    assert figures(resumed.results) == figures(whole.results)
+    same_files(resumed.run_dir, whole.run_dir)
+
+
+def same_files(left: Path, right: Path) -> None:
+    """The metrics of every epoch once, and the same weights."""
+    lines = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (left, right)]
+    assert [(line["stage"], line["epoch"], line["val_loss"]) for line in lines[0]] == [
+        (line["stage"], line["epoch"], line["val_loss"]) for line in lines[1]
+    ]
+    runs = [newllm_jax.restore(run) for run in (left, right)]
+    for one, other in zip(runs[0].stages, runs[1].stages, strict=True):
+        assert one.threshold == other.threshold
+        assert all((a == b).all() for a, b in zip(*map(jax.tree.leaves, (one.params, other.params)), strict=True))
+
+
+def test_the_extraction_goes_on_where_it_stopped(tiny, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(extraction, "PIECE_CHUNKS", 8)
+    extract_piece, calls = extraction._extract_piece, []
+
+    def counted(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return extract_piece(*arguments)
+
+    monkeypatch.setattr(extraction, "_extract_piece", counted)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny, tmp_path)
+    (run_dir,) = tmp_path.iterdir()
+    pieces = sorted((run_dir / "extraction").iterdir())
+    assert [piece.name for piece in pieces] == ["train-000000.npz", "train-000008.npz"]
+    pieces[1].write_bytes(pieces[1].read_bytes()[:1000])  # damaged: read again
+    resumed = train_cascade(resume=run_dir, narrate=quiet)
+    assert len(calls) == 3 + 3  # one piece was whole; of 4, and the one of validation, 3 were left
+    assert figures(resumed.results) == figures(whole.results)
+
+
+def test_more_stages_can_follow(tiny, whole, tmp_path):
+    short = train(tiny.override({"num_stages": 1}), tmp_path)
+    resumed = train_cascade(resume=short.run_dir, overrides={"num_stages": 3}, narrate=quiet)
+    assert figures(resumed.results) == figures(whole.results)
+    told: list[str] = []
+    again = train_cascade(resume=short.run_dir, narrate=told.append)
+    assert again.results == json.loads((short.run_dir / "results.json").read_text())
+    assert any("raise num_stages" in line for line in told)
+
+
+def test_resuming_as_another_experiment_is_refused(tiny, whole, tmp_path):
+    with pytest.raises(InputError, match=r"hard_ratio: .* was trained with 0.6, not 0.5"):
+        train_cascade(resume=whole.run_dir, overrides={"hard_ratio": 0.5}, narrate=quiet)
+    with pytest.raises(InputError, match=r"num_epochs: .* was trained with 3, not 4"):
+        train_cascade(resume=whole.run_dir, overrides={"num_epochs": 4}, narrate=quiet)
+    other = tmp_path / "other.jsonl"
+    other.write_text(Path(tiny.dataset).read_text().replace("alpha", "zeta"))
+    with pytest.raises(InputError, match="dataset: .* is not what the run was trained on"):
+        train_cascade(resume=whole.run_dir, overrides={"dataset": str(other)}, narrate=quiet)
+    base = tmp_path / "base"
+    shutil.copytree(tiny.base_model, base)
+    settings = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**settings, "rope_theta": 10.0}))
+    with pytest.raises(InputError, match="base_model: .* is not what the run was trained on"):
+        train_cascade(resume=whole.run_dir, overrides={"base_model": str(base)}, narrate=quiet)
+
+
+def test_the_report_says_that_handing_on_makes_it_worse(whole):
+    report = (whole.run_dir / "report.md").read_text()
+    ensemble = whole.results["ensemble"]
+    best = min(ensemble, key=lambda entry: entry["val_loss"])
+    said = "handing tokens on makes the model worse" if best["stages"] == 0 else f"Base+{best['stages']} is best"
+    assert said in report
+    assert "Not comparable with the published figures" in report
+
+
+def test_evaluate_measures_the_same_again(whole):
+    from newllm_jax.runs import evaluate
+
+    before = (whole.run_dir / "config.json").stat().st_mtime_ns
+    again = evaluate(whole.run_dir)["ensemble"]
+    assert again == whole.results["ensemble"]
+    assert (whole.run_dir / "config.json").stat().st_mtime_ns == before
+
+
+def test_no_hard_tokens_left(tiny, tmp_path):
+    config = tiny.override({"hard_ratio": 0.01, "train_chunks": 1, "validation_chunks": 1, "num_stages": 4})
+    with pytest.raises(InputError, match="stage [23]: no hard .* tokens are left"):
+        train(config, tmp_path)
+
+
+def test_too_few_rows(tiny, tmp_path):
+    with pytest.raises(InputError, match="too few rows: they give 42 chunks of 129 tokens, 1100 are asked for"):
+        train(tiny.override({"train_chunks": 1000, "validation_chunks": 100}), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_builtin_rows_give_what_they_have(tiny, tmp_path):
+    told: list[str] = []
+    config = tiny.override({"dataset": "builtin", "train_chunks": 10**6, "validation_chunks": 10**5})
+    from newllm_jax.cascade.alpaca import load_alpaca
+    from newllm_jax.cascade.run import narrate_sources
+
+    base = load_smollm2(tiny.base_model)
+    data = load_alpaca(base.tokenizer, config)
+    assert len(data.train) > 1000
+    assert len(data.train) // len(data.validation) == 10
+    narrate_sources(told.append, base, data, config, "fp32")
+    assert "fewer than the 1000000 + 100000" in " ".join(told[0].split())
+
+
+@pytest.mark.parametrize("value", [0, 1, 1.5, float("nan"), "most", True])
+def test_hard_ratio_outside_0_and_1(value):
+    with pytest.raises(InputError, match="hard_ratio"):
+        CascadeConfig().override({"hard_ratio": value})
+    assert np.isfinite(CascadeConfig().hard_ratio)
