@@ -5,19 +5,30 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import errno
+import io
 import json
+import logging
 import os
 import signal
 import sys
+import threading
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+<<<<<<< HEAD
+import absl.logging
+=======
 from newllm_jax.config import CascadeConfig, FinetuneConfig, NewLLMConfig, RunConfig, load_config, nearest, parse
 from newllm_jax.errors import InputError, NumericalError
+>>>>>>> cascade-wing
 
-DISK_ERRORS = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.ENOTDIR}
+from newllm_jax.config import NewLLMConfig, RunConfig, load_config, nearest, parse
+from newllm_jax.errors import InputError, NumericalError, causes, disk_fault
+
+PATH_ERRORS = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 class Terminated(BaseException):
@@ -32,11 +43,18 @@ class Parser(argparse.ArgumentParser):
 
     def parse_all(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parses all of argv. Raises InputError."""
-        arguments, unknown = self.parse_known_args(argv)
+        valued = {option for action in self._actions if action.nargs is None for option in action.option_strings}
+        known = {option for action in self._actions for option in action.option_strings}
+        joined: list[str] = []
+        for token in argv:  # argparse itself takes -1e-4, or a prompt that starts with a dash, for an option
+            if joined and joined[-1] in valued and token.split("=")[0] not in known:
+                joined[-1] += f"={token}"
+            else:
+                joined.append(token)
+        arguments, unknown = self.parse_known_args(joined)
         if unknown:
-            known = [option[2:] for action in self._actions for option in action.option_strings if option[:2] == "--"]
-            name = unknown[0].split("=")[0]
-            raise InputError(f"{name}: no such option{nearest(name.lstrip('-'), known)}" if name.startswith("-")
+            name, names = unknown[0].split("=")[0], [option[2:] for option in known if option.startswith("--")]
+            raise InputError(f"{name}: no such option{nearest(name.lstrip('-'), names)}" if name.startswith("-")
                              else f"{name}: unexpected argument")  # fmt: skip
         return arguments
 
@@ -47,6 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in argv
     argv = [argument for argument in argv if argument != "--debug"]
     signal.signal(signal.SIGTERM, _terminate)
+    if not debug:
+        _quiet()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a prompt may be no text in the terminal's encoding
     try:
         return _dispatch(argv)
     except (InputError, NumericalError) as error:
@@ -160,6 +183,14 @@ def generate(argv: Sequence[str]) -> int:
     from newllm_jax.sampling import Sampling
 
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.unknown)
+<<<<<<< HEAD
+    run = restore(arguments.run_dir)
+    prompt = arguments.prompt or ""  # argparse makes an empty list of `--`
+    words = generate(run, prompt, max_words=arguments.max_words, seed=arguments.seed, sampling=sampling)
+    print(prompt, end=" " if prompt else "", flush=True)
+    for word in words:
+        print(word, end=" ", flush=True)
+=======
     run, exits = restore(arguments.run_dir), Exits()
     spoken = generate(
         run, arguments.prompt, max_words=arguments.max_words, seed=arguments.seed, sampling=sampling, exits=exits
@@ -169,6 +200,7 @@ def generate(argv: Sequence[str]) -> int:
         print(arguments.prompt, end="" if not arguments.prompt else " ", flush=True)
     for word in spoken:
         print(word, end=" " if word_by_word else "", flush=True)
+>>>>>>> cascade-wing
     print()
     if len(exits.counts) > 1:
         print(f"\ntokens by exit: {exits}")
@@ -222,6 +254,13 @@ def report(argv: Sequence[str]) -> int:
 
     run = RunDir.open(arguments.run_dir)
     results = run.read_json("results.json")
+<<<<<<< HEAD
+    try:
+        text = newllm_report(results)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{run.path / 'results.json'}: damaged ({error!r})") from error
+=======
+>>>>>>> cascade-wing
     with run:
         if results["system"] == "cascade":
             from newllm_jax.report.cascade_tables import cascade_report
@@ -293,6 +332,19 @@ def _overrides(arguments: argparse.Namespace, config_class: type[RunConfig]) -> 
     return {name: parse(config_class, name, text) for name, text in given.items() if text is not None}
 
 
+def _quiet() -> None:
+    """Silences what the threads of a checkpoint say of an error beside raising it: `main` says it once, in a line."""
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    sys.unraisablehook = _main_thread_only
+
+
+def _main_thread_only(unraisable: sys.UnraisableHookArgs) -> None:
+    if threading.current_thread() is threading.main_thread():
+        sys.__unraisablehook__(unraisable)
+
+
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
     raise Terminated
 
@@ -302,6 +354,19 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
+<<<<<<< HEAD
+def _environment_fault(error: BaseException) -> str | None:
+    """A line for what is the machine's fault, not the library's: paths, a disk that takes no more, full memory."""
+    fault = disk_fault(error)
+    named = next((link for link in causes(error) if isinstance(link, OSError) and link.filename is not None), None)
+    if fault:
+        where = named.filename if named else "disk"
+        return f"{where}: {fault}; make room or choose another place (what was written before is whole)"
+    if named and named.errno in PATH_ERRORS:
+        return f"{named.filename}: {named.strerror}"
+    if any("RESOURCE_EXHAUSTED" in str(cause) or isinstance(cause, MemoryError) for cause in causes(error)):
+        return "out of memory; lower batch_size"
+=======
 def _environment_fault(error: BaseException | None) -> str | None:
     """A line for what is the machine's fault, not the library's: a disk that takes no more, memory that is full."""
     while error is not None:
@@ -312,4 +377,5 @@ def _environment_fault(error: BaseException | None) -> str | None:
         if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
             return "out of memory; lower batch_size (CASCADE: stage_layers or train_chunks, where batch_size is small)"
         error = error.__cause__ or error.__context__
+>>>>>>> cascade-wing
     return None

@@ -1,7 +1,15 @@
-"""The two ways a run can end badly that are the user's to know about, and nothing else.
+"""The two ways a run can end badly that are the user's to know about, and the one that is the disk's.
 
 Any other exception is a bug of the library and keeps its traceback.
 """
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+
+DISK_ERRORS = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)]
 
 
 class InputError(ValueError):
@@ -14,3 +22,16 @@ class NumericalError(ArithmeticError):
     """A run that failed by its numbers (a NaN or infinite loss): one line that says where and what is kept."""
 
     exit_code = 3
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, then what caused it, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def disk_fault(error: BaseException) -> str | None:
+    """What the system said, where an error or one of its causes is a disk that takes no more; else None."""
+    said = [str(cause) for cause in causes(error)]  # an OSError names the fault, and so do the libraries that wrap one
+    return next((fault for fault in DISK_ERRORS if any(fault in text for text in said)), None)

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import random
+import shutil
+import tempfile
 from pathlib import Path
 
-import jax
-import pytest
+# Before the first import that reads them: no test reads or fills the user's caches, none asks the Hub, and the same
+# small model is compiled once, for the processes that tests start too; those import the checkout, as pytest does.
+SCRATCH = Path(tempfile.mkdtemp(prefix="newllm-tests-"))
+atexit.register(shutil.rmtree, SCRATCH, ignore_errors=True)
+os.environ |= {
+    "NEWLLM_CACHE": str(SCRATCH / "newllm"),
+    "HF_HOME": str(SCRATCH / "huggingface"),
+    "HF_HUB_OFFLINE": "1",
+    "JAX_COMPILATION_CACHE_DIR": str(SCRATCH / "jax"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")])),
+}
 
-
-@pytest.fixture(autouse=True, scope="session")
-def own_cache(tmp_path_factory):
-    """No test reads or fills the user's cache."""
-    os.environ["NEWLLM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture(autouse=True, scope="session")
-def compile_once(tmp_path_factory):
-    """Runs of the same shapes compile the same programs: keep them for the session."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+import pytest  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +33,30 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("NEWLLM_TEST_DATA names no folder with the real data")
     return Path(folder).absolute()
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """A text file of 300 lines of 12 words, of 60 different ones."""
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    draw = random.Random(0)
+    path.write_text("\n".join(" ".join(f"w{draw.randrange(60)}" for _ in range(12)) for _ in range(300)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def small(corpus) -> dict[str, object]:
+    """The settings of a run of a few seconds, most of them compilation."""
+    return {
+        "dataset": str(corpus), "vocabulary_size": 64, "sequence_length": 14, "stride": 7,
+        "embed_dim": 8, "hidden_dim": 16, "context_dim": 8, "num_layers": 1, "num_epochs": 2,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory, small) -> Path:
+    """The directory of a finished run of two epochs. Tests that change it take a copy."""
+    from newllm_jax import load_config, train_newllm
+
+    root = tmp_path_factory.mktemp("runs")
+    return train_newllm(load_config("quickstart", small), name="small", run_root=root, narrate=lambda _: None).run_dir

@@ -69,7 +69,7 @@ def test_bad_settings_are_named(settings, message):
 def test_bad_configurations_are_named(tmp_path):
     with pytest.raises(InputError, match="no configuration 'advnced'; did you mean advanced"):
         load_config("advnced")
-    with pytest.raises(InputError, match="cannot read .*missing.toml"):
+    with pytest.raises(InputError, match=r"cannot read .*missing.toml"):
         load_config(str(tmp_path / "missing.toml"))
     broken = tmp_path / "broken.toml"
     broken.write_text("batch_size = ")
@@ -93,5 +93,5 @@ def test_parse_reads_command_line_texts():
     assert parse(NewLLMConfig, "decay_epochs", "none") is None
     assert parse(NewLLMConfig, "decay_epochs", "7") == 7
     assert parse(NewLLMConfig, "learning_rate", "3e-4") == 3e-4
-    with pytest.raises(InputError, match="num_epochs: '3.5' is not an integer"):
+    with pytest.raises(InputError, match=r"num_epochs: '3.5' is not an integer"):
         parse(NewLLMConfig, "num_epochs", "3.5")

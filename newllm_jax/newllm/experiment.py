@@ -117,6 +117,7 @@ def train_newllm(
             narrate(f"finished {how_it_stopped(history, config)}")
             if (run.path / "results.json").is_file():
                 return NewLLMResult(run.path, run.read_json("results.json"))
+        tracker = open_tracker(config.tracker, run, config.to_dict())
         run.write_json("config.json", {"schema_version": SCHEMA_VERSION, "system": SYSTEM, "config": config.to_dict()})
         run.write_json("vocabulary.json", data.tokenizer.words)
         run.write_metrics(history)
@@ -128,7 +129,6 @@ def train_newllm(
             return {"fingerprint": data.provenance["fingerprint"], "seconds": seconds()}
 
         splits = {split: (jnp.asarray(rows), len(rows)) for split, rows in data.sequences.items()}
-        tracker = open_tracker(config.tracker, run, config.to_dict())
         with TrainingProgress(run, tracker, config.num_epochs, history) as progress:
             state, history = fit(
                 trainer, state, splits["train"], splits["validation"], config, checkpoints, progress, history, remember

@@ -36,6 +36,7 @@ def plan_newllm(config: NewLLMConfig) -> dict[str, Any]:
     key = jax.eval_shape(lambda: jax.random.key(0))
     updates = cast(jax.stages.Wrapped, trainer.updates)
     memory = updates.lower(state, totals, train, order, 0, 1, key).compile().memory_analysis()
+    assert memory is not None  # every backend of JAX has it
     buffers = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     others = sum(data.sequences[split].nbytes for split in SPLITS if split != "train")
     process = peak_memory_bytes() if jax.devices()[0].platform == "cpu" else 0

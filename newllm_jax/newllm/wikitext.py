@@ -22,7 +22,7 @@ from newllm_jax.sources.text import TextSource, open_source
 PAD, UNK, BOS, EOS = range(4)
 SPECIAL_WORDS = ("<PAD>", "<UNK>", "<BOS>", "<EOS>")
 SPLITS = ("train", "validation", "test")
-HUB_CONFIGURATION = "wikitext-2-raw-v1"  # the one the published experiments read
+HUB_CONFIGURATIONS = {"Salesforce/wikitext": "wikitext-2-raw-v1"}  # what the published experiments read
 PREPARATION = 1  # raised whenever the same texts would give other sequences
 
 
@@ -150,7 +150,8 @@ def load_wikitext(config: NewLLMConfig | None = None) -> Wikitext:
       InputError: a source that is missing, empty, ambiguous, not UTF-8, without a `text` column or without words.
     """
     config = config or NewLLMConfig()
-    source = open_source(config.dataset, config.dataset_config, config.fallback, HUB_CONFIGURATION)
+    published = HUB_CONFIGURATIONS.get(config.dataset, "")
+    source = open_source(config.dataset, config.dataset_config, config.fallback, published)
     cached = _cache_path(source, config)
     prepared = _read_cache(cached, source.provenance())
     if prepared is None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import platform
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterable
@@ -16,18 +19,22 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from newllm_jax.errors import InputError
-from newllm_jax.sources.cache import whole_file
+from newllm_jax.sources.cache import naming, whole_file
 
 SCHEMA_VERSION = 1
 REPORTED_PACKAGES = ("newllm-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 class RunDir:
-    """A run directory, held by one process at a time. Use it as a context."""
+    """A run directory, held by one process at a time. Use it as a context.
+
+    It is a run from its `config.json` on: a new directory that is left without one vanishes.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = FileLock(path / ".lock", timeout=0)
+        self._is_new = False
 
     @classmethod
     def create(cls, root: str | Path, name: str) -> Self:
@@ -39,7 +46,9 @@ class RunDir:
                 path.mkdir(parents=True)
             except FileExistsError:
                 continue
-            return cls(path)
+            run = cls(path)
+            run._is_new = True
+            return run
         raise InputError(f"run_root: no free name for a run in {root}")
 
     @classmethod
@@ -64,6 +73,8 @@ class RunDir:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._is_new and not (self.path / "config.json").exists():
+            shutil.rmtree(self.path, ignore_errors=True)
         self._lock.release()
 
     @property
@@ -99,8 +110,15 @@ class RunDir:
 
     def append_metrics(self, entry: dict[str, Any]) -> None:
         """Adds a line to `metrics.jsonl`."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(_finite(entry)) + "\n")
+        path, line = self.path / "metrics.jsonl", json.dumps(_finite(entry)).encode() + b"\n"
+        with naming(path), path.open("ab", buffering=0) as stream:
+            size = stream.tell()
+            try:
+                if stream.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                stream.truncate(size)  # no half line
+                raise
 
 
 def environment(precision: str) -> dict[str, Any]:

@@ -54,10 +54,15 @@ class WandbTracker:
 
     def __init__(self, run: RunDir, config: dict[str, Any]) -> None:
         try:
-            import wandb
+            import wandb  # type: ignore[import-not-found]
         except ModuleNotFoundError as error:
             raise InputError("tracker: wandb needs the extra newllm-jax[wandb]") from error
-        self._run = wandb.init(project="newllm_jax", id=run.path.name, dir=str(run.path), config=config, resume="allow")
+        try:
+            self._run = wandb.init(
+                project="newllm_jax", id=run.path.name, dir=str(run.path), config=config, resume="allow"
+            )
+        except Exception as error:  # no account, no network: wandb has an error of its own for each
+            raise InputError(f"tracker: wandb cannot start ({error})") from error
 
     def log(self, entry: dict[str, Any]) -> None:
         """Logs every number of the epoch."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from newllm_jax.errors import InputError
+from newllm_jax.errors import InputError, disk_fault
 
 PROBE_SECONDS = 5.0
 
@@ -27,11 +28,20 @@ def hub_answers(timeout: float = PROBE_SECONDS) -> bool:
     address = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
     address = address or os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     parts = urlsplit(address if "://" in address else f"http://{address}")
-    try:
-        with socket.create_connection((parts.hostname or "", parts.port or 443), timeout=timeout):
-            return True
-    except OSError:
-        return False
+    answered = threading.Event()
+
+    def probe() -> None:
+        try:
+            with socket.create_connection((parts.hostname or "", parts.port or 443), timeout=timeout):
+                answered.set()
+        except OSError:
+            pass
+
+    # In a thread: looking up a name, and one address after another, would each take a time of its own.
+    thread = threading.Thread(target=probe, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    return answered.is_set()
 
 
 def hub_folder(repository: str, kind: str, patterns: Sequence[str] | None = None) -> Path:
@@ -50,21 +60,30 @@ def hub_folder(repository: str, kind: str, patterns: Sequence[str] | None = None
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     wanted = list(patterns) if patterns is not None else None
+    cached = None
     try:
         cached = Path(snapshot_download(repository, repo_type=kind, allow_patterns=wanted, local_files_only=True))
-        if all(any(cached.glob(pattern)) for pattern in wanted or ["*"]):
-            return cached
     except LocalEntryNotFoundError:
         pass
     except HFValidationError as error:
         raise InputError(f"{kind} {repository!r}: neither a path that exists nor a Hub name (owner/name)") from error
-    if hub_is_offline():
-        raise HubOutOfReach(f"{kind} {repository!r} is not in the local cache and HF_HUB_OFFLINE is set")
-    if not hub_answers():
-        raise HubOutOfReach(f"{kind} {repository!r} is not in the local cache and the Hub does not answer")
+    if cached and wanted and all(any(cached.glob(pattern)) for pattern in wanted):
+        return cached
+    silent = "HF_HUB_OFFLINE is set" if hub_is_offline() else "" if hub_answers() else "the Hub does not answer"
+    if silent and cached and wanted is None:
+        return cached  # whether it is all there is, only the Hub could say
+    if silent:
+        raise HubOutOfReach(f"{kind} {repository!r} is not in the local cache and {silent}")
     try:
         return Path(snapshot_download(repository, repo_type=kind, allow_patterns=wanted))
     except LocalEntryNotFoundError as error:
         raise HubOutOfReach(f"{kind} {repository!r}: the Hub stopped answering during the download") from error
     except HfHubHTTPError as error:
         raise InputError(f"{kind} {repository!r}: the Hub refused it ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # a proxy that refuses, a broken connection: each HTTP library has errors of its own
+        if disk_fault(error) or (isinstance(error, OSError) and error.filename is not None):
+            raise  # the cache folder's fault, not the network's
+        reason = str(error) or type(error).__name__
+        raise HubOutOfReach(
+            f"{kind} {repository!r} is not in the local cache and the Hub is shut ({reason})"
+        ) from error

@@ -56,7 +56,9 @@ class TextSource:
         if self.path is None:
             return split_by_hash(builtin_paragraphs(), names)
         dataset = _read(self.path, self.configuration)
-        present = {_SPLIT_NAMES.get(name, name): _column(split, "text", self.path) for name, split in dataset.items()}
+        present: dict[str, list[str]] = {}
+        for name, split in dataset.items():
+            present[_SPLIT_NAMES.get(str(name), str(name))] = _column(split, "text", self.path)
         if "train" not in present:
             raise InputError(f"dataset: {self.path} has no train split (it has {', '.join(dataset)})")
         missing = [name for name in names if name not in present]
@@ -98,26 +100,28 @@ def open_source(dataset: str, configuration: str, fallback: str, hub_configurati
       hub_configuration: the default configuration where the source is the Hub.
 
     Raises:
-      InputError: no such path or repository, an empty folder, an unknown or ambiguous configuration.
-      HubOutOfReach: the Hub is out of reach and `fallback` is `error`.
+      InputError: no such path or repository, an empty folder or file, an unknown or ambiguous configuration,
+        a Hub that is out of reach where `fallback` is `error`.
     """
     if dataset == "builtin":
         return _builtin(dataset, "")
     path = Path(dataset).expanduser()
-    if not path.exists():
-        if dataset.count("/") != 1 or dataset.startswith((".", "/", "~")):
-            raise InputError(f"dataset: {dataset} does not exist (a folder, a file, a Hub name or builtin is expected)")
+    if not dataset or not path.exists():
+        if dataset.count("/") != 1 or dataset.startswith((".", "/", "~")) or path.suffix in READERS:
+            raise InputError(f"dataset: {dataset!r} does not exist (a folder, file, Hub name or builtin is expected)")
         configuration = configuration or hub_configuration
         try:
-            patterns = ["README.md", f"{configuration}/*"] if configuration else None
-            path = hub_folder(dataset, "dataset", patterns)
+            path = _hub_snapshot(dataset, configuration)
         except HubOutOfReach as error:
-            if fallback == "error":
-                raise
+            if fallback == "error" or path.parent.is_dir():  # `data/wikitxt` beside `data/wikitext` is a slip
+                raise InputError(f"dataset: {error}; name a local folder or file that exists, or builtin") from error
             return _builtin(dataset, str(error))
     files = data_files(path)
     if not files:
         raise InputError(f"dataset: {path} has no data files ({', '.join(READERS)})")
+    for file in files:
+        if file.stat().st_size == 0:
+            raise InputError(f"dataset: {file} is empty")
     configuration = _choose(_configurations(path), configuration, path)
     digest = hashlib.sha256(configuration.encode())
     for file in files:
@@ -165,16 +169,26 @@ def _builtin(asked: str, fallback: str) -> TextSource:
     return TextSource(asked, None, "", fallback, digest)
 
 
+def _hub_snapshot(repository: str, configuration: str) -> Path:
+    """A Hub data set as a folder: only the configuration's own folder where the repository has one of that name."""
+    if configuration:
+        path = hub_folder(repository, "dataset", ["README.md", f"{configuration}/*"])
+        if data_files(path):
+            return path
+    return hub_folder(repository, "dataset")
+
+
 def _configurations(path: Path) -> list[str]:
     """The configurations that a folder's README declares."""
     if not (path / "README.md").is_file():
         return []
     from huggingface_hub import DatasetCard
+    from yaml import YAMLError
 
     try:
         declared = DatasetCard.load(path / "README.md").data.to_dict().get("configs") or []
         return [str(entry["config_name"]) for entry in declared]
-    except (ValueError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, UnicodeDecodeError, YAMLError) as error:
         raise InputError(f"dataset: {path / 'README.md'} has a header that cannot be read ({error})") from error
 
 
@@ -190,8 +204,12 @@ def _choose(available: list[str], wanted: str, path: Path) -> str:
 def _read(path: Path, configuration: str) -> Any:
     """The splits of a folder or file, as the `datasets` library reads them."""
     import datasets
+    from datasets.exceptions import DatasetsError
+    from datasets.utils import logging
 
     datasets.disable_progress_bars()
+    loud = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)  # it logs an error before it raises it
     try:
         if path.is_file():
             if path.suffix not in READERS:
@@ -200,10 +218,24 @@ def _read(path: Path, configuration: str) -> Any:
         return datasets.load_dataset(str(path), configuration or None)
     except InputError:
         raise
-    except (datasets.exceptions.DatasetsError, OSError, ValueError, UnicodeDecodeError) as error:
+    except (DatasetsError, OSError, ValueError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # a full or read-only disk is not the data set's fault
+        _check_utf8(path)
         raise InputError(f"dataset: {path} cannot be read ({_reason(error)})") from error
+    finally:
+        logging.set_verbosity(loud)
+
+
+def _check_utf8(path: Path) -> None:
+    """Raises InputError naming the first text file that is not UTF-8: the readers' own messages name none."""
+    for file in data_files(path):
+        if file.suffix != ".parquet":
+            try:
+                file.read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                byte = error.object[error.start]
+                raise InputError(f"dataset: {file} is not UTF-8 (byte {byte:#04x} at {error.start})") from error
 
 
 def _options(path: Path) -> dict[str, Any]:
@@ -214,8 +246,6 @@ def _reason(error: BaseException) -> str:
     """The innermost cause in one line: `datasets` wraps what really happened."""
     while error.__cause__ is not None or error.__context__ is not None:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
-    if isinstance(error, UnicodeDecodeError):
-        return f"not UTF-8: byte {error.object[error.start]:#04x} at {error.start}"
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
@@ -231,5 +261,5 @@ def _texts(split: Any, name: str, path: Path) -> Iterator[str]:
             if value is not None and not isinstance(value, str):
                 raise InputError(f"dataset: column {name!r} of {path} holds {type(value).__name__}, not text")
             yield value or ""
-    except UnicodeDecodeError as error:
-        raise InputError(f"dataset: {path} cannot be read ({_reason(error)})") from error
+    except UnicodeDecodeError as error:  # Parquet, whose texts nobody checked before
+        raise InputError(f"dataset: column {name!r} of {path} is not UTF-8") from error

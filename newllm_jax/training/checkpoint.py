@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -12,7 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from newllm_jax.errors import InputError
+from newllm_jax.errors import InputError, disk_fault
 from newllm_jax.training.step import Params, TrainState
 
 
@@ -51,7 +52,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.close()
+        with self._writing():
+            self._manager.close()
 
     @property
     def epochs(self) -> list[int]:
@@ -68,19 +70,33 @@ class Checkpoints:
         free = shutil.disk_usage(self.folder).free
         if free < 1.2 * needed:
             raise InputError(
-                f"{self.folder}: no room for the checkpoint of epoch {epoch} ({needed / 1e6:.0f} MB needed, "
-                f"{free / 1e6:.0f} MB free); make room and resume from epoch {max(self.epochs, default=0)}"
+                f"{self.folder}: no room for the checkpoint of epoch {epoch} ({needed / 1e6:.1f} MB needed, "
+                f"{free / 1e6:.1f} MB free); make room and resume from epoch {max(self.epochs, default=0)}"
             )
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),  # type: ignore[call-arg]
             opt_state=ocp.args.StandardSave(state.opt_state),  # type: ignore[call-arg]
             record=ocp.args.JsonSave(record),  # type: ignore[call-arg]
         )
-        self._manager.save(epoch, args=items, metrics={"val_loss": val_loss})
+        with self._writing():
+            self._manager.save(epoch, args=items, metrics={"val_loss": val_loss})
 
     def wait(self) -> None:
-        """Returns when everything is on the disk."""
-        self._manager.wait_until_finished()
+        """Returns when everything is on the disk. Raises InputError where it has no room."""
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Brings a full or read-only disk, which Orbax notices while the next epoch runs, to one line."""
+        try:
+            yield
+        except Exception as error:
+            fault = disk_fault(error)
+            if fault is None:
+                raise
+            whole = f"the checkpoints up to epoch {max(self.epochs)} are whole" if self.epochs else "no checkpoint yet"
+            raise InputError(f"{self.folder}: {fault}; {whole}; make room and resume") from error
 
     def latest(self, like: TrainState) -> tuple[Checkpoint | None, list[int]]:
         """The latest checkpoint that can be read, on the default device, and the epochs of later, damaged ones.

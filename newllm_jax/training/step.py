@@ -113,7 +113,7 @@ def train_step(
     grads, sums = jax.grad(mean_loss, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(params, opt_state), Totals(sums, optax.global_norm(grads))
+    return TrainState(params, opt_state), Totals(sums, optax.tree.norm(grads))
 
 
 def make_updates(loss_fn: LossFn, optimizer: optax.GradientTransformation) -> UpdateFn:

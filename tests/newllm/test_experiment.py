@@ -184,8 +184,10 @@ def test_results_hold_the_contract(whole, tiny):
         "parameters", "epochs", "best", "test",
     } <= results.keys()  # fmt: skip
     assert results["system"] == "new-llm"
-    assert {"source", "fallback", "fingerprint", "train_texts", "validation_texts", "train_sequences",
-            "validation_sequences", "test_sequences", "vocabulary_size", "steps_per_epoch"} <= results["data"].keys()  # fmt: skip
+    assert {
+        "source", "fallback", "fingerprint", "train_texts", "validation_texts", "train_sequences",
+        "validation_sequences", "test_sequences", "vocabulary_size", "steps_per_epoch",
+    } <= results["data"].keys()  # fmt: skip
     assert set(results["epochs"][0]) == {
         "epoch", "train_loss", "val_loss", "val_ppl", "val_accuracy", "learning_rate", "clip_norm", "grad_norm",
         "tokens_per_second", "seconds",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,7 +83,7 @@ def test_any_cut_of_an_epoch_gives_the_same_bits(data):
 
     def epoch(borders):
         state, totals = init_state(init_params(MODEL, 0), ADAM), Totals.zero()
-        for start, stop in zip(borders[:-1], borders[1:], strict=True):
+        for start, stop in itertools.pairwise(borders):
             state, totals = updates(state, totals, data, order, start, stop, key)
         return state, totals
 

@@ -1,0 +1,116 @@
+"""Writes the tables of README.md and docs/results/README.md from the JSON files there: `python docs/make_tables.py`.
+
+A block between `<!-- table: NAME -->` and `<!-- end -->` is replaced by the table of that name. With `--check` nothing
+is written, and a page that is not up to date ends in exit code 1.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from newllm_jax.report.tables import markdown_table
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "docs" / "results"
+PAGES = (ROOT / "README.md", RESULTS / "README.md")
+SEEDS = (0, 1, 2)
+
+
+def load(path: str) -> Any:
+    return json.loads((RESULTS / path).read_text(encoding="utf-8"))
+
+
+def runs(config: str) -> list[dict[str, Any]]:
+    return [load(f"newllm/{config}-seed{seed}.json") for seed in SEEDS]
+
+
+def each(values: list[float], digits: int = 2) -> str:
+    return " / ".join(f"{value:.{digits}f}" for value in values)
+
+
+def newllm_summary() -> str:
+    """Published and own best perplexities, one line a configuration."""
+    rows = []
+    for config, published in load("published.json")["newllm"].items():
+        own = runs(config)
+        first = own[0]
+        seconds = statistics.median(entry["seconds"] for run in own for entry in run["epochs"])
+        best = f"{published['best_val_ppl']['value']:.2f} ({published['device']})"
+        rows.append([
+            f"`{config}`", f"{first['parameters']:,}", best,
+            each([run["best"]["val_ppl"] for run in own]), each([run["test"]["ppl"] for run in own]),
+            str(len(first["epochs"])), f"{seconds:.1f} s", f"{first['peak_memory_bytes'] / 2**30:.2f} GiB",
+        ])  # fmt: skip
+    header = ["config", "parameters", "published val PPL", "ours, val PPL (3 seeds)", "ours, test PPL", "epochs",
+              "an epoch", "memory"]  # fmt: skip
+    return markdown_table(header, rows)
+
+
+def newllm_epochs(config: str) -> str:
+    """Validation perplexity, published and ours, at every epoch for which one was published."""
+    published, own = load("published.json")["newllm"][config], runs(config)
+    rows = [
+        [epoch, f"{figure['value']:.1f}", figure["source"]]
+        + [f"{run['epochs'][int(epoch) - 1]['val_ppl']:.1f}" for run in own]
+        for epoch, figure in published["val_ppl"].items()
+    ]
+    return markdown_table(["epoch", "published", "source", *(f"seed {seed}" for seed in SEEDS)], rows)
+
+
+def newllm_extended() -> str:
+    """The planned continuation of the advanced run to 100 epochs."""
+    epochs = load("newllm/advanced-seed0-resumed100.json")["epochs"]
+    marks = [50, 60, 70, 80, 90, 100]
+    figures = [f"{epochs[mark - 1]['val_ppl']:.2f}" for mark in marks]
+    return markdown_table(["epoch", *map(str, marks)], [["val PPL", *figures]])
+
+
+def newllm_commands() -> str:
+    """The command, device and versions of every committed run."""
+    rows = []
+    for path in sorted((RESULTS / "newllm").glob("*.json")):
+        run = load(f"newllm/{path.name}")
+        environment = run["environment"]
+        rows.append([
+            f"[{path.stem}](newllm/{path.name})", f"`{run['command']}`",
+            f"{environment['device']}, {environment['precision']}, jax {environment['jax']}", f"{run['seconds']:.0f} s",
+        ])  # fmt: skip
+    return markdown_table(["run", "command", "on", "took"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "newllm summary": newllm_summary,
+    "newllm baseline epochs": lambda: newllm_epochs("baseline"),
+    "newllm advanced epochs": lambda: newllm_epochs("advanced"),
+    "newllm extended": newllm_extended,
+    "newllm commands": newllm_commands,
+}
+BLOCK = re.compile(r"(<!-- table: (?P<name>.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def render(text: str) -> str:
+    """A page with every table made anew."""
+    return BLOCK.sub(lambda block: f"{block[1]}{TABLES[block['name']]()}\n{block[3]}", text)
+
+
+def main() -> int:
+    check, stale = "--check" in sys.argv, False
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        if render(text) == text:
+            continue
+        stale = True
+        print(f"{page.relative_to(ROOT)} {'is not up to date' if check else 'written'}")
+        if not check:
+            page.write_text(render(text), encoding="utf-8")
+    return int(check and stale)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
