@@ -1,0 +1,140 @@
+"""The ensemble against a token-by-token re-computation, and its two limits."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from newllm_jax.cascade.ensemble import TrainedStage, evaluate_ensemble
+from newllm_jax.cascade.extraction import BATCH_TOKENS, Tokens, extract, run_stage
+from newllm_jax.cascade.hardness import token_scores
+from newllm_jax.cascade.pretrained import load_smollm2
+from newllm_jax.cascade.stage import Stage, init_stage, stage_config
+
+pytestmark = pytest.mark.quick
+
+
+@pytest.fixture(scope="module")
+def base(tiny_base):
+    return load_smollm2(tiny_base)
+
+
+@pytest.fixture(scope="module")
+def stage(base):
+    return Stage(stage_config(base.model.config, 1))
+
+
+@pytest.fixture(scope="module")
+def weights(stage):
+    """Two stages that say something: ten times the initial weights."""
+    return [jax.tree.map(lambda leaf: 10 * leaf, init_stage(stage, 0, number)) for number in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def chunks():
+    return np.random.default_rng(0).integers(0, 257, (11, 129)).astype(np.int32)
+
+
+@pytest.fixture(scope="module", params=["cosine", "entropy", "max_probability"])
+def criterion(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def tokens(base, chunks, criterion) -> Tokens:
+    return extract(base.model, base.params, chunks, criterion)
+
+
+def log_softmax(logits):
+    logits = np.asarray(logits, np.float64)
+    return logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
+
+
+def test_extraction_is_the_base_token_by_token(base, chunks, criterion, tokens):
+    assert len(tokens) == 11 * 128
+    assert tokens.hidden.dtype == tokens.scores.dtype == tokens.losses.dtype == np.float32
+
+    @jax.jit
+    def forward(ids):
+        states = base.model.apply({"params": base.params}, ids, method="hidden")
+        return states, base.model.apply({"params": base.params}, ids)[0][0]
+
+    for chunk in (0, 10):
+        ids = chunks[chunk]
+        states, logits = forward(ids[None, :-1])
+        rows = slice(chunk * 128, chunk * 128 + 128)
+        np.testing.assert_allclose(tokens.hidden[rows], states.last[0], rtol=1e-5, atol=1e-5)
+        assert (tokens.targets[rows] == ids[1:]).all()
+        losses = [-log_softmax(row)[target] for row, target in zip(logits, ids[1:], strict=True)]
+        np.testing.assert_allclose(tokens.losses[rows], losses, rtol=1e-4, atol=1e-4)
+        scores = token_scores(criterion, states.embedding[0], states.last[0], logits)
+        np.testing.assert_allclose(tokens.scores[rows], scores, rtol=1e-4, atol=1e-5)
+        assert (tokens.hits[rows] == (np.argmax(logits, -1) == ids[1:])).all()
+
+
+def by_hand(base_tokens, stage, weights, thresholds, criterion, used):
+    """Exit and loss of every token, one after the other."""
+
+    @jax.jit
+    def forward(params, hidden):
+        last, logits = stage.apply({"params": params}, hidden)
+        return last, logits[0], token_scores(criterion, hidden, last, logits)[0]
+
+    results = []
+    for index in range(len(base_tokens)):
+        hidden, target = jnp.asarray(base_tokens.hidden[index][None]), base_tokens.targets[index]
+        score, loss, exit_ = base_tokens.scores[index], base_tokens.losses[index], 0
+        while exit_ < used and score <= np.float32(thresholds[exit_]):
+            hidden, logits, score = forward(weights[exit_], hidden)
+            loss, exit_ = -log_softmax(logits)[target], exit_ + 1
+        results.append((exit_, loss))
+    return np.array(results)
+
+
+def test_ensemble_token_by_token(tokens, stage, weights, criterion):
+    few = tokens.take(np.arange(60))
+    first = float(np.median(few.scores))
+    second = float(np.median(run_stage(stage, weights[0], few.take(few.scores <= first), criterion).scores))
+    trained = [TrainedStage(weights[0], first), TrainedStage(weights[1], second)]
+    rows = evaluate_ensemble(few, stage, trained, criterion, 1000)
+    size = sum(leaf.size for leaf in jax.tree.leaves(weights[0]))
+    assert [row["parameters"] for row in rows] == [1000, 1000 + size, 1000 + 2 * size]
+    for used, row in enumerate(rows):
+        expected = by_hand(few, stage, weights, (first, second), criterion, used)
+        counts = np.bincount(expected[:, 0].astype(int), minlength=used + 1)
+        assert row["stages"] == used
+        assert row["exit_rates"] == pytest.approx(list(counts / 60))
+        assert row["val_loss"] == pytest.approx(expected[:, 1].mean(), rel=1e-5)
+        assert row["val_ppl"] == pytest.approx(np.exp(expected[:, 1].mean()), rel=1e-4)
+        for group in row["exit_groups"]:
+            there = expected[:, 0] == group["exit"]
+            assert group["tokens"] == there.sum()
+            assert group["loss"] == pytest.approx(expected[there, 1].mean(), rel=1e-5)
+            assert group["base_loss"] == pytest.approx(few.losses[there].mean(), rel=1e-5)
+    assert all(count > 5 for count in counts)  # each exit is taken
+
+
+def test_never_exit_is_the_last_stage_everywhere(tokens, stage, weights, criterion):
+    trained = [TrainedStage(entry, np.inf) for entry in weights]
+    row = evaluate_ensemble(tokens, stage, trained, criterion, 0)[-1]
+    through = run_stage(stage, weights[1], run_stage(stage, weights[0], tokens, criterion), criterion)
+    assert row["exit_rates"] == [0, 0, 1]
+    assert row["val_loss"] == pytest.approx(through.losses.mean(dtype=np.float64))
+    assert row["exit_groups"][0] == {"exit": 0, "tokens": 0, "base_loss": None, "loss": None}
+
+
+def test_always_exit_is_the_base(tokens, stage, weights, criterion):
+    rows = evaluate_ensemble(tokens, stage, [TrainedStage(entry, -np.inf) for entry in weights], criterion, 0)
+    assert {row["val_loss"] for row in rows} == {rows[0]["val_loss"]}
+    assert rows[-1]["exit_rates"] == [1, 0, 0]
+
+
+def test_a_stage_reads_tokens_in_batches_of_one_shape(tokens, stage, weights, criterion):
+    cut = BATCH_TOKENS + 7
+    part, whole = (run_stage(stage, weights[0], tokens.take(np.arange(n)), criterion) for n in (cut, len(tokens)))
+    assert len(part) == cut
+    assert (part.hidden == whole.hidden[:cut]).all()
+    assert (part.scores == whole.scores[:cut]).all()
+    assert len(run_stage(stage, weights[0], tokens.take(np.arange(0)), criterion)) == 0

@@ -1,0 +1,111 @@
+"""Generation with early exit: the base's own greedy text without stages, the right exits with them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from newllm_jax.cascade.ensemble import TrainedStage
+from newllm_jax.cascade.generate import Exits, generate_tokens, prompt_ids, stream_text
+from newllm_jax.cascade.hardness import token_scores
+from newllm_jax.cascade.pretrained import load_smollm2
+from newllm_jax.cascade.stage import Stage, init_stage, stage_config
+from newllm_jax.errors import InputError
+from newllm_jax.sampling import Sampling
+
+pytestmark = pytest.mark.quick
+
+GREEDY = Sampling(temperature=0, top_p=1)
+
+
+@pytest.fixture(scope="module")
+def base(tiny_base):
+    return load_smollm2(tiny_base)
+
+
+@pytest.fixture(scope="module")
+def stage(base):
+    return Stage(stage_config(base.model.config, 1))
+
+
+def greedy_by_hand(base, stage, trained, ids, count):
+    """Without a cache: the whole text again for every token."""
+    ids, exits = list(ids), []
+
+    @jax.jit
+    def read(padded, last):  # what stands after a token does not change it
+        states = base.model.apply({"params": base.params}, padded, method="hidden")
+        hidden = states.last[:, last]
+        logits = base.model.apply({"params": base.params}, hidden, method="logits")
+        return hidden, logits, token_scores("cosine", states.embedding[:, last], hidden, logits)[0]
+
+    @jax.jit
+    def hand_on(params, hidden):
+        last, logits = stage.apply({"params": params}, hidden)
+        return last, logits, token_scores("cosine", hidden, last, logits)[0]
+
+    for _ in range(count):
+        padded = np.zeros((1, 64), np.int32)
+        padded[0, : len(ids)] = ids
+        (hidden, logits, score), depth = read(padded, len(ids) - 1), 0
+        while depth < len(trained) and score <= np.float32(trained[depth].threshold):
+            hidden, logits, score = hand_on(trained[depth].params, hidden)
+            depth += 1
+        ids.append(int(jnp.argmax(logits)))
+        exits.append(depth)
+        if ids[-1] == base.tokenizer.eos_id:
+            break
+    return ids, exits
+
+
+@pytest.mark.parametrize("length", [1, 33, 40])
+def test_without_stages_it_is_the_base(base, length):
+    ids = np.random.default_rng(length).integers(0, 256, length).tolist()
+    exits = Exits()
+    ours = list(generate_tokens(base, None, (), "cosine", ids, 12, GREEDY, exits=exits))
+    expected, _ = greedy_by_hand(base, None, (), ids, 12)
+    expected = [token for token in expected[length:] if token != base.tokenizer.eos_id]
+    assert ours == expected
+    assert sum(exits.counts) in (len(ours), len(ours) + 1)
+
+
+def test_with_stages(base, stage):
+    ids = np.random.default_rng(0).integers(0, 256, 9).tolist()
+    params = [jax.tree.map(lambda leaf: 10 * leaf, init_stage(stage, 0, number)) for number in (1, 2)]
+    trained = [TrainedStage(params[0], 0.35), TrainedStage(params[1], 0.1)]
+    exits = Exits()
+    ours = list(generate_tokens(base, stage, trained, "cosine", ids, 16, GREEDY, exits=exits))
+    expected, depths = greedy_by_hand(base, stage, trained, ids, 16)
+    assert ours == [token for token in expected[9:] if token != base.tokenizer.eos_id]
+    assert exits.counts == np.bincount(depths, minlength=3).tolist()
+    assert min(exits.counts) > 0, exits.counts  # each exit is taken
+    assert str(exits) == "base {}, stage 1 {}, stage 2 {}".format(*exits.counts)
+
+
+def test_sampling_follows_its_seed(base):
+    ids, sampling = [1, 2, 3], Sampling(temperature=1.0, top_p=1.0)
+    one, same, other = (
+        list(generate_tokens(base, None, (), "cosine", ids, 10, sampling, seed=seed)) for seed in (0, 0, 1)
+    )
+    assert one == same != other
+
+
+def test_bad_requests(base):
+    with pytest.raises(InputError, match="prompt: must be at least one token"):
+        list(generate_tokens(base, None, (), "cosine", [], 1, GREEDY))
+    with pytest.raises(InputError, match="max_words"):
+        list(generate_tokens(base, None, (), "cosine", [1], -1, GREEDY))
+
+
+def test_characters_come_out_whole(base):
+    text = "a\N{SNOWMAN}é!"
+    ids = base.tokenizer.encode(text)
+    assert len(ids) == 7
+    assert list(stream_text(base.tokenizer, iter(ids))) == ["a", "\N{SNOWMAN}", "é", "!"]
+    assert next(stream_text(base.tokenizer, iter(ids[:3]))) == "a"
+
+
+def test_a_prompt_is_a_turn_of_a_conversation(base):
+    assert prompt_ids(base.tokenizer, "hello") == base.tokenizer.encode("hello")
