@@ -90,9 +90,11 @@ def tiny_base(tmp_path_factory) -> str:
     )
     draw = np.random.default_rng(0)
     params = jax.tree.map(
-        lambda shape: 1 + 0.1 * draw.standard_normal(shape.shape, np.float32)
-        if len(shape.shape) == 1
-        else draw.standard_normal(shape.shape, np.float32) * 0.5,
+        lambda shape: (
+            1 + 0.1 * draw.standard_normal(shape.shape, np.float32)
+            if len(shape.shape) == 1
+            else draw.standard_normal(shape.shape, np.float32) * 0.5
+        ),
         parameter_shapes(config),
     )
     save_model(folder, config, params)
