@@ -26,11 +26,15 @@ def epoch_table(epochs: Sequence[dict[str, Any]]) -> str:
     return markdown_table(header, [
         [
             str(entry["epoch"]), f"{entry['train_loss']:.4f}", f"{entry['val_loss']:.4f}", number(entry["val_ppl"]),
-            f"{entry['val_accuracy']:.1%}", f"{entry['learning_rate']:.2g}", number(entry["clip_norm"]),
+            f"{entry['val_accuracy']:.1%}", f"{entry['learning_rate']:.2g}", _clip(entry["clip_norm"]),
             f"{entry['tokens_per_second']:,.0f}", f"{entry['seconds']:.1f}",
         ]
         for entry in epochs
     ])  # fmt: skip
+
+
+def _clip(bound: float | None) -> str:
+    return "-" if bound is None else f"{bound:g}"
 
 
 def number(value: float | None, digits: int = 2) -> str:
