@@ -1,4 +1,4 @@
-# From a bare Python 3.11 or newer and make: `make quickstart`, `make test`. Another Python: make quickstart PYTHON=python3.12
+# From a bare Python 3.11 or newer and make: `make quickstart`, `make cascade`, `make test`. Another Python: make quickstart PYTHON=python3.12
 # Another place for the virtual environment: VENV=...; a GPU: EXTRAS=cuda12 (or cuda13).
 VENV ?= .venv
 EXTRAS ?=
@@ -8,10 +8,11 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 py
 comma := ,
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test clean
+.PHONY: help quickstart cascade test clean
 
 help:
 	@echo "make quickstart  train a small New-LLM on text that Python itself carries, and print its report"
+	@echo "make cascade     train two small CASCADE stages on the real SmolLM2-135M, and print their report"
 	@echo "make test        run the whole test suite"
 	@echo "make clean       delete $(VENV)"
 
@@ -20,6 +21,12 @@ quickstart: $(BIN)/.newllm
 	$(BIN)/python train.py --config quickstart
 	@echo
 	@cat "$$(ls -td runs/quickstart-*/ | head -n 1)report.md"
+
+cascade: $(BIN)/.newllm-gguf
+	@mkdir -p runs
+	$(BIN)/python cascade.py --config quickstart
+	@echo
+	@cat "$$(ls -td runs/cascade-quickstart*/ | head -n 1)report.md"
 
 test: $(BIN)/.newllm-test
 	$(BIN)/python -m pytest
@@ -31,6 +38,10 @@ clean:
 $(BIN)/.newllm: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -q -e '.$(if $(EXTRAS),[$(EXTRAS)])'
 	@touch $@
+
+$(BIN)/.newllm-gguf: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q -e '.[gguf$(if $(EXTRAS),$(comma)$(EXTRAS))]'
+	@touch $@ $(BIN)/.newllm
 
 $(BIN)/.newllm-test: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -q -e '.[test$(if $(EXTRAS),$(comma)$(EXTRAS))]'

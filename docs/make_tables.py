@@ -14,7 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from newllm_jax.report.tables import markdown_table
+from newllm_jax.report.cascade_tables import configuration_name, exit_group_table, verdict
+from newllm_jax.report.compare import differences, ensemble_columns, stages_table
+from newllm_jax.report.published import PUBLISHED_RUNS
+from newllm_jax.report.tables import markdown_table, number
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -71,6 +74,18 @@ def newllm_extended() -> str:
     return markdown_table(["epoch", *map(str, marks)], [["val PPL", *figures]])
 
 
+def newllm_cpu() -> str:
+    """The baseline's first epoch without a GPU."""
+    rows = []
+    for path in sorted((RESULTS / "newllm").glob("baseline-epoch1-*.json")):
+        run = load(f"newllm/{path.name}")
+        epoch = run["epochs"][0]
+        rows.append(
+            [f"[{path.stem}](newllm/{path.name})", f"{epoch['seconds'] / 60:.1f} min", f"{epoch['val_ppl']:.1f}"]
+        )
+    return markdown_table(["run", "an epoch", "val PPL"], rows)
+
+
 def newllm_commands() -> str:
     """The command, device and versions of every committed run."""
     rows = []
@@ -84,12 +99,57 @@ def newllm_commands() -> str:
     return markdown_table(["run", "command", "on", "took"], rows)
 
 
+def cascade_runs() -> list[dict[str, Any]]:
+    """The published runs and ours, under short names."""
+    own = [{**load(f"cascade/ratio0{ratio}.json"), "name": f"ours, 0.{ratio}"} for ratio in (6, 9)]
+    return [*PUBLISHED_RUNS, *own]
+
+
+def cascade_summary() -> str:
+    """Perplexity over all tokens: the base, the base with stages, and fine-tuning as the control."""
+    tuned = [load(f"cascade/{path.name}") for path in sorted((RESULTS / "cascade").glob("finetune-*.json"))]
+    base = load("cascade/ratio06.json")["base"]
+    rows = [["base alone, frozen", f"{base['parameters']:,}", "7.89", number(base["val_ppl"])]]
+    published, _, six, nine = cascade_runs()
+    for run, reference in ((six, published), (nine, None)):
+        for row in (run["ensemble"][1], run["ensemble"][-1]):
+            figure = number(reference["ensemble"][row["stages"]]["val_ppl"]) if reference else "-"
+            name = f"{configuration_name(row['stages'])}, hard ratio {run['config']['hard_ratio']:g}"
+            rows.append([name, f"{row['parameters']:,}", figure, number(row["val_ppl"])])
+    for run in tuned:
+        name = f"base fine-tuned, lr {run['config']['learning_rate']:g}, epoch {run['best']['epoch']}"
+        rows.append([name, f"{run['parameters']:,}", "-", number(run["best"]["val_ppl"])])
+    return markdown_table(["model", "parameters", "published val PPL", "ours"], rows)
+
+
+def cascade_commands() -> str:
+    """The command, device and memory of every committed run."""
+    rows = []
+    for path in sorted((RESULTS / "cascade").glob("*.json")):
+        run = load(f"cascade/{path.name}")
+        environment = run["environment"]
+        rows.append([
+            f"[{path.stem}](cascade/{path.name})", f"`{run['command']}`",
+            f"{environment['device']}, {environment['precision']}, jax {environment['jax']}", f"{run['seconds']:.0f} s",
+            f"{run['peak_memory_bytes'] / 2**30:.2f} GiB",
+        ])  # fmt: skip
+    return markdown_table(["run", "command", "on", "took", "memory"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "newllm summary": newllm_summary,
     "newllm baseline epochs": lambda: newllm_epochs("baseline"),
     "newllm advanced epochs": lambda: newllm_epochs("advanced"),
     "newllm extended": newllm_extended,
+    "newllm cpu": newllm_cpu,
     "newllm commands": newllm_commands,
+    "cascade summary": cascade_summary,
+    "cascade differences": lambda: differences(cascade_runs()),
+    "cascade stages": lambda: stages_table(cascade_runs()),
+    "cascade ensemble": lambda: ensemble_columns(cascade_runs()),
+    "cascade exits": lambda: exit_group_table(load("cascade/ratio06.json")["ensemble"][-1]),
+    "cascade verdict": lambda: verdict(load("cascade/ratio06.json")),
+    "cascade commands": cascade_commands,
 }
 BLOCK = re.compile(r"(<!-- table: (?P<name>.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
