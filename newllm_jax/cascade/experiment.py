@@ -18,7 +18,7 @@ import optax
 from newllm_jax.cascade.alpaca import AlpacaChunks, load_alpaca
 from newllm_jax.cascade.ensemble import TrainedStage, evaluate_ensemble
 from newllm_jax.cascade.extraction import Tokens, extract, run_stage
-from newllm_jax.cascade.hardness import hardness_threshold, select_hard
+from newllm_jax.cascade.hardness import hardness_threshold, select_hard, stage_counts
 from newllm_jax.cascade.pretrained import Pretrained
 from newllm_jax.cascade.run import (
     RESUMABLE,
@@ -38,7 +38,6 @@ from newllm_jax.cascade.run import (
 from newllm_jax.cascade.smollm import count_parameters
 from newllm_jax.cascade.stage import Stage, init_stage, next_token_loss, stage_config
 from newllm_jax.config import CascadeConfig
-from newllm_jax.errors import InputError
 from newllm_jax.report.cascade_tables import cascade_report, verdict
 from newllm_jax.report.plots import save_stage_curves
 from newllm_jax.report.progress import TrainingProgress, progress_bar
@@ -101,6 +100,8 @@ def train_cascade(
             config = (config or CascadeConfig()).override(overrides or {})
         base = load_base(config)
         data = load_alpaca(base.tokenizer, config)
+        for count in (data.train_tokens, data.validation_tokens):
+            stage_counts(count, config.hard_ratio, config.num_stages)
         if run is None:
             run = stack.enter_context(RunDir.create(run_root, run_name(name, base, data)))
         precision = resolve_precision(config.precision)
@@ -204,12 +205,6 @@ class StageTrainer:
         # Validation picks its own share while training; the ensemble will use the threshold of the train tokens.
         thresholds = {split: hardness_threshold(tokens[split].scores, config.hard_ratio) for split in SPLITS}
         hard = {split: tokens[split].take(select_hard(tokens[split].scores, thresholds[split])) for split in SPLITS}
-        for split in SPLITS:
-            if not len(hard[split]) or len(hard[split]) == len(tokens[split]) == 1:
-                raise InputError(
-                    f"stage {number}: no hard {split} tokens are left of {len(tokens[split])}; "
-                    "use fewer stages, a higher hard_ratio or more chunks"
-                )
         counts = {split: f"{len(hard[split]):,} of {len(tokens[split]):,}" for split in SPLITS}
         self.narrate(f"stage {number}     threshold {thresholds['train']:.4f}: {counts['train']} train tokens, "
                      f"{counts['validation']} validation tokens")  # fmt: skip

@@ -94,6 +94,24 @@ def count_hard(tokens: int, hard_ratio: float) -> int:
     return _quantile_position(tokens, hard_ratio)[0] + 1
 
 
+def stage_counts(tokens: int, hard_ratio: float, stages: int) -> list[int]:
+    """How many of `tokens` each of the stages gets, each the hard ones of the stage before.
+
+    Raises:
+      InputError: a single token is left for a stage to take a share of.
+    """
+    counts: list[int] = []
+    for stage in range(1, stages + 1):
+        if tokens < 2:
+            raise InputError(
+                f"num_stages: no hard tokens are left for stage {stage} (only {tokens} before it); use fewer stages, "
+                "a higher hard_ratio or more chunks"
+            )
+        tokens = count_hard(tokens, hard_ratio)
+        counts.append(tokens)
+    return counts
+
+
 def _quantile_position(tokens: int, hard_ratio: float) -> tuple[int, float]:
     """The rank (from 0) at or below the quantile, and how far it is to the next."""
     if not isinstance(hard_ratio, (int, float)) or not 0 < hard_ratio < 1:

