@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, Self
 
 from rich.console import Console
@@ -52,7 +52,7 @@ class TrainingProgress:
         self._best = min((entry["val_loss"] for entry in history), default=math.inf)
         self._bar = Progress(
             TextColumn("{task.fields[epoch]}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=10),  # all of it fits into 80 columns
             TaskProgressColumn(),
             TextColumn("{task.fields[status]}"),
             TimeRemainingColumn(elapsed_when_finished=True),
@@ -75,20 +75,20 @@ class TrainingProgress:
         if self._task is None:
             done_before = (epoch - 1) * steps
             self._task = self._bar.add_task("", total=self._epochs * steps, completed=done_before, epoch="", status="")
-        status = f"loss {loss:.4f}  PPL {math.exp(min(loss, 700)):.2f}  {tokens_per_second:,.0f} tokens/s"
-        place = f"{self._label}epoch {epoch}/{self._epochs} update {done}/{steps}"
+        status = f"loss {loss:.3f} PPL {math.exp(min(loss, 700)):.2f} {tokens_per_second:,.0f} tok/s"
+        place = f"{self._label}epoch {epoch}/{self._epochs}"
         self._bar.update(self._task, completed=(epoch - 1) * steps + done, epoch=place, status=status)
 
     def epoch(self, entry: dict[str, Any]) -> None:
         """Prints and writes one epoch."""
         mark = " *" if entry["val_loss"] < self._best else ""
         self._best = min(self._best, entry["val_loss"])
-        left = (self._epochs - entry["epoch"]) * entry["seconds"]
+        left = timedelta(seconds=round((self._epochs - entry["epoch"]) * entry["seconds"]))
         line = (
             f"{self._label}epoch {entry['epoch']:>3}/{self._epochs}  train loss {entry['train_loss']:.4f}  "
             f"val loss {entry['val_loss']:.4f}  val PPL {entry['val_ppl']:.2f}  accuracy {entry['val_accuracy']:.1%}  "
             f"{entry['tokens_per_second']:,.0f} tokens/s  {entry['seconds']:.1f} s  "
-            f"left {time.strftime('%H:%M:%S', time.gmtime(left))}{mark}"
+            f"left {left}{mark}"
         )
         print(line, flush=True)
         if self._stage is None:
