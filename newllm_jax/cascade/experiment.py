@@ -98,8 +98,9 @@ def train_cascade(
             config = resumed_config(run, SYSTEM, CascadeConfig, overrides or {}, RESUMABLE)
         else:
             config = (config or CascadeConfig()).override(overrides or {})
-        base = load_base(config)
-        data = load_alpaca(base.tokenizer, config)
+        with progress_bar("base model and data", 0):
+            base = load_base(config)
+            data = load_alpaca(base.tokenizer, config)
         for count in (data.train_tokens, data.validation_tokens):
             stage_counts(count, config.hard_ratio, config.num_stages)
         if run is None:
@@ -115,6 +116,7 @@ def train_cascade(
             if finished is not None:
                 narrate(f"finished, all {config.num_stages} stages (raise num_stages to go on)")
                 return CascadeResult(run.path, finished)
+        open_tracker(config.tracker, run, config.to_dict()).close()  # says now, not hours later, what is not installed
         run.write_json("config.json", {
             "schema_version": SCHEMA_VERSION,
             "system": SYSTEM,

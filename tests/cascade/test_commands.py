@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -154,3 +155,26 @@ def test_resuming_as_another_experiment(refused, finished):
     assert "was trained with 0.6, not 0.9" in message
     assert refused("finetune", "--resume", finished) == f"{finished}: not a finetune run"
     assert refused("train", "--resume", finished) == f"{finished}: not a New-LLM run"
+
+
+def test_a_tracker_that_is_not_installed_leaves_nothing(refused, options, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    assert "newllm-jax[tensorboard]" in refused("cascade", *options, "--tracker", "tensorboard")
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_tracker_has_the_epochs_of_all_stages_one_after_the_other(newllm, options, monkeypatch):
+    logged = []
+
+    class Log:
+        def log(self, entry):
+            logged.append(entry)
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(experiment, "open_tracker", lambda *_: Log())
+    assert newllm("cascade", *options)[0] == 0
+    assert [entry["epoch"] for entry in logged] == [1, 2]
+    assert "stage_1/val_loss" in logged[0]
+    assert "stage_2/val_loss" in logged[1]
