@@ -38,7 +38,7 @@ from newllm_jax.cascade.run import (
 from newllm_jax.cascade.smollm import count_parameters
 from newllm_jax.cascade.stage import Stage, init_stage, next_token_loss, stage_config
 from newllm_jax.config import CascadeConfig
-from newllm_jax.report.cascade_tables import cascade_report, verdict
+from newllm_jax.report.cascade_tables import cascade_report, ensemble_table, verdict
 from newllm_jax.report.plots import save_stage_curves
 from newllm_jax.report.progress import TrainingProgress, progress_bar
 from newllm_jax.report.run_dir import SCHEMA_VERSION, RunDir, command_line, environment, peak_memory_bytes
@@ -157,6 +157,7 @@ def train_cascade(
         save_stage_curves(run.path / "curves.png", results["stages"], ensemble, run.path.name)
         run.write_text("report.md", cascade_report(results))
         shutil.rmtree(extraction_folder(run), ignore_errors=True)
+    narrate(ensemble_table(results))
     narrate(verdict(results))
     narrate(f"report      {run.path / 'report.md'}")
     return CascadeResult(run.path, results)

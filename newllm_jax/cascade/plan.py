@@ -73,7 +73,7 @@ def estimated_memory(
     """The larger of the two heights of a run, by XLA's own plan of the compiled programs.
 
     The base reads a batch of chunks; the first stage trains on the most tokens. A CPU also holds what the process has
-    by now, the base as it was read, the host's copies of the hidden states, and a checkpoint that is being written.
+    by now, the base as it was read, the hidden states and trained stages, and a checkpoint that is being written.
     """
     ids = jax.ShapeDtypeStruct((extraction.BATCH_CHUNKS, CHUNK), jnp.int32)
     reading = _needed(extraction.read_chunks.lower(base, config.criterion, base_shapes, ids))
@@ -91,6 +91,7 @@ def estimated_memory(
         return max(reading, training)
     base_bytes = count_parameters(base_shapes) * FLOAT
     host = (data.train_tokens + data.validation_tokens) * hidden * FLOAT
+    host += config.num_stages * count_parameters(state.params) * FLOAT
     checkpoint = count_parameters(state) * FLOAT
     return peak_memory_bytes() + base_bytes + host + max(reading, tokens * hidden * FLOAT + training + checkpoint)
 

@@ -17,8 +17,6 @@ from newllm_jax.config import FinetuneConfig
 from newllm_jax.errors import InputError
 from newllm_jax.runs import evaluate
 
-pytestmark = pytest.mark.quick
-
 
 def quiet(_: str) -> None:
     pass
@@ -48,6 +46,7 @@ def test_published_settings():
     assert (config.train_chunks, config.validation_chunks) == (1000, 100)
 
 
+@pytest.mark.quick
 def test_results_hold_the_contract(config, whole):
     results = json.loads((whole.run_dir / "results.json").read_text())
     assert results["system"] == "finetune"
