@@ -153,4 +153,4 @@ def test_resuming_as_another_experiment(refused, finished):
     assert message.startswith("hard_ratio:")
     assert "was trained with 0.6, not 0.9" in message
     assert refused("finetune", "--resume", finished) == f"{finished}: not a finetune run"
-    assert refused("train", "--resume", finished) == f"{finished}: not a New-LLM run"
+    assert refused("train", "--resume", finished) == f"{finished}: not a new-llm run"

@@ -225,3 +225,25 @@ def test_dry_run_plans_what_a_run_measures(tiny, whole, tmp_path):
     assert plan["updates_per_epoch"] == whole.results["data"]["steps_per_epoch"]
     assert plan["updates"] == 6 * plan["updates_per_epoch"]
     assert plan["estimated_memory_bytes"] == pytest.approx(whole.results["peak_memory_bytes"], rel=0.3)
+
+
+def test_evaluating_on_other_texts_is_refused(tiny, whole, tmp_path):
+    from newllm_jax.runs import evaluate
+
+    measured = evaluate(whole.run_dir)
+    assert measured["test"] == whole.results["test"]
+    assert measured["validation"]["loss"] == pytest.approx(whole.results["best"]["val_loss"], rel=1e-6)
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole.run_dir, run_dir)
+    other = tmp_path / "other.txt"
+    other.write_text(Path(tiny.dataset).read_text() + "\nand a line more of six words")
+    config = json.loads((run_dir / "config.json").read_text())
+    config["config"]["dataset"] = str(other)
+    (run_dir / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="is not what the run was trained on"):
+        evaluate(run_dir)
+
+
+def test_epochs_that_are_done_cannot_be_undone(whole):
+    with pytest.raises(InputError, match="num_epochs: .* has 6 epochs already, not 3"):
+        train_newllm(resume=whole.run_dir, overrides={"num_epochs": 3}, narrate=quiet)
