@@ -20,7 +20,16 @@ from newllm_jax.commands import COMMANDS
 from newllm_jax.config import nearest
 from newllm_jax.errors import InputError, NumericalError, causes, disk_fault
 
-PATH_ERRORS = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
+PATH_ERRORS = {
+    errno.EACCES,
+    errno.ENOENT,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+}
 
 
 class Terminated(BaseException):

@@ -176,7 +176,9 @@ def report(argv: Sequence[str]) -> None:
             if results["system"] == "cascade":
                 save_stage_curves(run.path / "curves.png", results["stages"], results["ensemble"], results["name"])
             else:
-                save_curves(run.path / "curves.png", results["epochs"], results["name"])
+                words = results["system"] == "new-llm"
+                unit = "word" if words else "token"
+                save_curves(run.path / "curves.png", results["epochs"], results["name"], unit, dropout=words)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{run.path / 'results.json'}: damaged ({error!r})") from error
         run.write_text("report.md", text)
@@ -241,7 +243,7 @@ def _experiment(
             overrides = {**load_config(arguments.config, config_class=config_class).to_dict(), **overrides}
         run(resume=arguments.resume, overrides=overrides)
         return
-    name = arguments.config or default
+    name = default if arguments.config is None else arguments.config
     config = load_config(name, overrides, config_class=config_class)
     if plan is not None and planned:
         print(json.dumps(plan(config), indent=2))

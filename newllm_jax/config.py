@@ -24,6 +24,9 @@ Criterion = Literal["cosine", "entropy", "max_probability"]
 StageWeights = Literal["last", "best"]
 
 
+LARGEST_BATCH = 2**20
+
+
 def check(field: str, value: Any, rule: str, holds: bool) -> None:
     """Raises InputError naming the field, its value and the rule it breaks."""
     if not holds:
@@ -56,6 +59,7 @@ class RunConfig:
         check("seed", self.seed, "from 0 to 2147483647", 0 <= self.seed < 2**31)
         for name in ("num_epochs", "batch_size", "patience", "checkpoint_every"):
             check(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
+        check("batch_size", self.batch_size, f"at most {LARGEST_BATCH}", self.batch_size <= LARGEST_BATCH)
         check("learning_rate", self.learning_rate, "above 0 and finite", 0 < self.learning_rate < math.inf)
         check("minimum_gain", self.minimum_gain, "0 or more", 0 <= self.minimum_gain < math.inf)
         for field in dataclasses.fields(self):

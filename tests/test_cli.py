@@ -356,8 +356,8 @@ def test_report_is_written_anew(newllm, refused, copy):
 
 
 NO_RUN = {  # `train --resume` wants one system, `generate` takes any
-    "of a list: not a New-LLM run",
-    "other: not a New-LLM run",
+    "of a list: not a new-llm run",
+    "other: not a new-llm run",
     "of a list/config.json: names no system that is known (None)",
     "other/config.json: names no system that is known ('chess')",
 }

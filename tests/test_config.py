@@ -50,6 +50,7 @@ def test_overrides_replace_the_file_and_nothing_else():
         ({"learning_rate": "fast"}, "learning_rate: 'fast' is not a number"),
         ({"dataset": 3}, "dataset: 3 is not a text"),
         ({"batch_size": 0}, "batch_size: must be at least 1, not 0"),
+        ({"batch_size": 10**20}, "batch_size: must be at most 1048576, not 100000000000000000000"),
         ({"learning_rate": -1.0}, "learning_rate: must be above 0 and finite, not -1.0"),
         ({"learning_rate": float("nan")}, "learning_rate: must be above 0"),
         ({"vocabulary_size": 4}, "vocabulary_size: must be 5 to 65536"),

@@ -31,7 +31,6 @@ from newllm_jax.cascade.run import (
     is_trained,
     load_base,
     narrate_sources,
-    resumed_config,
     run_name,
     stage_folder,
 )
@@ -42,7 +41,8 @@ from newllm_jax.report.cascade_tables import cascade_report, ensemble_table, ver
 from newllm_jax.report.plots import save_stage_curves
 from newllm_jax.report.progress import TrainingProgress, progress_bar
 from newllm_jax.report.run_dir import SCHEMA_VERSION, RunDir, command_line, environment, peak_memory_bytes
-from newllm_jax.report.trackers import open_tracker
+from newllm_jax.report.stored_config import resumed_config
+from newllm_jax.report.trackers import check_tracker, open_tracker
 from newllm_jax.training.checkpoint import Checkpoints
 from newllm_jax.training.early_stopping import best_epoch
 from newllm_jax.training.loop import Trainer, fit, stopped_early
@@ -98,6 +98,7 @@ def train_cascade(
             config = resumed_config(run, SYSTEM, CascadeConfig, overrides or {}, RESUMABLE)
         else:
             config = (config or CascadeConfig()).override(overrides or {})
+        check_tracker(config.tracker)
         with progress_bar("base model and data", 0):
             base = load_base(config)
             data = load_alpaca(base.tokenizer, config)
@@ -116,7 +117,6 @@ def train_cascade(
             if finished is not None:
                 narrate(f"finished, all {config.num_stages} stages (raise num_stages to go on)")
                 return CascadeResult(run.path, finished)
-        open_tracker(config.tracker, run, config.to_dict()).close()  # says now, not hours later, what is not installed
         run.write_json("config.json", {
             "schema_version": SCHEMA_VERSION,
             "system": SYSTEM,
@@ -168,6 +168,7 @@ def train_cascade(
 def evaluate_run(run: CascadeRun) -> list[dict[str, Any]]:
     """The ensemble of a restored run over all its validation tokens, as `evaluate_ensemble` gives it."""
     data = load_alpaca(run.tokenizer, run.config)
+    check_fingerprint(run.run, "data", data.fingerprint, f"dataset: {data.provenance['source']}")
     with progress_bar("base: hidden states", len(data.validation)) as advance:
         params = jax.device_put(run.base.params)
         tokens = extract(run.base.model, params, data.validation, run.config.criterion, advance=advance)
@@ -232,8 +233,9 @@ class StageTrainer:
                 return {"threshold": thresholds["train"], "seconds": self.seconds()}
 
             if not is_trained(history, config):
-                for later in range(number + 1, config.num_stages + 1):  # they would have been trained on other weights
-                    shutil.rmtree(stage_folder(self.run, later), ignore_errors=True)
+                for folder in self.run.checkpoints.glob("stage_*"):
+                    if int(folder.name.removeprefix("stage_")) > number:  # trained on other weights than this stage's
+                        shutil.rmtree(folder, ignore_errors=True)
                 tracker = open_tracker(config.tracker, self.run, config.to_dict())
                 with TrainingProgress(
                     self.run, tracker, config.num_epochs, history, stage=number, epochs_before=len(epochs_before)

@@ -22,9 +22,7 @@ from newllm_jax.cascade.run import (
     is_trained,
     load_base,
     narrate_sources,
-    resumed_config,
     run_name,
-    stored_config,
 )
 from newllm_jax.cascade.smollm import SmolLM2, count_parameters, parameter_shapes
 from newllm_jax.config import FinetuneConfig
@@ -32,7 +30,8 @@ from newllm_jax.report.cascade_tables import finetune_report
 from newllm_jax.report.plots import save_curves
 from newllm_jax.report.progress import TrainingProgress, progress_bar
 from newllm_jax.report.run_dir import SCHEMA_VERSION, RunDir, command_line, environment, peak_memory_bytes
-from newllm_jax.report.trackers import open_tracker
+from newllm_jax.report.stored_config import resumed_config, stored_config
+from newllm_jax.report.trackers import check_tracker, open_tracker
 from newllm_jax.training.checkpoint import Checkpoints
 from newllm_jax.training.early_stopping import best_epoch
 from newllm_jax.training.loop import Trainer, evaluate, fit
@@ -65,11 +64,13 @@ class FinetuneRun:
       base: the model, its best parameters and its tokenizer.
       config: of the run.
       epoch: the epoch that the parameters are from.
+      run: where it lies.
     """
 
     base: Pretrained
     config: FinetuneConfig
     epoch: int
+    run: RunDir
 
 
 def sequence_loss(model: SmolLM2) -> LossFn:
@@ -106,6 +107,7 @@ def finetune(
             config = resumed_config(run, SYSTEM, FinetuneConfig, overrides or {}, FINETUNE_RESUMABLE)
         else:
             config = (config or FinetuneConfig()).override(overrides or {})
+        check_tracker(config.tracker)
         with progress_bar("base model and data", 0):
             base = load_base(config)
             data = load_alpaca(base.tokenizer, config)
@@ -157,6 +159,8 @@ def finetune(
             run.write_metrics(history)
             if is_trained(history, config):
                 narrate("finished (raise num_epochs or patience to go on)")
+                if (run.path / "results.json").is_file():
+                    return FinetuneResult(run.path, run.read_json("results.json"))
             tracker = open_tracker(config.tracker, run, config.to_dict())
             with TrainingProgress(run, tracker, config.num_epochs, history) as progress:
                 state, history = fit(
@@ -188,7 +192,7 @@ def finetune(
             "peak_memory_bytes": peak_memory_bytes(),
         }
         run.write_json("results.json", results)
-        save_curves(run.path / "curves.png", history, run.path.name)
+        save_curves(run.path / "curves.png", history, run.path.name, unit="token", dropout=False)
         run.write_text("report.md", finetune_report(results))
     narrate(f"best        validation PPL {best['val_ppl']:.2f} after epoch {best['epoch']}; base {before['ppl']:.2f}")
     narrate(f"report      {run.path / 'report.md'}")
@@ -207,11 +211,13 @@ def restore_finetune(run_dir: str | Path) -> FinetuneRun:
     with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
         epoch = best_epoch([entry["val_loss"] for entry in checkpoints.record()["history"]])
         params = checkpoints.params(epoch, parameter_shapes(base.model.config))
-    return FinetuneRun(Pretrained(base.model, params, base.tokenizer, base.source), config, epoch)
+    return FinetuneRun(Pretrained(base.model, params, base.tokenizer, base.source), config, epoch, run)
 
 
 def evaluate_finetuned(run: FinetuneRun) -> dict[str, float]:
     """Loss, perplexity and accuracy of a restored run on its validation chunks, strict float32."""
-    chunks = load_alpaca(run.base.tokenizer, run.config).validation
+    data = load_alpaca(run.base.tokenizer, run.config)
+    check_fingerprint(run.run, "data", data.fingerprint, f"dataset: {data.provenance['source']}")
+    chunks = data.validation
     evaluation = make_evaluation(sequence_loss(run.base.model))
     return evaluate(evaluation, run.base.params, jnp.asarray(chunks), len(chunks), run.config.batch_size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from newllm_jax.cascade.pretrained import Pretrained, load_smollm2
 from newllm_jax.cascade.smollm import count_parameters
 from newllm_jax.cascade.stage import Stage, init_stage, stage_config
 from newllm_jax.cascade.tokenizer import Tokenizer
-from newllm_jax.config import CascadeConfig, ChunkConfig, Config
+from newllm_jax.config import CascadeConfig, ChunkConfig
 from newllm_jax.errors import InputError
 from newllm_jax.report.progress import boxed
 from newllm_jax.report.run_dir import RunDir
+from newllm_jax.report.stored_config import stored_config
 from newllm_jax.training.checkpoint import Checkpoints
 from newllm_jax.training.early_stopping import best_epoch
 from newllm_jax.training.loop import stopped_early
@@ -39,12 +40,14 @@ class CascadeRun:
       stage: the architecture of all stages: `run.stage.apply({"params": run.stages[0].params}, hidden)`.
       stages: parameters and threshold of each, in order.
       config: of the run.
+      run: where it lies.
     """
 
     base: Pretrained
     stage: Stage
     stages: tuple[TrainedStage, ...]
     config: CascadeConfig
+    run: RunDir
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -90,7 +93,7 @@ def restore_cascade(run_dir: str | Path) -> CascadeRun:
             stages.append(TrainedStage(checkpoints.params(epoch, like), record["threshold"]))
     if not stages:
         raise InputError(f"{run.path}: has no trained stage yet; cascade.py --resume {run.path} goes on with it")
-    return CascadeRun(base, stage, tuple(stages), config)
+    return CascadeRun(base, stage, tuple(stages), config, run)
 
 
 def is_trained(history: list[dict[str, Any]], config: ChunkConfig) -> bool:
@@ -108,38 +111,6 @@ def chosen_epoch(history: list[dict[str, Any]], config: CascadeConfig) -> int:
 def at_epoch(history: list[dict[str, Any]], epoch: int) -> dict[str, Any]:
     """Epoch, validation loss and perplexity of one epoch, as `results.json` has them."""
     return {key: history[epoch - 1][key] for key in ("epoch", "val_loss", "val_ppl")}
-
-
-def stored_config(run: RunDir, system: str, config_class: type[Config]) -> Config:
-    """The configuration that a run was started with.
-
-    Raises:
-      InputError: a run of another system, or a damaged file.
-    """
-    content = run.read_json("config.json")
-    if not isinstance(content, dict) or content.get("system") != system:
-        raise InputError(f"{run.path}: not a {system} run")
-    try:
-        return config_class.from_dict(content["config"])
-    except (InputError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{run.path / 'config.json'}: damaged ({error})") from error
-
-
-def resumed_config(
-    run: RunDir, system: str, config_class: type[Config], overrides: Mapping[str, Any], resumable: set[str]
-) -> Config:
-    """The configuration of a run with what resuming may change.
-
-    Raises:
-      InputError: an override that would make it another experiment; the field and both values are named.
-    """
-    stored = stored_config(run, system, config_class)
-    asked = stored.override(overrides)
-    for field in overrides:
-        old, new = getattr(stored, field), getattr(asked, field)
-        if old != new and field not in resumable:
-            raise InputError(f"{field}: {run.path} was trained with {old!r}, not {new!r}; a new run can have that")
-    return asked
 
 
 def check_fingerprint(run: RunDir, name: str, now: str, what: str) -> None:

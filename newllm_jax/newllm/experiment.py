@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import optax
 
 from newllm_jax.config import NewLLMConfig
+from newllm_jax.errors import InputError
 from newllm_jax.newllm.loss import next_word_loss
 from newllm_jax.newllm.model import ContextVectorLM
-from newllm_jax.newllm.run import SYSTEM, NewLLMRun, check_same_data, init_params, resumed_config
+from newllm_jax.newllm.run import SYSTEM, NewLLMRun, check_same_data, init_params, resumed_newllm_config
 from newllm_jax.newllm.wikitext import Wikitext, load_wikitext
 from newllm_jax.report.plots import save_curves
 from newllm_jax.report.progress import TrainingProgress, boxed
@@ -87,7 +88,7 @@ def train_newllm(
     with ExitStack() as stack:
         if resume is not None:
             run = stack.enter_context(RunDir.open(resume))
-            config = resumed_config(run, overrides or {})
+            config = resumed_newllm_config(run, overrides or {})
             data = load_wikitext(config)
         else:
             config = (config or NewLLMConfig()).override(overrides or {})
@@ -103,7 +104,7 @@ def train_newllm(
 
         checkpoints = stack.enter_context(Checkpoints(run.checkpoints, config.checkpoint_every))
         if checkpoints.epochs:
-            check_same_data(checkpoints.record(), data)
+            check_same_data(checkpoints.record()["fingerprint"], data)
         found, damaged = checkpoints.latest(state)
         if damaged:
             narrate(f"damaged, and passed over: the checkpoints of epochs {damaged}")
@@ -113,6 +114,8 @@ def train_newllm(
         if found:
             state, history, seconds_before = found.state, found.record["history"], found.record["seconds"]
             checkpoints.drop_after(found.epoch)
+        if len(history) > config.num_epochs:
+            raise InputError(f"num_epochs: {run.path} has {len(history)} epochs already, not {config.num_epochs}")
         if history and (len(history) >= config.num_epochs or stopped_early(history, config)):
             narrate(f"finished {how_it_stopped(history, config)}")
             if (run.path / "results.json").is_file():
@@ -163,8 +166,13 @@ def train_newllm(
 
 
 def evaluate_splits(run: NewLLMRun) -> dict[str, Any]:
-    """Loss, perplexity and accuracy of a restored run on the validation and test splits, strict float32."""
+    """Loss, perplexity and accuracy of a restored run on the validation and test splits, strict float32.
+
+    Raises:
+      InputError: the data at hand are not those that the run was trained on.
+    """
     data = load_wikitext(run.config)
+    check_same_data(run.fingerprint, data)
     evaluation = make_evaluation(next_word_loss(run.model))
     rows = {split: data.sequences[split] for split in ("validation", "test")}
     return {

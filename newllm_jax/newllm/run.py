@@ -15,6 +15,7 @@ from newllm_jax.errors import InputError
 from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.wikitext import Wikitext, WordTokenizer
 from newllm_jax.report.run_dir import RunDir
+from newllm_jax.report.stored_config import resumed_config, stored_config
 from newllm_jax.training.checkpoint import Checkpoints
 from newllm_jax.training.early_stopping import best_epoch
 from newllm_jax.training.step import Params
@@ -31,6 +32,7 @@ class NewLLMRun:
       model, params: the model and its best parameters.
       config, tokenizer: of the run.
       epoch: the epoch that the parameters are from.
+      fingerprint: of the texts that it was trained on.
     """
 
     model: ContextVectorLM
@@ -38,6 +40,7 @@ class NewLLMRun:
     config: NewLLMConfig
     tokenizer: WordTokenizer
     epoch: int
+    fingerprint: str
 
 
 def init_params(model: ContextVectorLM, seed: int) -> Params:
@@ -52,45 +55,26 @@ def restore_newllm(run_dir: str | Path) -> NewLLMRun:
       InputError: not a New-LLM run, or one without a checkpoint that can be read.
     """
     run = RunDir.open(run_dir)
-    config = stored_config(run)
+    config = stored_config(run, SYSTEM, NewLLMConfig)
     tokenizer = WordTokenizer(tuple(run.read_json("vocabulary.json")))
     model = ContextVectorLM.from_config(config, len(tokenizer))
     like = jax.eval_shape(lambda: init_params(model, config.seed))
     if not run.checkpoints.is_dir():
         raise InputError(f"{run.path}: has no checkpoint yet")
     with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
-        history = checkpoints.record()["history"]
-        epoch = best_epoch([entry["val_loss"] for entry in history])
-        return NewLLMRun(model, checkpoints.params(epoch, like), config, tokenizer, epoch)
+        record = checkpoints.record()
+        epoch = best_epoch([entry["val_loss"] for entry in record["history"]])
+        return NewLLMRun(model, checkpoints.params(epoch, like), config, tokenizer, epoch, record["fingerprint"])
 
 
-def stored_config(run: RunDir) -> NewLLMConfig:
-    """The configuration that a run was started with.
-
-    Raises:
-      InputError: not a New-LLM run, or a damaged file.
-    """
-    content = run.read_json("config.json")
-    if not isinstance(content, dict) or content.get("system") != SYSTEM:
-        raise InputError(f"{run.path}: not a New-LLM run")
-    try:
-        return NewLLMConfig.from_dict(content["config"])
-    except (InputError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{run.path / 'config.json'}: damaged ({error})") from error
-
-
-def resumed_config(run: RunDir, overrides: Mapping[str, Any]) -> NewLLMConfig:
+def resumed_newllm_config(run: RunDir, overrides: Mapping[str, Any]) -> NewLLMConfig:
     """The configuration of a run with what resuming may change.
 
     Raises:
       InputError: an override that would make it another experiment; the field and both values are named.
     """
-    stored = stored_config(run)
-    asked = stored.override(overrides)
-    for field in overrides:
-        old, new = getattr(stored, field), getattr(asked, field)
-        if old != new and field not in RESUMABLE:
-            raise InputError(f"{field}: {run.path} was trained with {old!r}, not {new!r}; a new run can have that")
+    stored = stored_config(run, SYSTEM, NewLLMConfig)
+    asked = resumed_config(run, SYSTEM, NewLLMConfig, overrides, RESUMABLE)
     if asked.num_epochs != stored.num_epochs and stored.schedule == "cosine" and stored.decay_epochs is None:
         raise InputError(
             f"num_epochs: the learning rate of {run.path} decays over its {stored.num_epochs} epochs, so it cannot "
@@ -99,9 +83,9 @@ def resumed_config(run: RunDir, overrides: Mapping[str, Any]) -> NewLLMConfig:
     return asked
 
 
-def check_same_data(record: dict[str, Any], data: Wikitext) -> None:
-    """Raises InputError where a checkpoint's record tells of other texts than those at hand."""
-    before, now = record["fingerprint"], data.provenance["fingerprint"]
+def check_same_data(before: str, data: Wikitext) -> None:
+    """Raises InputError where the fingerprint that a run began with is not that of the texts at hand."""
+    now = data.provenance["fingerprint"]
     if before != now:
         raise InputError(
             f"dataset: {data.provenance['source']} is not what the run was trained on "

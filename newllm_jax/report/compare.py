@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,10 @@ def read_results(path: str | Path) -> dict[str, Any]:
         results = RunDir.open(path).read_json("results.json")
     if not isinstance(results, dict) or results.get("system") not in SYSTEMS:
         raise InputError(f"{path}: no results of a run")
+    needed = {"cascade": ("stages", "ensemble")}.get(results["system"], ("parameters", "best"))
+    missing = [key for key in (*needed, "environment", "config") if key not in results]
+    if missing:
+        raise InputError(f"{path}: not the whole results of a run (it lacks {', '.join(missing)})")
     return {"name": path.stem if path.is_file() else path.name, **results}
 
 
@@ -60,7 +65,7 @@ def overall_table(runs: Sequence[dict[str, Any]]) -> str:
 def best_of(run: dict[str, Any]) -> tuple[int, float | None, str]:
     """Parameters, perplexity and name of the best that a run has over all validation tokens."""
     if run["system"] == "cascade":
-        best = min(run["ensemble"], key=lambda entry: entry["val_ppl"])
+        best = min(run["ensemble"], key=lambda entry: math.inf if entry["val_ppl"] is None else entry["val_ppl"])
         return best["parameters"], best["val_ppl"], configuration_name(best["stages"])
     return run["parameters"], run["best"]["val_ppl"], f"epoch {run['best']['epoch']}"
 

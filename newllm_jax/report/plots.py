@@ -9,7 +9,9 @@ from typing import Any
 from newllm_jax.sources.cache import whole_file
 
 
-def save_curves(path: Path, epochs: Sequence[dict[str, Any]], title: str) -> None:
+def save_curves(
+    path: Path, epochs: Sequence[dict[str, Any]], title: str, unit: str = "word", dropout: bool = True
+) -> None:
     """Loss of both splits and validation perplexity by epoch, as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -20,9 +22,14 @@ def save_curves(path: Path, epochs: Sequence[dict[str, Any]], title: str) -> Non
     losses, perplexities = figure.subplots(1, 2)
     numbers = [entry["epoch"] for entry in epochs]
     marker = "o" if len(numbers) < 20 else None
-    losses.plot(numbers, [entry["train_loss"] for entry in epochs], marker=marker, label="train (with dropout)")
+    losses.plot(
+        numbers,
+        [entry["train_loss"] for entry in epochs],
+        marker=marker,
+        label="train (with dropout)" if dropout else "train",
+    )
     losses.plot(numbers, [entry["val_loss"] for entry in epochs], marker=marker, label="validation")
-    losses.set(xlabel="epoch", ylabel="loss (nats per word)")
+    losses.set(xlabel="epoch", ylabel=f"loss (nats per {unit})")
     losses.legend()
     perplexities.plot(numbers, [entry["val_ppl"] for entry in epochs], marker=marker, color="tab:orange")
     perplexities.set(xlabel="epoch", ylabel="validation perplexity", yscale="log")

@@ -28,7 +28,8 @@ def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar with the time left, on a terminal only; gives the function that moves it on."""
     columns = TextColumn(what), BarColumn(bar_width=24), TaskProgressColumn(), TimeRemainingColumn()
     console = Console(file=sys.stderr)
-    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+    shown = {"transient": True, "redirect_stdout": sys.stdout.isatty(), "disable": not sys.stderr.isatty()}
+    with Progress(*columns, console=console, **shown) as bar:
         task = bar.add_task("", total=total or None)
         yield lambda done: bar.advance(task, done)
 
@@ -58,6 +59,7 @@ class TrainingProgress:
             TimeRemainingColumn(elapsed_when_finished=True),
             console=Console(file=sys.stderr),
             transient=True,
+            redirect_stdout=sys.stdout.isatty(),  # a log file gets its lines
             disable=not sys.stderr.isatty(),
         )
         self._task = None

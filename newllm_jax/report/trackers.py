@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any, Protocol
 
 from newllm_jax.errors import InputError
@@ -71,6 +72,13 @@ class WandbTracker:
     def close(self) -> None:
         """Ends the run."""
         self._run.finish()
+
+
+def check_tracker(name: str) -> None:
+    """Raises InputError where the package of a tracker is not installed: before a run has cost anything."""
+    package = {"tensorboard": "tensorboardX", "wandb": "wandb"}.get(name)
+    if package and importlib.util.find_spec(package) is None:
+        raise InputError(f"tracker: {name} needs the extra newllm-jax[{name}]")
 
 
 def open_tracker(name: str, run: RunDir, config: dict[str, Any]) -> Tracker:

@@ -104,7 +104,7 @@ def train_step(
     present: jax.Array,
     key: jax.Array,
 ) -> tuple[TrainState, Totals]:
-    """One update on the mean loss over a batch's targets; a batch without targets leaves parameters as they decay."""
+    """One update on the mean loss over the targets of a batch; one without targets has a gradient of 0."""
 
     def mean_loss(params: Params) -> tuple[jax.Array, Sums]:
         sums = loss_fn(params, batch, present, key)

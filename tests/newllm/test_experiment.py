@@ -17,8 +17,6 @@ from newllm_jax.errors import InputError, NumericalError
 from newllm_jax.newllm.experiment import train_newllm
 from newllm_jax.newllm.plan import plan_newllm
 
-pytestmark = pytest.mark.quick
-
 TIMINGS = {"tokens_per_second", "seconds"}
 
 
@@ -64,7 +62,8 @@ def whole(tiny, tmp_path_factory) -> newllm_jax.NewLLMResult:
     return train(tiny, tmp_path_factory.mktemp("whole"))
 
 
-@pytest.mark.parametrize("first", [1, 3])
+@pytest.mark.quick
+@pytest.mark.parametrize("first", [3])
 def test_extending_a_run_equals_training_in_one_go_bit_for_bit(first, tiny, whole, tmp_path):
     half = train(tiny.override({"num_epochs": first}), tmp_path)
     assert len(half.results["epochs"]) == first
@@ -203,6 +202,7 @@ def test_results_hold_the_contract(whole, tiny):
     }  # fmt: skip
 
 
+@pytest.mark.quick
 def test_restore_gives_the_best_parameters_ready_to_call(whole, tiny):
     from newllm_jax.newllm.loss import next_word_loss
     from newllm_jax.newllm.wikitext import load_wikitext
@@ -225,3 +225,25 @@ def test_dry_run_plans_what_a_run_measures(tiny, whole, tmp_path):
     assert plan["updates_per_epoch"] == whole.results["data"]["steps_per_epoch"]
     assert plan["updates"] == 6 * plan["updates_per_epoch"]
     assert plan["estimated_memory_bytes"] == pytest.approx(whole.results["peak_memory_bytes"], rel=0.3)
+
+
+def test_evaluating_on_other_texts_is_refused(tiny, whole, tmp_path):
+    from newllm_jax.runs import evaluate
+
+    measured = evaluate(whole.run_dir)
+    assert measured["test"] == whole.results["test"]
+    assert measured["validation"]["loss"] == pytest.approx(whole.results["best"]["val_loss"], rel=1e-6)
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole.run_dir, run_dir)
+    other = tmp_path / "other.txt"
+    other.write_text(Path(tiny.dataset).read_text() + "\nand a line more of six words")
+    config = json.loads((run_dir / "config.json").read_text())
+    config["config"]["dataset"] = str(other)
+    (run_dir / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="is not what the run was trained on"):
+        evaluate(run_dir)
+
+
+def test_epochs_that_are_done_cannot_be_undone(whole):
+    with pytest.raises(InputError, match="num_epochs: .* has 6 epochs already, not 3"):
+        train_newllm(resume=whole.run_dir, overrides={"num_epochs": 3}, narrate=quiet)

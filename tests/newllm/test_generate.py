@@ -26,7 +26,7 @@ MODEL = ContextVectorLM(vocabulary_size=20, embed_dim=8, hidden_dim=16, context_
 def run() -> NewLLMRun:
     params = jax.tree.map(lambda leaf: leaf * 20 if leaf.ndim == 2 else leaf, init_params(MODEL, 0))
     params["logits"]["bias"] = params["logits"]["bias"].at[EOS].set(-50.0)  # texts that do not end
-    return NewLLMRun(MODEL, params, NewLLMConfig(), WordTokenizer(("<PAD>", "<UNK>", "<BOS>", "<EOS>", *WORDS)), 1)
+    return NewLLMRun(MODEL, params, NewLLMConfig(), WordTokenizer(("<PAD>", "<UNK>", "<BOS>", "<EOS>", *WORDS)), 1, "")
 
 
 @pytest.mark.parametrize("length", [0, 5, PROMPT_PIECE - 1, PROMPT_PIECE, 2 * PROMPT_PIECE + 3])
@@ -56,7 +56,7 @@ def test_text_is_streamed(run):
 
 def test_text_ends_where_the_model_ends_it(run):
     params = dict(run.params, logits={**run.params["logits"], "bias": jnp.zeros(20).at[EOS].set(100.0)})
-    ended = NewLLMRun(MODEL, params, run.config, run.tokenizer, 1)
+    ended = NewLLMRun(MODEL, params, run.config, run.tokenizer, 1, "")
     assert list(generate(ended, "w1", sampling=Sampling(1.0))) == []
 
 

@@ -13,7 +13,8 @@ pytestmark = pytest.mark.quick
 
 
 @pytest.mark.parametrize(
-    ("capability", "resolved"), [(None, "fp32"), ("7.5", "fp32"), ("8.0", "tf32"), ("9.0", "tf32"), ("10.0", "tf32")]
+    ("capability", "resolved"),
+    [(None, "fp32"), ("7.5", "fp32"), ("8.0", "tf32"), ("9.0", "tf32"), ("10.0", "tf32"), ("gfx942", "fp32")],
 )
 def test_auto_takes_tf32_where_the_device_has_it(monkeypatch, capability, resolved):
     device = SimpleNamespace() if capability is None else SimpleNamespace(compute_capability=capability)

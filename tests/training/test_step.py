@@ -68,12 +68,14 @@ def test_absent_examples_change_no_number(state, data):
     padded, present = take(data, jnp.array([3, 5, -1, -1, -1]))
     padded = padded.at[2:].set(7)  # whatever stands there
     small, all_present = take(data, jnp.array([3, 5]))
-    with_padding, padded_totals = train_step(loss, ADAM, state, padded, present, key)
-    without, totals = train_step(loss, ADAM, state, small, all_present, key)
+    sgd = optax.sgd(1.0)  # Adam would magnify the rounding of the smallest gradients
+    state = init_state(state.params, sgd)
+    with_padding, padded_totals = train_step(loss, sgd, state, padded, present, key)
+    without, totals = train_step(loss, sgd, state, small, all_present, key)
     assert int(padded_totals.sums.count) == int(totals.sums.count)
     for a, b in zip(jax.tree.leaves(with_padding.params), jax.tree.leaves(without.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
-    counted, _ = train_step(loss, ADAM, state, padded, jnp.ones(5, bool), key)
+    counted, _ = train_step(loss, sgd, state, padded, jnp.ones(5, bool), key)
     assert not same_bits(counted.params, without.params)
 
 
