@@ -28,7 +28,7 @@ from newllm_jax.cascade.smollm import SmolLM2, count_parameters, parameter_shape
 from newllm_jax.config import FinetuneConfig
 from newllm_jax.report.cascade_tables import finetune_report
 from newllm_jax.report.plots import save_curves
-from newllm_jax.report.progress import TrainingProgress
+from newllm_jax.report.progress import TrainingProgress, progress_bar
 from newllm_jax.report.run_dir import SCHEMA_VERSION, RunDir, command_line, environment, peak_memory_bytes
 from newllm_jax.report.stored_config import resumed_config, stored_config
 from newllm_jax.report.trackers import check_tracker, open_tracker
@@ -108,8 +108,9 @@ def finetune(
         else:
             config = (config or FinetuneConfig()).override(overrides or {})
         check_tracker(config.tracker)
-        base = load_base(config)
-        data = load_alpaca(base.tokenizer, config)
+        with progress_bar("base model and data", 0):
+            base = load_base(config)
+            data = load_alpaca(base.tokenizer, config)
         if run is None:
             run = stack.enter_context(RunDir.create(run_root, run_name(name, base, data)))
         else:
