@@ -17,6 +17,7 @@ from newllm_jax.cascade.plan import plan_cascade
 from newllm_jax.cascade.pretrained import load_smollm2
 from newllm_jax.config import CascadeConfig
 from newllm_jax.errors import InputError
+from newllm_jax.training.checkpoint import Checkpoints
 
 TIMINGS = {"tokens_per_second", "seconds"}
 
@@ -116,6 +117,12 @@ def test_last_and_best_weights_are_both_kept(tiny, whole, tmp_path):
     assert stage["last"]["epoch"] == len(stage["epochs"]) > stage["best"]["epoch"]
     kept = {path.name for path in (whole.run_dir / "checkpoints" / "stage_1").iterdir() if path.is_dir()}
     assert kept == {f"epoch_{stage['last']['epoch']}", f"epoch_{stage['best']['epoch']}"}
+    restored = newllm_jax.restore(whole.run_dir).stages[0].params
+    with Checkpoints(whole.run_dir / "checkpoints" / "stage_1", read_only=True) as checkpoints:
+        for which, equal in (("last", True), ("best", False)):
+            params = checkpoints.params(stage[which]["epoch"], restored)
+            pairs = zip(jax.tree.leaves(params), jax.tree.leaves(restored), strict=True)
+            assert all((a == b).all() for a, b in pairs) == equal
     best = train(tiny.override({"stage_weights": "best"}), tmp_path).results
     assert figures(best)["stages"][0] == figures(whole.results)["stages"][0]
     assert best["stages"][1]["threshold"] != whole.results["stages"][1]["threshold"]
