@@ -6,6 +6,7 @@ import atexit
 import os
 import random
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -24,6 +25,8 @@ os.environ |= {
 }
 
 import pytest  # noqa: E402
+
+from newllm_jax import cli  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -60,3 +63,36 @@ def small_run(tmp_path_factory, small) -> Path:
 
     root = tmp_path_factory.mktemp("runs")
     return train_newllm(load_config("quickstart", small), name="small", run_root=root, narrate=lambda _: None).run_dir
+
+
+@pytest.fixture
+def in_an_empty_folder(tmp_path, monkeypatch):
+    """Whatever a command writes lands in `tmp_path`, its default run root included; SIGTERM is pytest's again after."""
+    monkeypatch.chdir(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def newllm(capsys):
+    """Runs a command in this process: its exit code, stdout and stderr."""
+
+    def run(*argv):
+        code = cli.main([str(argument) for argument in argv])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def refused(newllm):
+    """The one line that a command's bad input ends in."""
+
+    def run(*argv, code=2):
+        found, _, err = newllm(*argv)
+        assert (found, err.count("\n"), err[:7]) == (code, 1, "error: "), err
+        return err.removeprefix("error: ").rstrip("\n")
+
+    return run

@@ -24,37 +24,7 @@ from newllm_jax.training import loop
 CHECKOUT = Path(__file__).parent.parent
 
 
-@pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path, monkeypatch):
-    """Whatever a command writes lands in `tmp_path`, its default run root included; SIGTERM is pytest's again after."""
-    monkeypatch.chdir(tmp_path)
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
-@pytest.fixture
-def newllm(capsys):
-    """Runs a command in this process: its exit code, stdout and stderr."""
-
-    def run(*argv):
-        code = cli.main([str(argument) for argument in argv])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture
-def refused(newllm):
-    """The one line that a command's bad input ends in."""
-
-    def run(*argv, code=2):
-        found, _, err = newllm(*argv)
-        assert (found, err.count("\n"), err[:7]) == (code, 1, "error: "), err
-        return err.removeprefix("error: ").rstrip("\n")
-
-    return run
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
 
 @pytest.fixture

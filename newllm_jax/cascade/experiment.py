@@ -131,7 +131,8 @@ def train_cascade(
         for number in range(1, config.num_stages + 1):
             tokens = cascade.train_stage(number, tokens)
 
-        with progress_bar("ensemble", 0) as advance:
+        handed_on = sum(stage_counts(len(everything), config.hard_ratio, config.num_stages))
+        with progress_bar("ensemble", handed_on) as advance:
             ensemble = evaluate_ensemble(
                 everything, cascade.strict, cascade.stages, config.criterion, sizes["base"], advance
             )
@@ -173,7 +174,8 @@ def evaluate_run(run: CascadeRun) -> list[dict[str, Any]]:
         params = jax.device_put(run.base.params)
         tokens = extract(run.base.model, params, data.validation, run.config.criterion, advance=advance)
     parameters = count_parameters(run.base.params)
-    with progress_bar("ensemble", 0) as advance:
+    handed_on = sum(stage_counts(len(tokens), run.config.hard_ratio, len(run.stages)))
+    with progress_bar("ensemble", handed_on) as advance:
         return evaluate_ensemble(tokens, run.stage, run.stages, run.config.criterion, parameters, advance)
 
 

@@ -85,15 +85,16 @@ def extract(
         file = folder / f"{name}-{start:06d}.npz" if folder else None
         piece = _read_piece(file) if file else None
         if piece is None:
-            piece = _extract_piece(base, params, ids, criterion)
+            piece = _extract_piece(base, params, ids, criterion, advance)
             if file:
                 _write_piece(file, piece)
+        else:
+            advance(len(ids))
         pieces.append(piece)
-        advance(len(ids))
     return Tokens.join(pieces)
 
 
-def _extract_piece(base: SmolLM2, params: Params, ids: np.ndarray, criterion: Criterion) -> Tokens:
+def _extract_piece(base: SmolLM2, params: Params, ids: np.ndarray, criterion: Criterion, advance: Advance) -> Tokens:
     batches = []
     for start in range(0, len(ids), BATCH_CHUNKS):
         batch = ids[start : start + BATCH_CHUNKS]
@@ -102,6 +103,7 @@ def _extract_piece(base: SmolLM2, params: Params, ids: np.ndarray, criterion: Cr
         states = jax.device_get(read_chunks(base, criterion, params, full))
         kept = len(batch) * (ids.shape[1] - 1)
         batches.append(Tokens(*(state.reshape(-1, *state.shape[2:])[:kept] for state in states)))
+        advance(len(batch))
     return Tokens.join(batches)
 
 

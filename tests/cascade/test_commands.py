@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -13,39 +12,7 @@ import pytest
 from newllm_jax import cli
 from newllm_jax.cascade import experiment
 
-pytestmark = pytest.mark.quick
-
-
-@pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
-@pytest.fixture
-def newllm(capsys):
-    """Runs a command in this process: its exit code, stdout and stderr."""
-
-    def run(*argv):
-        code = cli.main([str(argument) for argument in argv])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture
-def refused(newllm):
-    """The one line that bad input ends in."""
-
-    def run(*argv):
-        code, _, err = newllm(*argv)
-        assert (code, err.count("\n"), err[:7]) == (2, 1, "error: "), err
-        return err.removeprefix("error: ").rstrip("\n")
-
-    return run
+pytestmark = [pytest.mark.quick, pytest.mark.usefixtures("in_an_empty_folder")]
 
 
 @pytest.fixture(scope="session")
