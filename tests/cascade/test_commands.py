@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from newllm_jax import cli
-from newllm_jax.cascade import experiment
+from newllm_jax.cascade import experiment, stage_trainer
 
 pytestmark = [pytest.mark.quick, pytest.mark.usefixtures("in_an_empty_folder")]
 
@@ -140,7 +140,7 @@ def test_a_tracker_has_the_epochs_of_all_stages_one_after_the_other(newllm, opti
         def close(self):
             pass
 
-    monkeypatch.setattr(experiment, "open_tracker", lambda *_: Log())
+    monkeypatch.setattr(stage_trainer, "open_tracker", lambda *_: Log())
     assert newllm("cascade", *options)[0] == 0
     assert [entry["epoch"] for entry in logged] == [1, 2]
     assert "stage_1/val_loss" in logged[0]
