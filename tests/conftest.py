@@ -11,11 +11,14 @@ import tempfile
 from pathlib import Path
 
 # Before the first import that reads them: no test reads or fills the user's caches, none asks the Hub, and the same
-# small model is compiled once, for the processes that tests start too; those import the checkout, as pytest does.
-SCRATCH = Path(tempfile.mkdtemp(prefix="newllm-tests-"))
-atexit.register(shutil.rmtree, SCRATCH, ignore_errors=True)
+# small model is compiled once, for the workers of pytest-xdist and the processes that tests start too; those import the
+# checkout, as pytest does. The process that starts the workers makes the folder and deletes it.
+if "NEWLLM_TEST_SCRATCH" not in os.environ:
+    os.environ["NEWLLM_TEST_SCRATCH"] = tempfile.mkdtemp(prefix="newllm-tests-")
+    atexit.register(shutil.rmtree, os.environ["NEWLLM_TEST_SCRATCH"], ignore_errors=True)
+SCRATCH = Path(os.environ["NEWLLM_TEST_SCRATCH"])
 os.environ |= {
-    "NEWLLM_CACHE": str(SCRATCH / "newllm"),
+    "NEWLLM_CACHE": str(SCRATCH / f"newllm-{os.environ.get('PYTEST_XDIST_WORKER', 'one')}"),
     "HF_HOME": str(SCRATCH / "huggingface"),
     "HF_HUB_OFFLINE": "1",
     "JAX_COMPILATION_CACHE_DIR": str(SCRATCH / "jax"),
