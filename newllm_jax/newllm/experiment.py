@@ -55,7 +55,7 @@ def build(
     rate = learning_rate_schedule(config.schedule, config.learning_rate, config.warmup_steps, horizon)
     clip = clipping_schedule(config.clip_norms, config.clip_epochs, steps_per_epoch)
     optimizer = clipped_adam(rate, clip)
-    strict = model.clone(precision=PRECISIONS["fp32"])
+    strict = model.clone(precision=PRECISIONS["fp32"], fused=False)
     trainer = Trainer(
         make_updates(next_word_loss(model), optimizer), make_evaluation(next_word_loss(strict)), rate, clip
     )  # fmt: skip
