@@ -203,10 +203,11 @@ def doctor(argv: Sequence[str]) -> None:
     from newllm_jax.report.run_dir import environment
     from newllm_jax.sources.cache import cache_folder
     from newllm_jax.sources.hub import hub_answers, hub_is_offline
-    from newllm_jax.training.precision import resolve_precision
+    from newllm_jax.training.precision import resolve_precision, supported_precisions
 
     found = environment(resolve_precision("auto"))
-    found |= {"devices": len(jax.devices()), "cores": os.cpu_count(), "cache": str(cache_folder())}
+    found |= {"precisions": supported_precisions(), "devices": len(jax.devices())}
+    found |= {"cores": os.cpu_count(), "cache": str(cache_folder())}
     print(json.dumps({**found, "hub": not hub_is_offline() and hub_answers()}, indent=2))
 
 

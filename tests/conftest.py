@@ -78,6 +78,50 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def fp16_on_a_cpu(monkeypatch):
+    """All of fp16 but its products, of which a CPU has none: gradients are rounded instead, and overflow all the time.
+
+    The products are strict float32.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from newllm_jax.training import loss_scale, precision, step
+
+    def unscale(gradients, scale):
+        rounded = jax.tree.map(lambda gradient: gradient.astype(jnp.float16).astype(jnp.float32), gradients)
+        return loss_scale.unscale(rounded, scale)
+
+    monkeypatch.setitem(precision.PRECISIONS, "fp16", jax.lax.Precision.HIGHEST)
+    monkeypatch.setattr(precision, "CAPABILITY_MAJOR", {})
+    monkeypatch.setattr(step, "unscale", unscale)
+    monkeypatch.setattr(loss_scale, "INITIAL", loss_scale.LARGEST)
+    monkeypatch.setattr(loss_scale, "GROWTH_INTERVAL", 3)
+
+
+PRODUCTS = {  # what XLA is told of a matrix product in each precision
+    "fp32": "precision = [HIGHEST, HIGHEST] : ",
+    "tf32": "precision = [HIGH, HIGH] : ",
+    "bf16": "lhs_precision_type = bf16, rhs_precision_type = bf16, accumulation_type = f32",
+    "fp16": "lhs_precision_type = f16, rhs_precision_type = f16, accumulation_type = f32",
+}
+
+
+@pytest.fixture(scope="session")
+def products():
+    """The precisions of the matrix products of a function as an NVIDIA GPU would be given it; none is needed."""
+    import jax
+
+    def find(function, *arguments) -> list[str]:
+        lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",))
+        lines = [line for line in lowered.as_text().splitlines() if "stablehlo.dot_general" in line]
+        assert all(line.endswith("xf32>") for line in lines)  # the results
+        return [name for line in lines for name, said in PRODUCTS.items() if said in line]
+
+    return find
+
+
+@pytest.fixture
 def newllm(capsys):
     """Runs a command in this process: its exit code, stdout and stderr."""
 

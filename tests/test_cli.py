@@ -74,6 +74,10 @@ def only_run(root="runs"):
         (["--learning_rate", "nan"], "learning_rate: must be above 0 and finite, not nan"),
         (["--vocabulary_size", "4"], "vocabulary_size: must be 5 to 65536 (four special tokens and a word), not 4"),
         (["--schedule", "cosin"], "schedule: must be one of constant, cosine, not 'cosin'"),
+        (["--precision", "float16"], "precision: must be one of auto, fp32, tf32, bf16, fp16, not 'float16'"),
+        (["--precision", "tf32"], "precision: tf32 needs an NVIDIA GPU of compute capability 8.0 or newer, which cpu"),
+        (["--precision", "bf16", "--dry_run"], "precision: bf16 needs an NVIDIA GPU of compute capability 8.0 or"),
+        (["--precision", "fp16"], "precision: fp16 needs an NVIDIA GPU of compute capability 7.0 or newer, which cpu"),
         (["--fallback", "maybe"], "fallback: must be one of builtin, error, not 'maybe'"),
         (["--clip_norms", "1,x"], "clip_norms: '1,x' is not a list of numbers"),
         (["--dataset", "missing/folder/of/texts"], "dataset: 'missing/folder/of/texts' does not exist"),
@@ -227,6 +231,7 @@ def test_doctor(newllm):
     found = json.loads(out)
     assert (code, err, found["hub"]) == (0, "", False)
     assert {"python", "jax", "platform", "precision", "cache"} <= set(found)
+    assert (found["precision"], found["precisions"]) == ("fp32", ["fp32"])
 
 
 @pytest.mark.quick
@@ -371,6 +376,7 @@ def test_a_run_without_a_checkpoint(refused, copy):
         (["--learning_rate", "1e-4"], "learning_rate: copy was trained with "),
         (["--config", "advanced"], "was trained with"),
         (["--seed", "1"], "seed: copy was trained with 0, not 1"),
+        (["--precision", "fp16"], "precision: copy was trained with 'auto', not 'fp16'; a new run can have that"),
     ],
 )
 def test_resuming_cannot_make_it_another_experiment(refused, copy, typed, message):

@@ -87,6 +87,7 @@ def train_cascade(
         else:
             config = (config or CascadeConfig()).override(overrides or {})
         check_tracker(config.tracker)
+        precision = resolve_precision(config.precision)
         with progress_bar("base model and data", 0):
             base = load_base(config)
             data = load_alpaca(base.tokenizer, config)
@@ -94,7 +95,6 @@ def train_cascade(
             stage_counts(count, config.hard_ratio, config.num_stages)
         if run is None:
             run = stack.enter_context(RunDir.create(run_root, run_name(name, base, data)))
-        precision = resolve_precision(config.precision)
         stage = Stage(stage_config(base.model.config, config.stage_layers), PRECISIONS[precision])
         sizes = stage_sizes(base, stage, config)
         narrate_start(narrate, base, data, run, sizes, config, precision)
@@ -114,7 +114,7 @@ def train_cascade(
 
         tokens = read_base(base, data, config, run)
         narrate_base(narrate, tokens["validation"])
-        cascade = StageTrainer(stage, config, run, narrate, started)
+        cascade = StageTrainer(stage, config, precision, run, narrate, started)
         everything = tokens["validation"]
         for number in range(1, config.num_stages + 1):
             tokens = cascade.train_stage(number, tokens)

@@ -35,6 +35,7 @@ from newllm_jax.report.trackers import check_tracker, open_tracker
 from newllm_jax.training.checkpoint import Checkpoints
 from newllm_jax.training.early_stopping import best_epoch
 from newllm_jax.training.loop import Trainer, evaluate, fit
+from newllm_jax.training.loss_scale import initial_loss_scale
 from newllm_jax.training.optimizer import adamw
 from newllm_jax.training.precision import PRECISIONS, resolve_precision
 from newllm_jax.training.step import LossFn, Params, Sums, init_state, make_evaluation, make_updates
@@ -108,6 +109,7 @@ def finetune(
         else:
             config = (config or FinetuneConfig()).override(overrides or {})
         check_tracker(config.tracker)
+        precision = resolve_precision(config.precision)
         with progress_bar("base model and data", 0):
             base = load_base(config)
             data = load_alpaca(base.tokenizer, config)
@@ -116,7 +118,6 @@ def finetune(
         else:
             check_fingerprint(run, "data", data.fingerprint, f"dataset: {data.provenance['source']}")
             check_fingerprint(run, "base", base.source.fingerprint, f"base_model: {base.source.used}")
-        precision = resolve_precision(config.precision)
         parameters = count_parameters(base.params)
         narrate_sources(narrate, base, data, config, precision)
         narrate(f"parameters  {parameters:,}, all of them trained")
@@ -135,7 +136,7 @@ def finetune(
             optax.constant_schedule(config.learning_rate),
             None,
         )
-        state = init_state(jax.tree.map(jnp.array, base.params), optimizer)
+        state = init_state(jax.tree.map(jnp.array, base.params), optimizer, initial_loss_scale(precision))
         train, validation = (
             (jnp.asarray(data.train), len(data.train)),
             (jnp.asarray(data.validation), len(data.validation)),

@@ -17,6 +17,7 @@ from newllm_jax.cascade.stage import Stage, init_stage, next_token_loss, stage_c
 from newllm_jax.config import CascadeConfig
 from newllm_jax.report.run_dir import environment, peak_memory_bytes
 from newllm_jax.sources.weights import PACKAGE, open_weights
+from newllm_jax.training.loss_scale import initial_loss_scale
 from newllm_jax.training.optimizer import adamw
 from newllm_jax.training.precision import PRECISIONS, resolve_precision
 from newllm_jax.training.step import Totals, init_state, make_updates
@@ -32,10 +33,10 @@ def plan_cascade(config: CascadeConfig) -> dict[str, Any]:
     Raises:
       InputError: a setting or source that cannot be used, or no hard tokens left for a stage.
     """
+    precision = resolve_precision(config.precision)
     source = open_weights(config.base_model, "error" if config.fallback == "error" else PACKAGE, tensors=False)
     llama, tokenizer = read_description(open_files(source.path))
     data = load_alpaca(tokenizer, config)
-    precision = resolve_precision(config.precision)
     base, stage = SmolLM2(llama), Stage(stage_config(llama, config.stage_layers), PRECISIONS[precision])
     base_shapes = parameter_shapes(llama)
     stage_shapes = jax.eval_shape(lambda: init_stage(stage, config.seed, 1))
@@ -78,7 +79,8 @@ def estimated_memory(
     ids = jax.ShapeDtypeStruct((extraction.BATCH_CHUNKS, CHUNK), jnp.int32)
     reading = _needed(extraction.read_chunks.lower(base, config.criterion, base_shapes, ids))
     optimizer = adamw(config.learning_rate, config.weight_decay)
-    state = jax.eval_shape(lambda: init_state(init_stage(stage, config.seed, 1), optimizer))
+    scale = initial_loss_scale(resolve_precision(config.precision))
+    state = jax.eval_shape(lambda: init_state(init_stage(stage, config.seed, 1), optimizer, scale))
     hidden = base.config.hidden_size
     tokens = first["train_tokens"]
     split = jax.ShapeDtypeStruct((tokens, hidden), jnp.float32), jax.ShapeDtypeStruct((tokens,), jnp.int32)

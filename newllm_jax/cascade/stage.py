@@ -13,7 +13,8 @@ import optax
 from flax.typing import PrecisionLike
 
 from newllm_jax.cascade.llama_config import LlamaConfig
-from newllm_jax.cascade.smollm import SmolLM2
+from newllm_jax.cascade.single_token import through_blocks
+from newllm_jax.cascade.smollm import SmolLM2, rms_norm
 from newllm_jax.training.step import LossFn, Params, Sums
 
 
@@ -37,7 +38,12 @@ class Stage(nn.Module):
 
     def __call__(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
         """`hidden [tokens, hidden]` -> last hidden states `[tokens, hidden]` (normed) and logits `[tokens, vocab]`."""
-        last = self.llama.from_hidden(hidden[:, None, :]).last[:, 0, :]
+        if self.is_initializing():
+            last = self.llama.from_hidden(hidden[:, None, :]).last[:, 0, :]
+        else:
+            params = self.variables["params"]["backbone"]
+            residual = through_blocks(self.config, self.precision, params["blocks"], hidden)
+            last = rms_norm(residual, params["norm"]["scale"], self.config.rms_norm_eps)
         return last, self.llama.logits(last)
 
 

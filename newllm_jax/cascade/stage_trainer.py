@@ -23,6 +23,7 @@ from newllm_jax.report.trackers import open_tracker
 from newllm_jax.training.checkpoint import Checkpoints
 from newllm_jax.training.early_stopping import best_epoch
 from newllm_jax.training.loop import Trainer, fit, stopped_early
+from newllm_jax.training.loss_scale import initial_loss_scale
 from newllm_jax.training.optimizer import adamw
 from newllm_jax.training.precision import PRECISIONS
 from newllm_jax.training.step import init_state, make_evaluation, make_updates
@@ -33,8 +34,11 @@ SPLITS = ("train", "validation")
 class StageTrainer:
     """Trains one stage after another and keeps what the results say of each."""
 
-    def __init__(self, stage: Stage, config: CascadeConfig, run: RunDir, narrate: Narrate, started: float) -> None:
-        self.stage, self.config, self.run, self.narrate, self.started = stage, config, run, narrate, started
+    def __init__(
+        self, stage: Stage, config: CascadeConfig, precision: str, run: RunDir, narrate: Narrate, started: float
+    ) -> None:
+        self.stage, self.config, self.precision = stage, config, precision
+        self.run, self.narrate, self.started = run, narrate, started
         self.strict = stage.clone(precision=PRECISIONS["fp32"])
         self.optimizer = adamw(config.learning_rate, config.weight_decay)
         self.trainer = Trainer(
@@ -65,7 +69,8 @@ class StageTrainer:
         counts = {split: f"{len(hard[split]):,} of {len(tokens[split]):,}" for split in SPLITS}
         self.narrate(f"stage {number}     threshold {thresholds['train']:.4f}: {counts['train']} train tokens, "
                      f"{counts['validation']} validation tokens")  # fmt: skip
-        state = init_state(init_stage(self.stage, config.seed, number), self.optimizer)
+        params, scale = init_stage(self.stage, config.seed, number), initial_loss_scale(self.precision)
+        state = init_state(params, self.optimizer, scale)
         epochs_before = [{"stage": report["stage"], **entry} for report in self.reports for entry in report["epochs"]]
         with Checkpoints(stage_folder(self.run, number), config.checkpoint_every) as checkpoints:
             found, damaged = checkpoints.latest(state)

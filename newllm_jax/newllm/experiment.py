@@ -27,6 +27,7 @@ from newllm_jax.report.trackers import open_tracker
 from newllm_jax.training.checkpoint import Checkpoints
 from newllm_jax.training.early_stopping import best_epoch
 from newllm_jax.training.loop import Trainer, evaluate, fit, stopped_early
+from newllm_jax.training.loss_scale import initial_loss_scale
 from newllm_jax.training.optimizer import clipped_adam, clipping_schedule, learning_rate_schedule
 from newllm_jax.training.precision import PRECISIONS, resolve_precision
 from newllm_jax.training.step import init_state, make_evaluation, make_updates
@@ -55,7 +56,7 @@ def build(
     rate = learning_rate_schedule(config.schedule, config.learning_rate, config.warmup_steps, horizon)
     clip = clipping_schedule(config.clip_norms, config.clip_epochs, steps_per_epoch)
     optimizer = clipped_adam(rate, clip)
-    strict = model.clone(precision=PRECISIONS["fp32"])
+    strict = model.clone(precision=PRECISIONS["fp32"], fused=False)
     trainer = Trainer(
         make_updates(next_word_loss(model), optimizer), make_evaluation(next_word_loss(strict)), rate, clip
     )  # fmt: skip
@@ -89,16 +90,17 @@ def train_newllm(
         if resume is not None:
             run = stack.enter_context(RunDir.open(resume))
             config = resumed_newllm_config(run, overrides or {})
+            precision = resolve_precision(config.precision)
             data = load_wikitext(config)
         else:
             config = (config or NewLLMConfig()).override(overrides or {})
+            precision = resolve_precision(config.precision)
             data = load_wikitext(config)
             run = stack.enter_context(RunDir.create(run_root, f"{name}{'-builtin' if data.fallback else ''}"))
-        precision = resolve_precision(config.precision)
         model = ContextVectorLM.from_config(config, len(data.tokenizer), PRECISIONS[precision])
         summary = data.summary(config.batch_size)
         trainer, optimizer = build(config, model, summary["steps_per_epoch"])
-        state = init_state(init_params(model, config.seed), optimizer)
+        state = init_state(init_params(model, config.seed), optimizer, initial_loss_scale(precision))
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         narrate_start(narrate, data, summary, run, parameters, precision)
 

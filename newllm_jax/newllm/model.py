@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from flax.linen.initializers import normal, ones, zeros
 
 from newllm_jax.config import NewLLMConfig
-from newllm_jax.newllm.recurrence import CellParams, dropout_keep, scan
+from newllm_jax.newllm.cell import CellParams, dropout_seeds
+from newllm_jax.newllm.recurrence import scan
 
 WEIGHT_STD = 0.02
 
@@ -30,12 +31,12 @@ class ContextCell(nn.Module):
     num_layers: int
     dropout: float
     precision: jax.lax.PrecisionLike
+    fused: bool
 
     @nn.compact
     def __call__(self, context: jax.Array, tokens: jax.Array, deterministic: bool) -> tuple[jax.Array, jax.Array]:
         """`context [batch, context]`, `tokens [time, batch, hidden]` -> last context, hidden states like `tokens`."""
-        time, batch, hidden = tokens.shape
-        width = context.shape[-1]
+        hidden, width = tokens.shape[-1], context.shape[-1]
 
         def layer(name: str, inputs: int, outputs: int) -> tuple[jax.Array, jax.Array]:
             return (
@@ -49,11 +50,9 @@ class ContextCell(nn.Module):
             gates=layer("gates", hidden, 3 * width),
             norm=(self.param("norm_scale", ones, (width,)), self.param("norm_bias", zeros, (width,))),
         )
-        keep = None
-        if not deterministic and self.dropout > 0:
-            shape = (time, self.num_layers, batch, hidden)
-            keep = dropout_keep(self.make_rng("dropout"), self.dropout, shape)
-        return scan(params, context, tokens, keep, self.dropout, self.precision)
+        dropped = not deterministic and self.dropout > 0
+        seeds = dropout_seeds(self.make_rng("dropout")) if dropped else None
+        return scan(params, context, tokens, seeds, self.dropout, self.precision, self.fused)
 
 
 class ContextVectorLM(nn.Module):
@@ -66,6 +65,7 @@ class ContextVectorLM(nn.Module):
     num_layers: int = 6
     dropout: float = 0.1
     precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST
+    fused: bool = False
 
     @classmethod
     def from_config(
@@ -99,7 +99,7 @@ class ContextVectorLM(nn.Module):
         weights = {"kernel_init": normal(WEIGHT_STD), "precision": self.precision}
         embed = nn.Embed(self.vocabulary_size, self.embed_dim, embedding_init=normal(WEIGHT_STD), name="embed")
         tokens = nn.Dense(self.hidden_dim, **weights, name="token_in")(embed(ids.T))
-        cell = ContextCell(self.hidden_dim, self.num_layers, self.dropout, self.precision, name="cell")
+        cell = ContextCell(self.hidden_dim, self.num_layers, self.dropout, self.precision, self.fused, name="cell")
         last, hidden = cell(initial, tokens, deterministic)
         logits = nn.Dense(self.vocabulary_size, **weights, name="logits")(hidden)
         return jnp.swapaxes(logits, 0, 1), last

@@ -14,6 +14,7 @@ from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.run import SYSTEM, init_params
 from newllm_jax.newllm.wikitext import SPLITS, load_wikitext
 from newllm_jax.report.run_dir import environment, peak_memory_bytes
+from newllm_jax.training.loss_scale import initial_loss_scale
 from newllm_jax.training.precision import PRECISIONS, resolve_precision
 from newllm_jax.training.step import Totals, init_state
 
@@ -23,13 +24,14 @@ def plan_newllm(config: NewLLMConfig) -> dict[str, Any]:
 
     The memory is XLA's own plan of the compiled update, with the data; on a CPU, with what the process holds by then.
     """
-    data = load_wikitext(config)
     precision = resolve_precision(config.precision)
+    data = load_wikitext(config)
     model = ContextVectorLM.from_config(config, len(data.tokenizer), PRECISIONS[precision])
     summary = data.summary(config.batch_size)
     steps = summary["steps_per_epoch"]
     trainer, optimizer = build(config, model, steps)
-    state = jax.eval_shape(lambda: init_state(init_params(model, config.seed), optimizer))
+    scale = initial_loss_scale(precision)
+    state = jax.eval_shape(lambda: init_state(init_params(model, config.seed), optimizer, scale))
     totals = jax.eval_shape(Totals.zero)
     train = data.sequences["train"]
     order = jax.ShapeDtypeStruct((steps, config.batch_size), jnp.int32)

@@ -2,87 +2,26 @@
 
 `scan_plain` is the definition, differentiated by JAX. `scan` computes the same and has a backward pass of its own,
 which leaves in the time loop only what depends on the step after it: the gradient of every weight is one large
-product over all steps at the end, instead of a small one added up at every step.
+product over all steps at the end, instead of a small one added up at every step. Its two loops are `lax.scan`s or,
+where `fused` says so, a GPU kernel each.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-CONTEXT_BOUND = 10.0
-LAYER_NORM_EPSILON = 1e-5
-
-
-class CellParams(NamedTuple):
-    """The weights that work inside the time loop.
-
-    Attributes:
-      context_in: `[context, hidden]`, the context vector's part of the first layer.
-      hidden: per further layer, kernel `[hidden, hidden]` and bias `[hidden]`.
-      gates: kernel `[hidden, 3 * context]` and bias of forget gate, input gate and candidate, side by side.
-      norm: scale and bias `[context]` of the LayerNorm.
-    """
-
-    context_in: jax.Array
-    hidden: tuple[tuple[jax.Array, jax.Array], ...]
-    gates: tuple[jax.Array, jax.Array]
-    norm: tuple[jax.Array, jax.Array]
-
-
-def dropout_keep(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
-    """Which activations stay: bool `shape`, each True with probability `1 - rate` (to 1 in 65,536)."""
-    words = jax.random.bits(key, (*shape[:-1], -(-shape[-1] // 2)), jnp.uint32)
-    halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(*shape[:-1], -1)[..., : shape[-1]]
-    return halves >= round(rate * 2**16)
-
-
-def next_context(context: jax.Array, gates: jax.Array, norm: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """clip(LayerNorm(f * c + i * d), -10, 10) from the gates' pre-activations `[batch, 3 * context]`."""
-    forget, update, delta = jnp.split(gates, 3, axis=-1)
-    mixed = jax.nn.sigmoid(forget) * context + jax.nn.sigmoid(update) * delta
-    centred = mixed - jnp.mean(mixed, -1, keepdims=True)
-    variance = jnp.mean(jnp.square(centred), -1, keepdims=True)
-    scale, bias = norm
-    normed = centred * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON) * scale + bias
-    return jnp.clip(normed, -CONTEXT_BOUND, CONTEXT_BOUND)
-
-
-def step(
-    params: CellParams, dropout: float, dot: Any, context: jax.Array, token: jax.Array, keep: jax.Array | None
-) -> tuple[jax.Array, list[jax.Array], jax.Array]:
-    """One time step.
-
-    Args:
-      dropout: the rate that `keep` was drawn with; what stays is scaled by `1 / (1 - dropout)`.
-      dot: the matrix product, in the precision of the model.
-      context: `[batch, context]`.
-      token: `[batch, hidden]`, the embedding's part of the first layer, its bias included.
-      keep: bool `[layers, batch, hidden]`; None without dropout.
-
-    Returns:
-      The next context vector, the hidden states of all layers, and the gates' pre-activations.
-    """
-
-    def activate(x: jax.Array, layer: int) -> jax.Array:
-        return jax.nn.relu(x) if keep is None else jnp.where(keep[layer], jax.nn.relu(x) / (1 - dropout), 0)
-
-    states = [activate(token + dot(context, params.context_in), 0)]
-    for kernel, bias in params.hidden:
-        states.append(activate(dot(states[-1], kernel) + bias, len(states)))
-    kernel, bias = params.gates
-    gates = dot(states[-1], kernel) + bias
-    return next_context(context, gates, params.norm), states, gates
+from newllm_jax.newllm.cell import Backward, CellParams, Forward, next_context, step
 
 
 def scan_plain(
     params: CellParams,
     context: jax.Array,
     tokens: jax.Array,
-    keep: jax.Array | None,
+    seeds: jax.Array | None,
     dropout: float,
     precision: jax.lax.PrecisionLike,
 ) -> tuple[jax.Array, jax.Array]:
@@ -90,52 +29,110 @@ def scan_plain(
 
     Args:
       context: `[batch, context]` before the first token.
-      tokens: `[time, batch, hidden]`.
-      keep: bool `[time, layers, batch, hidden]`; None without dropout.
+      tokens: `[time, batch, hidden]`, the embedding's part of the first layer, its bias included.
+      seeds: `dropout_seeds`; None without dropout.
 
     Returns:
       The last context vector, and the last layer's hidden states `[time, batch, hidden]`.
     """
-    dot = partial(jnp.dot, precision=precision)
 
-    def body(context: jax.Array, inputs: tuple[jax.Array, jax.Array | None]) -> tuple[jax.Array, jax.Array]:
-        context, states, _ = step(params, dropout, dot, context, *inputs)
+    def body(context: jax.Array, inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        context, states, _ = step(params, dropout, precision, context, *inputs, seeds)
         return context, states[-1]
 
-    return jax.lax.scan(body, context, (tokens, keep))
+    return jax.lax.scan(body, context, (tokens, jnp.arange(len(tokens))))
 
 
-scan = jax.custom_vjp(scan_plain, nondiff_argnums=(4, 5))
-"""`scan_plain` with the backward pass described above."""
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def scan(
+    params: CellParams,
+    context: jax.Array,
+    tokens: jax.Array,
+    seeds: jax.Array | None,
+    dropout: float,
+    precision: jax.lax.PrecisionLike,
+    fused: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """`scan_plain` with the backward pass described above; `fused`: its loops are those of `fused.py`."""
+    return _forward(params, context, tokens, seeds, dropout, precision, fused)[0]
 
 
 def _forward(
     params: CellParams,
     context: jax.Array,
     tokens: jax.Array,
-    keep: jax.Array | None,
+    seeds: jax.Array | None,
     dropout: float,
     precision: jax.lax.PrecisionLike,
-) -> tuple[tuple[jax.Array, jax.Array], Any]:
-    """Keeps of every step what the backward pass reads: context before it, gates, hidden states."""
-    dot = partial(jnp.dot, precision=precision)
-
-    def body(context: jax.Array, inputs: tuple[jax.Array, jax.Array | None]) -> tuple[jax.Array, Any]:
-        after, states, gates = step(params, dropout, dot, context, *inputs)
-        return after, (context, tuple(states), gates)
-
-    last, (contexts, states, gates) = jax.lax.scan(body, context, (tokens, keep))
-    return (last, states[-1]), (params, contexts, states, gates, keep is not None)
+    fused: bool,
+) -> tuple[tuple[jax.Array, jax.Array], tuple[CellParams, Forward, bool]]:
+    loop = forward_loop
+    if fused:
+        from newllm_jax.newllm.fused import forward as loop
+    kept = loop(params, context, tokens, seeds, dropout, precision)
+    return (kept.last, kept.outputs), (params, kept, seeds is not None)
 
 
 def _backward(
-    dropout: float, precision: jax.lax.PrecisionLike, saved: Any, cotangents: tuple[jax.Array, jax.Array]
+    dropout: float,
+    precision: jax.lax.PrecisionLike,
+    fused: bool,
+    saved: tuple[CellParams, Forward, bool],
+    cotangents: tuple[jax.Array, jax.Array],
 ) -> tuple[CellParams, jax.Array, jax.Array, None]:
     """The chain through time gives the gradient of every pre-activation; products over all steps give the weights'."""
-    params, contexts, states, gates, dropped = saved
-    d_last, d_outputs = cotangents
+    params, kept, dropped = saved
+    loop = backward_loop
+    if fused:
+        from newllm_jax.newllm.fused import backward as loop
+    chain = loop(params, kept, *cotangents, 1 / (1 - dropout) if dropped else 1.0, precision)
+    _, norm_pullback = jax.vjp(lambda norm: next_context(kept.contexts, kept.gates, norm), params.norm)
+    gradients = CellParams(
+        context_in=over_steps(kept.contexts, chain.d_first, precision),
+        hidden=chain.hidden,
+        gates=(over_steps(kept.states[-1], chain.d_gates, precision), _total(chain.d_gates)),
+        norm=norm_pullback(chain.d_contexts)[0],
+    )
+    batch = chain.d_context.shape[0]
+    return gradients, chain.d_context, chain.d_first[:, :batch].astype(jnp.float32), None
+
+
+scan.defvjp(_forward, _backward)
+
+
+def forward_loop(
+    params: CellParams,
+    context: jax.Array,
+    tokens: jax.Array,
+    seeds: jax.Array | None,
+    dropout: float,
+    precision: jax.lax.PrecisionLike,
+) -> Forward:
+    """All steps forward; arguments as of `scan_plain`."""
+
+    def body(context: jax.Array, inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, Any]:
+        after, states, gates = step(params, dropout, precision, context, *inputs, seeds)
+        return after, (context, tuple(states), gates)
+
+    last, (contexts, states, gates) = jax.lax.scan(body, context, (tokens, jnp.arange(len(tokens))))
+    return Forward(contexts, states, gates, last, states[-1])
+
+
+def backward_loop(
+    params: CellParams,
+    kept: Forward,
+    d_last: jax.Array,
+    d_outputs: jax.Array,
+    scale: float,
+    precision: jax.lax.PrecisionLike,
+) -> Backward:
+    """All steps backward.
+
+    Args:
+      d_last, d_outputs: gradients of what `forward_loop` gave.
+      scale: of the activations that dropout kept.
+    """
     dot = partial(jnp.dot, precision=precision)
-    scale = 1 / (1 - dropout) if dropped else 1.0
 
     def through(activated: jax.Array, gradient: jax.Array) -> jax.Array:
         # An activation is positive exactly where ReLU passed it and dropout kept it.
@@ -150,24 +147,23 @@ def _backward(
             d_pre.append(through(activated, dot(d_pre[-1], kernel.T)))
         return d_before + dot(d_pre[-1], params.context_in.T), (tuple(d_pre[::-1]), d_gates, d_context)
 
-    d_first, (d_pre, d_gates, d_contexts) = jax.lax.scan(
-        body, d_last, (contexts, states, gates, d_outputs), reverse=True
+    inputs = kept.contexts, kept.states, kept.gates, d_outputs
+    d_first, (d_pre, d_gates, d_contexts) = jax.lax.scan(body, d_last, inputs, reverse=True)
+    pairs = zip(kept.states[:-1], d_pre[1:], strict=True)
+    return Backward(
+        d_context=d_first,
+        d_first=d_pre[0],
+        d_gates=d_gates,
+        d_contexts=d_contexts,
+        hidden=tuple((over_steps(x, d, precision), _total(d)) for x, d in pairs),
     )
 
-    def weights(inputs: jax.Array, gradients: jax.Array) -> jax.Array:
-        return jnp.einsum("tbi,tbo->io", inputs, gradients, precision=precision)
 
-    def biases(gradients: jax.Array) -> jax.Array:
-        return jnp.sum(gradients, (0, 1))
-
-    _, norm_pullback = jax.vjp(lambda norm: next_context(contexts, gates, norm), params.norm)
-    gradients = CellParams(
-        context_in=weights(contexts, d_pre[0]),
-        hidden=tuple((weights(x, d), biases(d)) for x, d in zip(states[:-1], d_pre[1:], strict=True)),
-        gates=(weights(states[-1], d_gates), biases(d_gates)),
-        norm=norm_pullback(d_contexts)[0],
-    )
-    return gradients, d_first, d_pre[0], None
+def over_steps(inputs: jax.Array, gradients: jax.Array, precision: jax.lax.PrecisionLike) -> jax.Array:
+    """The gradient of a kernel from its inputs and the gradients of its products, over all steps and texts."""
+    inputs = inputs.astype(gradients.dtype)
+    return jnp.einsum("tbi,tbo->io", inputs, gradients, precision=precision, preferred_element_type=jnp.float32)
 
 
-scan.defvjp(_forward, _backward)
+def _total(gradients: jax.Array) -> jax.Array:
+    return jnp.sum(gradients, (0, 1), dtype=jnp.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -73,11 +76,8 @@ class Checkpoints:
                 f"{self.folder}: no room for the checkpoint of epoch {epoch} ({needed / 1e6:.1f} MB needed, "
                 f"{free / 1e6:.1f} MB free); make room and resume from epoch {max(self.epochs, default=0)}"
             )
-        items = ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params),  # type: ignore[call-arg]
-            opt_state=ocp.args.StandardSave(state.opt_state),  # type: ignore[call-arg]
-            record=ocp.args.JsonSave(record),  # type: ignore[call-arg]
-        )
+        arrays = {name: ocp.args.StandardSave(tree) for name, tree in _trees(state).items()}  # type: ignore[call-arg]
+        items = ocp.args.Composite(record=ocp.args.JsonSave(record), **arrays)  # type: ignore[call-arg]
         with self._writing():
             self._manager.save(epoch, args=items, metrics={"val_loss": val_loss})
 
@@ -110,12 +110,11 @@ class Checkpoints:
         damaged: list[int] = []
         for epoch in reversed(self.epochs):
             try:
-                items = ocp.args.Composite(
-                    params=_restore_like(like.params), opt_state=_restore_like(like.opt_state),
-                    record=ocp.args.JsonRestore(),
-                )  # fmt: skip
+                arrays = {name: _restore_like(tree) for name, tree in _trees(like).items()}
+                items = ocp.args.Composite(record=ocp.args.JsonRestore(), **arrays)
                 found = self._manager.restore(epoch, args=items)
-                return Checkpoint(epoch, TrainState(found["params"], found["opt_state"]), found["record"]), damaged
+                state = dataclasses.replace(like, **{name: _unpinned(found[name]) for name in arrays})
+                return Checkpoint(epoch, state, found["record"]), damaged
             except Exception:  # whatever a damaged file makes Orbax raise, the one before it is tried
                 damaged.append(epoch)
         if damaged:
@@ -137,7 +136,8 @@ class Checkpoints:
 
     def params(self, epoch: int, like: Params) -> Params:
         """The parameters after `epoch`, on the default device."""
-        return self._manager.restore(epoch, args=ocp.args.Composite(params=_restore_like(like)))["params"]
+        found = self._manager.restore(epoch, args=ocp.args.Composite(params=_restore_like(like)))
+        return _unpinned(found["params"])
 
     def drop_after(self, epoch: int) -> None:
         """Deletes the checkpoints of later epochs: damaged ones, whose places the resumed run will fill again."""
@@ -150,7 +150,18 @@ class Checkpoints:
             self._manager.delete(other)
 
 
+def _trees(state: TrainState) -> dict[str, Any]:
+    """The parts of a state by their names; what a state has not, its checkpoint has not."""
+    parts = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: tree for name, tree in parts.items() if tree is not None}
+
+
 def _restore_like(tree: Any) -> Any:
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
     return ocp.args.StandardRestore(abstract)  # type: ignore[call-arg]
+
+
+def _unpinned(tree: Any) -> Any:
+    """Copies of arrays that are bound to no device: to JAX a bound one is another input, compiled for anew."""
+    return jax.tree.map(lambda leaf: jnp.array(np.asarray(leaf)), tree)

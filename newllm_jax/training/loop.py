@@ -114,6 +114,8 @@ def run_epoch(
         pieces.learn(time.monotonic() - started)
         done = stop
         on_piece(done, seen.sums)
+        if done == steps and state.loss_scale is not None and not seen.sums.count:
+            raise NumericalError("the loss of no update is finite")
     return state, totals
 
 
@@ -156,6 +158,7 @@ def fit(
             rate = int(sums.count) / (time.monotonic() - started)
             observer.progress(epoch, done, steps, mean_metrics(sums)["loss"], rate)
 
+        skipped_before = _skipped(state)
         try:
             state, totals = run_epoch(trainer.updates, state, train_data, order, steps, key, pieces, on_piece)
             train_seconds = time.monotonic() - started
@@ -165,7 +168,8 @@ def fit(
         except NumericalError as error:
             kept = f"the checkpoint of epoch {len(history)} is kept" if history else "there is no checkpoint yet"
             raise NumericalError(f"epoch {epoch}: {error}; {kept}; try a lower learning_rate") from error
-        first_update = (epoch - 1) * steps
+        first_update = (epoch - 1) * steps - skipped_before  # of those that the schedules count
+        skipped = _skipped(state) - skipped_before
         entry: Entry = {
             "epoch": epoch,
             "train_loss": mean_metrics(jax.device_get(totals.sums))["loss"],
@@ -174,14 +178,21 @@ def fit(
             "val_accuracy": validated["accuracy"],
             "learning_rate": np.asarray(trainer.learning_rate(first_update)).item(),
             "clip_norm": np.asarray(trainer.clip_norm(first_update)).item() if trainer.clip_norm else None,
-            "grad_norm": float(totals.grad_norm) / steps,
+            "grad_norm": float(totals.grad_norm) / max(steps - skipped, 1),
             "tokens_per_second": int(totals.sums.count) / train_seconds,
             "seconds": time.monotonic() - started,
         }
+        if state.loss_scale is not None:
+            entry["skipped_updates"] = skipped
         history.append(entry)
         observer.epoch(entry)
         checkpoints.save(epoch, state, {**remember(), "history": history}, entry["val_loss"])
     return state, history
+
+
+def _skipped(state: TrainState) -> int:
+    """The updates skipped since the start of the training: of those with a loss scale only."""
+    return 0 if state.loss_scale is None else int(state.loss_scale.skipped)
 
 
 def stopped_early(history: Sequence[Entry], config: RunConfig) -> bool:

@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 
-TF32_MAJOR = 8  # of the compute capability
-PRECISIONS = {"fp32": jax.lax.Precision.HIGHEST, "tf32": jax.lax.Precision.HIGH}
+from newllm_jax.errors import InputError
+
+# bf16 and fp16 round the float32 operands inside each product; its sums and its result are float32.
+PRECISIONS: dict[str, Any] = {
+    "fp32": jax.lax.Precision.HIGHEST,
+    "tf32": jax.lax.Precision.HIGH,
+    "bf16": jax.lax.DotAlgorithmPreset.BF16_BF16_F32,
+    "fp16": jax.lax.DotAlgorithmPreset.F16_F16_F32,
+}
+# The first compute capability with such products. Elsewhere XLA would silently take float32 for tf32 and bf16, and
+# JAX refuses fp16.
+CAPABILITY_MAJOR = {"tf32": 8, "bf16": 8, "fp16": 7}
+
+
+def supported_precisions() -> list[str]:
+    """The precisions that the default device really has."""
+    capability = str(getattr(jax.devices()[0], "compute_capability", ""))  # NVIDIA's is a number, AMD's is not
+    major = capability.split(".")[0]
+    return [name for name in PRECISIONS if int(major if major.isdigit() else 0) >= CAPABILITY_MAJOR.get(name, 0)]
 
 
 def resolve_precision(name: str) -> str:
-    """`auto` becomes `tf32` on a GPU that has it and `fp32` elsewhere; any other name stands for itself."""
-    if name != "auto":
-        return name
-    capability = str(getattr(jax.devices()[0], "compute_capability", ""))  # NVIDIA's is a number, AMD's is not
-    major = capability.split(".")[0]
-    return "tf32" if major.isdigit() and int(major) >= TF32_MAJOR else "fp32"
+    """`auto` becomes `tf32` on a GPU that has it and `fp32` elsewhere; any other name stands for itself.
+
+    Raises:
+      InputError: a precision that the default device would replace by another one, or does not have.
+    """
+    supported = supported_precisions()
+    if name == "auto":
+        return "tf32" if "tf32" in supported else "fp32"
+    if name not in supported:
+        raise InputError(
+            f"precision: {name} needs an NVIDIA GPU of compute capability {CAPABILITY_MAJOR[name]}.0 or newer, "
+            f"which {jax.devices()[0].device_kind} is not; use {' or '.join(supported)} (a new run), or auto"
+        )
+    return name

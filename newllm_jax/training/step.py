@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from newllm_jax.training.loss_scale import LossScale, next_loss_scale, unscale
+
 Params: TypeAlias = Any  # a tree of arrays
 Data: TypeAlias = Any  # a tree of arrays [examples, ...]; a batch of it is a tree of [batch, ...]
 
@@ -22,10 +24,12 @@ class TrainState:
     Attributes:
       params: the trained parameters.
       opt_state: of the Optax optimiser, its counts of updates included.
+      loss_scale: in fp16; None in the other precisions.
     """
 
     params: Params
     opt_state: optax.OptState
+    loss_scale: LossScale | None = None
 
 
 @flax.struct.dataclass
@@ -70,9 +74,11 @@ class Totals:
         return cls(Sums.zero(), jnp.zeros(()))
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(
+    params: Params, optimizer: optax.GradientTransformation, loss_scale: LossScale | None = None
+) -> TrainState:
     """The state before the first update."""
-    return TrainState(params, optimizer.init(params))
+    return TrainState(params, optimizer.init(params), loss_scale)
 
 
 def batches(order: np.ndarray, batch_size: int, capacity: int = 0) -> np.ndarray:
@@ -105,15 +111,38 @@ def train_step(
     key: jax.Array,
 ) -> tuple[TrainState, Totals]:
     """One update on the mean loss over the targets of a batch; one without targets has a gradient of 0."""
+    scale = state.loss_scale
 
     def mean_loss(params: Params) -> tuple[jax.Array, Sums]:
         sums = loss_fn(params, batch, present, key)
-        return sums.loss / jnp.maximum(sums.count, 1).astype(jnp.float32), sums
+        mean = sums.loss / jnp.maximum(sums.count, 1).astype(jnp.float32)
+        return mean if scale is None else mean * scale.value, sums
 
     grads, sums = jax.grad(mean_loss, has_aux=True)(state.params)
+    if scale is not None:
+        grads = unscale(grads, scale)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(params, opt_state), Totals(sums, optax.tree.norm(grads))
+    after, totals = TrainState(params, opt_state), Totals(sums, optax.tree.norm(grads))
+    return (after, totals) if scale is None else _unless_overflown(state, scale, after, totals)
+
+
+def _unless_overflown(
+    state: TrainState, scale: LossScale, after: TrainState, totals: Totals
+) -> tuple[TrainState, Totals]:
+    """The state after an update with a loss scale, or the one before where the update is skipped.
+
+    A skipped update adds no gradient norm, and its loss only where that is finite.
+    """
+    lost = ~jnp.isfinite(totals.sums.loss)
+    scale, skip = next_loss_scale(scale, jnp.isfinite(totals.grad_norm) & ~lost)
+
+    def choose(where: jax.Array, one: Any, other: Any) -> Any:
+        return jax.tree.map(lambda a, b: jnp.where(where, a, b), one, other)
+
+    params, opt_state = choose(skip, (state.params, state.opt_state), (after.params, after.opt_state))
+    sums = choose(skip & lost, Sums.zero(), totals.sums)
+    return TrainState(params, opt_state, scale), Totals(sums, jnp.where(skip, 0, totals.grad_norm))
 
 
 def make_updates(loss_fn: LossFn, optimizer: optax.GradientTransformation) -> UpdateFn:

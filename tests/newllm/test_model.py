@@ -11,6 +11,7 @@ from newllm_jax.config import load_config
 from newllm_jax.newllm.loss import next_word_loss
 from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.run import init_params
+from newllm_jax.training.precision import PRECISIONS
 
 pytestmark = pytest.mark.quick
 
@@ -122,3 +123,12 @@ def test_the_loss_counts_words_not_padding(params):
     absent = loss(params, ids, jnp.array([True, False]), None)
     assert int(absent.count) == 3
     assert float(absent.loss) < float(sums.loss)
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_every_product_is_in_the_precision_asked_for(params, ids, products, name):
+    loss = next_word_loss(MODEL.clone(precision=PRECISIONS[name]))
+    present, key = jnp.ones(len(ids), bool), jax.random.key(0)
+    found = products(jax.grad(lambda params: loss(params, ids, present, key).loss), params)
+    forward = 1 + MODEL.num_layers + 1 + 1  # of the token, of each layer, of the gates, of the logits
+    assert found == [name] * (3 * forward)  # and of each the gradients by both factors

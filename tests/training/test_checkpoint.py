@@ -13,6 +13,7 @@ import pytest
 
 from newllm_jax.errors import InputError
 from newllm_jax.training.checkpoint import Checkpoints
+from newllm_jax.training.loss_scale import LossScale, initial_loss_scale
 from newllm_jax.training.step import init_state
 
 pytestmark = pytest.mark.quick
@@ -48,6 +49,27 @@ def test_comes_back_bit_for_bit(tmp_path):
             assert (np.asarray(left) == np.asarray(right)).all()
         assert (checkpoints.params(1, state_of(0).params)["w"] == state_of(1).params["w"]).all()
         assert checkpoints.record() == {"history": [0, 1]}
+
+
+def test_the_loss_scale_is_a_part_of_the_state(tmp_path):
+    state = state_of(1).replace(loss_scale=LossScale(jnp.float32(2.0**11), jnp.int32(7), jnp.int32(4)))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, {}, 1.0)
+        checkpoints.wait()
+        found, _ = checkpoints.latest(state_of(0).replace(loss_scale=initial_loss_scale("fp16")))
+    assert jax.tree.structure(found.state) == jax.tree.structure(state)
+    assert jax.tree.leaves(found.state.loss_scale) == [2.0**11, 7, 4]
+
+
+def test_what_comes_back_is_compiled_like_what_was_saved(tmp_path):
+    compiled = jax.jit(lambda state: jax.tree.map(jnp.sin, state.params))
+    compiled(state_of(1))
+    save_all(tmp_path, [3.0])
+    with Checkpoints(tmp_path) as checkpoints:
+        found, _ = checkpoints.latest(state_of(0))
+        compiled(found.state)
+        compiled(state_of(0).replace(params=checkpoints.params(1, state_of(0).params)))
+    assert compiled._cache_size() == 1
 
 
 def test_a_damaged_checkpoint_costs_one_epoch(tmp_path):

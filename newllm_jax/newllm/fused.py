@@ -1,0 +1,137 @@
+"""The time loop of New-LLM through the GPU kernels of `kernel.py`, for `recurrence.scan`.
+
+For NVIDIA GPUs from compute capability 8.0 on, products in tf32 or bf16 on the tensor cores, and sizes that cut evenly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from newllm_jax.newllm.cell import Backward, CellParams, Forward
+from newllm_jax.newllm.kernel import Tiling, backward_kernel, forward_kernel
+
+BLOCKS = 16
+
+
+def storage(precision: jax.lax.PrecisionLike) -> Any:
+    """In which type activations and their gradients are kept: what the products read anyway."""
+    return jnp.bfloat16 if precision == jax.lax.DotAlgorithmPreset.BF16_BF16_F32 else jnp.float32
+
+
+def tiling_for(batch: int) -> Tiling:
+    """The tiling that measured best on an H200."""
+    rows = min(max(pl.next_power_of_2(batch) // 8, 16), 64)
+    return Tiling(rows, BLOCKS, 128 if rows == 16 else 64, 4, 3)
+
+
+def pad_rows(x: jax.Array, multiple: int) -> jax.Array:
+    """Fills the batch, the last axis but one, up to a multiple."""
+    missing = -x.shape[-2] % multiple
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, missing), (0, 0)]) if missing else x
+
+
+def forward(
+    params: CellParams,
+    context: jax.Array,
+    tokens: jax.Array,
+    seeds: jax.Array | None,
+    dropout: float,
+    precision: jax.lax.PrecisionLike,
+    tiling: Tiling | None = None,
+    interpret: bool = False,
+) -> Forward:
+    """All steps forward; arguments as of `recurrence.scan_plain`.
+
+    Args:
+      tiling: None for the one that measured best.
+      interpret: without a GPU, for tests; one block a group.
+    """
+    steps, batch, hidden = tokens.shape
+    width, layers, low = context.shape[-1], len(params.hidden) + 1, storage(precision)
+    tiling = tiling or tiling_for(batch)
+    context, tokens = pad_rows(context, tiling.rows), pad_rows(tokens, tiling.rows)
+    rows = context.shape[0]
+    rate = 0.0 if seeds is None else dropout
+    seeds = jnp.zeros((2,), jnp.uint32) if seeds is None else seeds
+    kernel = partial(forward_kernel, tiling=tiling, batch=batch, dropout=rate, precision=precision, alone=interpret)
+    shapes = [
+        ((steps + 1, rows, width), jnp.float32),
+        ((layers, steps, rows, hidden), low),
+        ((steps, rows, 3 * width), jnp.float32),
+        ((steps + 1, rows, width), jnp.float32),
+        ((steps + 1, rows, tiling.blocks), jnp.float32),
+        ((steps + 1, rows, tiling.blocks), jnp.float32),
+    ]
+    contexts, states, gates, *_ = _call(kernel, shapes, tiling, rows, interpret)(
+        tokens, seeds, context, params.context_in.T.astype(low), jnp.stack([w.T for w, _ in params.hidden]).astype(low),
+        jnp.stack([b for _, b in params.hidden]), params.gates[0].T.astype(low), params.gates[1], *params.norm,
+    )  # fmt: skip
+    outputs = states[-1, :, :batch].astype(jnp.float32)
+    return Forward(contexts[:-1], states, gates, contexts[-1, :batch], outputs)
+
+
+def backward(
+    params: CellParams,
+    kept: Forward,
+    d_last: jax.Array,
+    d_outputs: jax.Array,
+    scale: float,
+    precision: jax.lax.PrecisionLike,
+    tiling: Tiling | None = None,
+    interpret: bool = False,
+) -> Backward:
+    """All steps backward, from the gradients of what `forward` returned."""
+    (steps, batch, hidden), width, low = d_outputs.shape, d_last.shape[-1], storage(precision)
+    tiling = tiling or tiling_for(batch)
+    rows = kept.gates.shape[1]
+    kernel = partial(backward_kernel, tiling=tiling, scale=scale, precision=precision, alone=interpret)
+    shapes = [
+        (kept.states.shape, low),
+        ((steps, rows, 3 * width), low),
+        ((steps, rows, width), jnp.float32),
+        ((steps, rows, width), jnp.float32),
+    ]
+    d_pre, d_gates, _, d_contexts = _call(kernel, shapes, tiling, rows, interpret)(
+        pad_rows(d_last, tiling.rows), pad_rows(d_outputs, tiling.rows), kept.contexts, kept.states, kept.gates,
+        params.context_in.astype(low), jnp.stack([w for w, _ in params.hidden]).astype(low),
+        params.gates[0].astype(low), *params.norm,
+    )  # fmt: skip
+    # Slot l of d_pre belongs to layer l + 1, whose input slot l of the states is. The last pair is no pair, but leaving
+    # it out would copy both arrays.
+    products = jnp.einsum(
+        "ltbi,ltbo->lio", kept.states, d_pre, precision=precision, preferred_element_type=jnp.float32
+    )
+    sums = jnp.sum(d_pre, (1, 2), dtype=jnp.float32)
+    return Backward(
+        d_context=d_contexts[0, :batch],
+        d_first=d_pre[-1],
+        d_gates=d_gates,
+        d_contexts=jnp.concatenate([d_contexts[1:], pad_rows(d_last, tiling.rows)[None]]),
+        hidden=tuple((products[layer], sums[layer]) for layer in range(len(params.hidden))),
+    )
+
+
+def _call(kernel: Callable[..., None], shapes: list[Any], tiling: Tiling, rows: int, interpret: bool) -> Any:
+    """The kernel as a function of its inputs but for the counters, which begin at 0."""
+    groups = rows // tiling.rows
+    counters = jnp.zeros((groups + 1,), jnp.int32)  # a meeting's for each group, and the tickets
+    results = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in [*shapes, (counters.shape, counters.dtype)]]
+
+    def call(*inputs: jax.Array) -> list[jax.Array]:
+        return pl.pallas_call(
+            kernel,
+            out_shape=results,
+            grid=(groups * tiling.blocks,),
+            input_output_aliases={len(inputs): len(shapes)},
+            compiler_params=plgpu.CompilerParams(num_warps=tiling.warps, num_stages=tiling.stages),
+            interpret=interpret,
+        )(*inputs, counters)[:-1]
+
+    return call

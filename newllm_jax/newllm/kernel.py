@@ -1,0 +1,277 @@
+"""The GPU kernels of the time loop: a whole text in one launch each way, instead of dozens of launches a step.
+
+Texts are independent, so a *group* of thread blocks takes some rows of the batch through all steps by itself. Within a
+layer each block computes its own share of the columns; then the group meets at a counter in device memory, since the
+next layer reads all of them. What a phase needs besides is loaded before the meeting, to hide the wait.
+
+Written for Pallas's Triton backend. Every address is written once and read after a meeting only, so that no cache of a
+multiprocessor can hold what it was before. `fused.py` calls these; the equations are in `cell.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from newllm_jax.newllm.cell import CONTEXT_BOUND, LAYER_NORM_EPSILON, keep
+
+
+class Tiling(NamedTuple):
+    """How the work is cut.
+
+    Attributes:
+      rows: rows of the batch in a group.
+      blocks: thread blocks in a group; each computes 1 / blocks of the columns.
+      depth: how much of a product's inner dimension is loaded at a time.
+      warps: of a thread block.
+      stages: loads in flight.
+    """
+
+    rows: int
+    blocks: int
+    depth: int
+    warps: int
+    stages: int
+
+
+class Group:
+    """One thread block's view of its group."""
+
+    def __init__(self, tiling: Tiling, counters: Any, alone: bool, precision: Any, groups: int) -> None:
+        self.tiling, self.counters, self.alone, self.precision = tiling, counters, alone, precision
+        # Numbers are given out as blocks start, so those that run are always whole groups but for the last, and none
+        # waits for a block that cannot start before it ends.
+        ticket = plgpu.atomic_add(counters, (jnp.int32(groups),), jnp.int32(1))
+        self.index, self.number = ticket // tiling.blocks, ticket % tiling.blocks
+        first, share = self.index * tiling.rows, tiling.rows // tiling.blocks
+        self.rows = pl.ds(first, tiling.rows)
+        self.own_rows = pl.ds(first + self.number * share, share)
+
+    def columns(self, width: int, part: int = 0) -> Any:
+        """This block's share of `width` columns, in the given one of several such parts side by side."""
+        share = width // self.tiling.blocks
+        return pl.ds(part * width + self.number * share, share)
+
+    def meet(self, arrivals: Any) -> tuple[Any, Any]:
+        """Waits until all blocks of the group have written what the next phase reads.
+
+        Args:
+          arrivals: how many there have been at earlier meetings.
+
+        Returns:
+          `arrivals` after this meeting, and a zero that was computed from what was read: an index with it added keeps
+          the next phase's loads behind the wait.
+        """
+        arrivals = arrivals + self.tiling.blocks
+        if self.alone:
+            return arrivals, jnp.int32(0)
+        plgpu.debug_barrier()  # all threads of this block have written
+        old = plgpu.atomic_add(self.counters, (self.index,), jnp.int32(1))  # which also publishes it
+        seen = jax.lax.while_loop(
+            lambda seen: seen < arrivals,
+            lambda _: plgpu.load(self.counters.at[self.index], volatile=True),
+            old + 1,
+        )
+        return arrivals, jnp.minimum(seen - arrivals, 0)
+
+    def product(self, x: Callable[[Any], jax.Array], ws: list[Callable[[Any], jax.Array]], inner: int, columns: int):
+        """x @ w for each w: `[rows, columns]`, from functions that load `x[:, k]` and `w[:, k].T` for a slice k."""
+        depth = min(self.tiling.depth, inner)
+        while inner % depth:
+            depth //= 2
+
+        def add(k: Any, sums: list[jax.Array]) -> list[jax.Array]:
+            part = pl.ds(k * depth, depth)
+            tile = x(part)
+            return [
+                total + jnp.dot(tile, w(part).T, precision=self.precision, preferred_element_type=jnp.float32)
+                for total, w in zip(sums, ws, strict=True)
+            ]
+
+        zeros = [jnp.zeros((self.tiling.rows, columns), jnp.float32) for _ in ws]
+        return jax.lax.fori_loop(0, inner // depth, add, zeros)
+
+
+def _sigmoid(x: jax.Array) -> jax.Array:
+    return 1.0 / (1.0 + jnp.exp(-x))
+
+
+def forward_kernel(
+    tokens, seeds, context, w_in, w_hidden, b_hidden, w_gates, b_gates, norm_scale, norm_bias, _,
+    contexts, states, gates, mixed, means, squares, counters,
+    *, tiling: Tiling, batch: int, dropout: float, precision: Any, alone: bool,
+):  # fmt: skip
+    steps, filled, hidden = tokens.shape
+    width, layers = context.shape[-1], states.shape[0]
+    group = Group(tiling, counters, alone, precision, filled // tiling.rows)
+    rows, here, own = group.rows, group.columns(hidden), group.columns(width)
+    share = width // tiling.blocks
+
+    pair = seeds[0], seeds[1]
+    row_numbers = (group.index * tiling.rows + jax.lax.iota(jnp.int32, tiling.rows)) * hidden
+    column_numbers = group.number * (hidden // tiling.blocks) + jax.lax.iota(jnp.int32, hidden // tiling.blocks)
+    numbers = (row_numbers[:, None] + column_numbers[None, :]).astype(jnp.uint32)
+
+    def drawn(layer, t):
+        """The mask of dropout, as `cell.step` numbers the activations."""
+        if not dropout:
+            return None
+        return keep(pair, dropout, numbers + ((t * layers + layer) * (batch * hidden)).astype(jnp.uint32))
+
+    def activate(x, kept, layer, t):
+        x = jnp.maximum(x, 0.0)
+        x = x if kept is None else jnp.where(kept, x * (1 / (1 - dropout)), 0.0)
+        states[layer, t, rows, here] = x.astype(states.dtype)
+
+    def statistics(t):
+        """Mean and 1 / deviation of `mixed[t]`, from those of the blocks' shares (Chan et al. 1979)."""
+        shares = means[t, rows, :]
+        mean = jnp.sum(shares, 1) / tiling.blocks
+        off = shares - mean[:, None]
+        square = jnp.sum(squares[t, rows, :] + share * off * off, 1) / width
+        return mean[:, None], jax.lax.rsqrt(square + LAYER_NORM_EPSILON)[:, None]
+
+    def normed(t, part, mean, inverse):
+        """The context before step t; before the first it is given, not normed."""
+        x = mixed[t, rows, part]
+        y = (x - mean) * inverse * norm_scale[part][None, :] + norm_bias[part][None, :]
+        return jnp.where(t > 0, jnp.clip(y, -CONTEXT_BOUND, CONTEXT_BOUND), x)
+
+    def keep_mixed(t, x):
+        mixed[t, rows, own] = x
+        mean = (jnp.sum(x, 1) / share)[:, None]
+        means[t, rows, pl.ds(group.number, 1)] = mean
+        squares[t, rows, pl.ds(group.number, 1)] = jnp.sum((x - mean) * (x - mean), 1)[:, None]
+
+    def first_needs(t):
+        return tokens[t, rows, here].astype(jnp.float32), drawn(0, t)
+
+    def step(t, carry):
+        arrivals, zero, (token, kept) = carry
+        now = t + zero
+        mean, inverse = statistics(now)
+        [x] = group.product(
+            lambda k: normed(now, k, mean, inverse).astype(states.dtype), [lambda k: w_in[here, k]], width,
+            hidden // tiling.blocks,
+        )  # fmt: skip
+        activate(x + token, kept, 0, t)
+        contexts[t, rows, own] = normed(now, own, mean, inverse)
+        needs = b_hidden[0, here], drawn(1, t)
+        arrivals, zero = group.meet(arrivals)
+
+        def layer(index, carry):
+            arrivals, zero, (bias, kept) = carry
+            [x] = group.product(
+                lambda k: states[index, t + zero, rows, k], [lambda k: w_hidden[index, here, k]], hidden,
+                hidden // tiling.blocks,
+            )  # fmt: skip
+            activate(x + bias[None, :], kept, index + 1, t)
+            needs = b_hidden[jnp.minimum(index + 1, layers - 2), here], drawn(index + 2, t)
+            return *group.meet(arrivals), needs
+
+        arrivals, zero, _ = jax.lax.fori_loop(0, layers - 1, layer, (arrivals, zero, needs))
+        before = contexts[t + zero, rows, own]
+        parts = [group.columns(width, part) for part in range(3)]
+        products = group.product(
+            lambda k: states[layers - 1, t + zero, rows, k],
+            [lambda k, part=part: w_gates[part, k] for part in parts], hidden, share,
+        )  # fmt: skip
+        forget, update, delta = (x + b_gates[part][None, :] for x, part in zip(products, parts, strict=True))
+        for part, x in zip(parts, (forget, update, delta), strict=True):
+            gates[t, rows, part] = x
+        keep_mixed(t + 1, _sigmoid(forget) * before + _sigmoid(update) * delta)
+        needs = first_needs(jnp.minimum(t + 1, steps - 1))
+        return *group.meet(arrivals), needs
+
+    keep_mixed(0, context[rows, own])
+    _, zero, _ = jax.lax.fori_loop(0, steps, step, (*group.meet(jnp.int32(0)), first_needs(jnp.int32(0))))
+    contexts[steps, rows, own] = normed(steps + zero, own, *statistics(steps + zero))
+
+
+def backward_kernel(
+    d_last, d_outputs, contexts, states, gates, w_in, w_hidden, w_gates, norm_scale, norm_bias, _,
+    d_pre, d_gates, d_direct, d_contexts, counters,
+    *, tiling: Tiling, scale: float, precision: Any, alone: bool,
+):  # fmt: skip
+    steps, batch, hidden = d_outputs.shape
+    width, layers = d_last.shape[-1], states.shape[0]
+    group = Group(tiling, counters, alone, precision, batch // tiling.rows)
+    rows, own_rows, here, own = group.rows, group.own_rows, group.columns(hidden), group.columns(width)
+
+    def norm_needs(t):
+        return contexts[t, own_rows, :], *(gates[t, own_rows, pl.ds(part * width, width)] for part in range(3))
+
+    def through_norm(d_after, t, needs):
+        """Gradients of the gates of step t and, but for the first layer's part, of the context before it."""
+        context, forget, update, delta = needs
+        forget, update = _sigmoid(forget), _sigmoid(update)
+        x = forget * context + update * delta
+        centred = x - (jnp.sum(x, -1) / width)[:, None]
+        inverse = jax.lax.rsqrt(jnp.sum(centred * centred, -1) / width + LAYER_NORM_EPSILON)[:, None]
+        unit = centred * inverse
+        weight = norm_scale[:][None, :]
+        inside = jnp.abs(unit * weight + norm_bias[:][None, :]) < CONTEXT_BOUND
+        d_unit = jnp.where(inside, d_after, 0.0) * weight
+        mean, along = jnp.sum(d_unit, -1) / width, jnp.sum(d_unit * unit, -1) / width
+        d_mixed = (d_unit - mean[:, None] - unit * along[:, None]) * inverse
+        d_forget, d_update = d_mixed * context * forget * (1 - forget), d_mixed * delta * update * (1 - update)
+        for part, x in enumerate((d_forget, d_update, d_mixed * update)):
+            d_gates[t, own_rows, pl.ds(part * width, width)] = x.astype(d_gates.dtype)
+        d_direct[t, own_rows, :] = d_mixed * forget
+
+    def passed(layer, t):
+        return states[layer, t, rows, here] > 0  # where ReLU passed it and dropout kept it
+
+    def slot(layer):
+        return jax.lax.rem(layer + layers - 1, layers)
+
+    def through_layer(gradient, passed, layer, t):
+        d_pre[slot(layer), t, rows, here] = jnp.where(passed, gradient * scale, 0.0).astype(d_pre.dtype)
+
+    def last_needs(t):
+        return d_outputs[t, rows, here].astype(jnp.float32), passed(layers - 1, t)
+
+    def step(back, carry):
+        arrivals, zero, (d_output, mask) = carry
+        t = steps - 1 - back
+        [x] = group.product(
+            lambda k: d_gates[t + zero, rows, k], [lambda k: w_gates[here, k]], 3 * width, hidden // tiling.blocks
+        )
+        through_layer(x + d_output, mask, layers - 1, t)
+        mask = passed(layers - 2, t)
+        arrivals, zero = group.meet(arrivals)
+
+        def layer(down, carry):
+            arrivals, zero, mask = carry
+            index = layers - 2 - down
+            [x] = group.product(
+                lambda k: d_pre[index, t + zero, rows, k], [lambda k: w_hidden[index, here, k]], hidden,
+                hidden // tiling.blocks,
+            )  # fmt: skip
+            through_layer(x, mask, index, t)
+            mask = passed(jnp.maximum(index - 1, 0), t)
+            return *group.meet(arrivals), mask
+
+        arrivals, zero, _ = jax.lax.fori_loop(0, layers - 1, layer, (arrivals, zero, mask))
+        [x] = group.product(
+            lambda k: d_pre[layers - 1, t + zero, rows, k], [lambda k: w_in[own, k]], hidden, width // tiling.blocks
+        )
+        d_contexts[t, rows, own] = x + d_direct[t + zero, rows, own]
+        earlier = jnp.maximum(t - 1, 0)
+        needs = norm_needs(earlier)
+        arrivals, zero = group.meet(arrivals)
+
+        @pl.when(t > 0)
+        def _():
+            through_norm(d_contexts[t + zero, own_rows, :], earlier, needs)
+
+        needs = last_needs(earlier)
+        return *group.meet(arrivals), needs
+
+    through_norm(d_last[own_rows, :], steps - 1, norm_needs(steps - 1))
+    jax.lax.fori_loop(0, steps, step, (*group.meet(jnp.int32(0)), last_needs(steps - 1)))
