@@ -43,19 +43,24 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory) -> Path:
-    """A text file of 300 lines of 12 words, of 60 different ones."""
+    """A text file of 250 lines of 4 to 29 words, of 60 different ones."""
     path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
     draw = random.Random(0)
-    path.write_text("\n".join(" ".join(f"w{draw.randrange(60)}" for _ in range(12)) for _ in range(300)))
+    lines = ((f"w{draw.randrange(60)}" for _ in range(draw.randrange(4, 30))) for _ in range(250))
+    path.write_text("\n".join(map(" ".join, lines)))
     return path
 
 
 @pytest.fixture(scope="session")
 def small(corpus) -> dict[str, object]:
-    """The settings of a run of a few seconds, most of them compilation."""
+    """The settings of a run of a few seconds, most of them compilation: tests that can do with them share it.
+
+    The bound of clipping changes after epochs 1 and 3 and is tight enough to matter.
+    """
     return {
-        "dataset": str(corpus), "vocabulary_size": 64, "sequence_length": 14, "stride": 7,
-        "embed_dim": 8, "hidden_dim": 16, "context_dim": 8, "num_layers": 1, "num_epochs": 2,
+        "dataset": str(corpus), "vocabulary_size": 64, "sequence_length": 16, "stride": 8, "embed_dim": 8,
+        "hidden_dim": 16, "context_dim": 8, "num_layers": 2, "learning_rate": 1e-2, "num_epochs": 2,
+        "clip_norms": [0.01, 0.1, 1.0], "clip_epochs": [1, 3],
     }  # fmt: skip
 
 

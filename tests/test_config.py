@@ -10,8 +10,6 @@ import pytest
 from newllm_jax.config import NewLLMConfig, config_names, load_config, parse
 from newllm_jax.errors import InputError
 
-pytestmark = pytest.mark.quick
-
 
 def test_published_configurations():
     baseline, advanced, ctx1024 = (load_config(name) for name in ("baseline", "advanced", "ctx1024"))
