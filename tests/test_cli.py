@@ -213,10 +213,10 @@ def test_help_of_a_command(newllm, capsys, command):
 
 @pytest.mark.quick
 def test_dry_run_is_json_and_makes_no_run(newllm, options, tmp_path):
-    code, out, err = newllm(*options, "--dry_run", "--clip_norms", "1", "--clip_epochs", "")
+    code, out, err = newllm(*options, "--dry_run")
     assert (code, err) == (0, "")
     plan = json.loads(out)
-    assert (plan["config"]["clip_norms"], plan["config"]["clip_epochs"]) == ([1.0], [])
+    assert (plan["config"]["clip_norms"], plan["config"]["clip_epochs"]) == ([0.01, 0.1, 1.0], [1, 3])
     assert plan["config"]["hidden_dim"] == 16
     assert plan["updates"] == 2 * plan["updates_per_epoch"] > 0
     assert plan["estimated_memory_bytes"] > 0

@@ -89,6 +89,7 @@ def test_toml_and_json_files_give_the_same(tmp_path):
 
 def test_parse_reads_command_line_texts():
     assert parse(NewLLMConfig, "clip_norms", "0.5,2") == (0.5, 2.0)
+    assert (parse(NewLLMConfig, "clip_norms", "1"), parse(NewLLMConfig, "clip_epochs", "")) == ((1.0,), ())
     assert parse(NewLLMConfig, "decay_epochs", "none") is None
     assert parse(NewLLMConfig, "decay_epochs", "7") == 7
     assert parse(NewLLMConfig, "learning_rate", "3e-4") == 3e-4

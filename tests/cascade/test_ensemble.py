@@ -63,7 +63,7 @@ def test_extraction_is_the_base_token_by_token(base, chunks, criterion, tokens):
 
     for chunk in (0, 10):
         ids = chunks[chunk]
-        states, logits = forward(ids[None, :-1])
+        states, logits = jax.tree.map(np.asarray, forward(ids[None, :-1]))
         rows = slice(chunk * 128, chunk * 128 + 128)
         np.testing.assert_allclose(tokens.hidden[rows], states.last[0], rtol=1e-5, atol=1e-5)
         assert (tokens.targets[rows] == ids[1:]).all()
