@@ -17,6 +17,7 @@ from newllm_jax.config import NewLLMConfig
 from newllm_jax.errors import InputError
 from newllm_jax.newllm.loss import next_word_loss
 from newllm_jax.newllm.model import ContextVectorLM
+from newllm_jax.newllm.recurrence import fusible
 from newllm_jax.newllm.run import SYSTEM, NewLLMRun, check_same_data, init_params, resumed_newllm_config
 from newllm_jax.newllm.wikitext import Wikitext, load_wikitext
 from newllm_jax.report.plots import save_curves
@@ -46,6 +47,12 @@ class NewLLMResult:
 
     run_dir: Path
     results: dict[str, Any]
+
+
+def training_model(config: NewLLMConfig, vocabulary_size: int, precision: str) -> ContextVectorLM:
+    """The model of a configuration as it is trained, in a resolved precision: on GPUs that can, its loops are fused."""
+    model = ContextVectorLM.from_config(config, vocabulary_size, PRECISIONS[precision])
+    return model.clone(fused=fusible(config, precision))
 
 
 def build(
@@ -97,7 +104,7 @@ def train_newllm(
             precision = resolve_precision(config.precision)
             data = load_wikitext(config)
             run = stack.enter_context(RunDir.create(run_root, f"{name}{'-builtin' if data.fallback else ''}"))
-        model = ContextVectorLM.from_config(config, len(data.tokenizer), PRECISIONS[precision])
+        model = training_model(config, len(data.tokenizer), precision)
         summary = data.summary(config.batch_size)
         trainer, optimizer = build(config, model, summary["steps_per_epoch"])
         state = init_state(init_params(model, config.seed), optimizer, initial_loss_scale(precision))
