@@ -58,10 +58,8 @@ def stage_update(llama: LlamaConfig, batch: int) -> Work:
     unreached = llama.num_layers * query_key
     block = 4 * llama.hidden_size + 2 * llama.num_kv_heads * llama.head_dim + 3 * llama.intermediate_size
     activations = batch * (llama.num_layers * block + llama.hidden_size + llama.vocab_size)
-    # The first block's input is data: its value projection is the one product without a gradient to hand on.
-    skipped = llama.hidden_size * llama.num_kv_heads * llama.head_dim
     return Work(
-        flops=2 * batch * (3 * (llama.num_layers * others + head) - skipped),
+        flops=3 * 2 * batch * (llama.num_layers * others + head),
         bytes=FLOAT * (PASSES * reached + UNREACHED_PASSES * unreached + 3 * activations),
     )
 

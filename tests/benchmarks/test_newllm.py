@@ -69,13 +69,14 @@ def test_the_pytorch_re_creation_has_our_loss_and_gradient(tmp_path):
 
 def test_counted_work_is_what_xla_counts(monkeypatch):
     # XLA counts the body of a loop once, so the loop over time is unrolled for it.
-    monkeypatch.setattr(jax.lax, "scan", partial(jax.lax.scan, unroll=True))
-    config = small(embed_dim=64, hidden_dim=128, context_dim=64, batch_size=8)
+    scan = jax.lax.scan
+    monkeypatch.setattr(jax.lax, "scan", lambda *given, **named: scan(*given, **{**named, "unroll": True}))
+    config = small(embed_dim=128, hidden_dim=256, context_dim=128, batch_size=32)
     params = jax.eval_shape(lambda: init_params(ContextVectorLM.from_config(config, VOCABULARY), 0))
     compiled = jax.jit(partial(gradient, config)).lower(params, random_ids(config)).compile()
     found = compiled.cost_analysis()["flops"]
     counted = work.newllm_update(config, VOCABULARY).flops
-    assert 0.95 * counted < found < 1.15 * counted  # XLA counts additions and the like too
+    assert counted < found < 1.04 * counted  # XLA counts additions and the like too
 
 
 def test_batches_of_the_benchmark_are_full_and_go_through_the_data():
