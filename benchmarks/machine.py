@@ -36,7 +36,7 @@ def device_slug(device: str) -> str:
 
 
 def measure(task: dict[str, Any]) -> dict[str, Any]:
-    """The environment with `precision` resolved, and the ceilings of the device."""
+    """The environment with `precision` resolved, and where the task asks for them the ceilings of the device."""
     found = environment(resolve_precision(task["precision"]))
     for package in ("torch", "transformers"):
         try:
@@ -44,7 +44,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
         except PackageNotFoundError:
             found[package] = None
     found |= {"cores": os.cpu_count(), "load_average": os.getloadavg()[0], "slug": device_slug(found["device"])}
-    return {"environment": found, "ceilings": ceilings()}
+    return {"environment": found, **({"ceilings": ceilings()} if task["ceilings"] else {})}
 
 
 def ceilings() -> dict[str, Any]:

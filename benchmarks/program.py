@@ -101,9 +101,10 @@ class Program:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._scratch.cleanup()
 
-    def start(self, precision: str = "auto") -> dict[str, Any]:
-        """Measures the machine, and opens the results with it. Returns the environment."""
-        machine = self.measure("benchmarks.machine:measure", {"precision": precision}, "ceilings of this machine")
+    def start(self, precision: str = "auto", ceilings: bool = True) -> dict[str, Any]:
+        """Looks at the machine, measures its ceilings, and opens the results with it. Returns the environment."""
+        task = {"precision": precision, "ceilings": ceilings}
+        machine = self.measure("benchmarks.machine:measure", task, "this machine")
         if "error" in machine:
             raise InputError(f"JAX does not run here: {machine['error']}")
         command = shlex.join(["python", "-m", f"benchmarks.{self.name}", *sys.argv[1:]])

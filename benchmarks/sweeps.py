@@ -27,7 +27,7 @@ def run_sweep(program: Program, configs: dict[str, NewLLMConfig]) -> None:
     """Measures the sweep that the options name into the program's results."""
     sweep = program.arguments.sweep
     program.name = f"newllm-{sweep}"
-    environment = program.start(program.arguments.precision)
+    environment = program.start(program.arguments.precision, ceilings=False)
     cpu = environment["platform"] == "cpu"
     program.results |= {"benchmark": "newllm", "sweep": sweep}
     if not program.arguments.config and (cpu or sweep in {"length", "memory"}):

@@ -18,7 +18,7 @@ def benchmark_tables(results: dict[str, Any]) -> str:
 def tables_of(results: dict[str, Any]) -> dict[str, str]:
     """The tables of a file by title."""
     kind = results["benchmark"], results.get("sweep")
-    found = {title: table(results) for title, table in TABLES[kind].items()}
+    found = {title: table(results) for title, table in TABLES.get(kind, {}).items()}
     return {title: table for title, table in found.items() if table}
 
 
