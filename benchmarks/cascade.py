@@ -74,7 +74,8 @@ def compare(
     }  # fmt: skip
     program.results["values"] = f"real: {config.base_model} on {config.dataset}" if real else "random"
     if "extraction" in wanted or real:
-        program.results["extraction"] = extraction(program, task | {"repeats": min(task["repeats"], 3)}, peers)
+        entry = extraction(program, task | {"repeats": min(task["repeats"], 3)}, peers)
+        program.results["extraction"], task["llama"] = entry, entry["rows"][0]["llama"]
     program.results["configs"] = {"stage 1": stage(program, task, peers, cpu)} if "stage" in wanted else {}
 
 
@@ -88,7 +89,7 @@ def extraction(program: Program, task: dict[str, Any], peers: list[str]) -> dict
         rows.append({"name": "transformers eager",
                      **program.measure(function.format("torch"), peer, "extraction: transformers")})  # fmt: skip
     tokens, full = ours["chunks"] * STRIDE, PUBLISHED_CHUNKS * STRIDE
-    counted = work.extraction(LlamaConfig(**task["llama"]), ours["chunks"], STRIDE, ours["batch_chunks"])
+    counted = work.extraction(LlamaConfig(**ours["llama"]), ours["chunks"], STRIDE, ours["batch_chunks"])
     for row in rows:
         if "error" not in row:
             seconds = row["pass_seconds"]["median"]

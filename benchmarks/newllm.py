@@ -15,11 +15,11 @@ import numpy as np
 from benchmarks import work
 from benchmarks.comparison import complete
 from benchmarks.ours_newllm import orders, steps_per_epoch
-from benchmarks.program import Program, has_torch, names, positive, run_program
+from benchmarks.program import Program, configurations, has_torch, names, positive, run_program
 from benchmarks.sweeps import SWEEPS, run_sweep
 from benchmarks.tables import benchmark_tables
 from benchmarks.timing import updates_needed
-from newllm_jax.config import NewLLMConfig, load_config
+from newllm_jax.config import NewLLMConfig
 from newllm_jax.errors import InputError
 from newllm_jax.newllm.wikitext import Wikitext, load_wikitext
 
@@ -40,8 +40,8 @@ def main(argv: Sequence[str]) -> None:
     add("--dataset", help="as for train.py: Hub name, folder, file or builtin")
     add("--precision", default="auto", help="as for train.py; the peers have fp32 and tf32 (default auto)")
     add("--peers", metavar="KINDS", default=",".join(PEERS), help="of: %(default)s; or none (default all)")
-    add("--updates", type=positive, help="updates in a timed block (default 100; on a CPU 3)")
-    add("--repeats", type=positive, help="timed blocks (default 7; on a CPU 3)")
+    add("--updates", type=positive, help="updates in a timed block (default 50; on a CPU 3)")
+    add("--repeats", type=positive, help="timed blocks (default 5; on a CPU 3)")
     add("--compile_limit", type=positive, default=180, metavar="SECONDS", help="for a row of torch.compile")
     add("--sweep", choices=SWEEPS, help="instead: time over length or batch, memory of generation, planned memory")
     add("--sizes", help="of the sweep: lengths or batch sizes, 64,128,...")
@@ -50,8 +50,7 @@ def main(argv: Sequence[str]) -> None:
     peers = names(program.arguments.peers, list(PEERS), "peers")
     overrides = {"dataset": program.arguments.dataset} if program.arguments.dataset else {}
     overrides["precision"] = program.arguments.precision
-    chosen = [name for name in (program.arguments.config or "baseline,advanced").split(",") if name]
-    configs = {name: load_config(name, overrides) for name in chosen}
+    configs = configurations(program.arguments.config, overrides)
     for name, config in configs.items():
         if config.schedule != "constant" or config.warmup_steps:
             raise InputError(f"config: {name} has a learning rate that changes; the peers have a constant one")
@@ -69,8 +68,8 @@ def compare(program: Program, configs: dict[str, NewLLMConfig], peers: list[str]
     cpu = environment["platform"] == "cpu"
     if cpu and not program.arguments.config:
         configs = {"baseline": configs["baseline"]}
-    updates = program.arguments.updates or (3 if cpu else 100)
-    repeats = program.arguments.repeats or (3 if cpu else 7)
+    updates = program.arguments.updates or (3 if cpu else 50)
+    repeats = program.arguments.repeats or (3 if cpu else 5)
     program.results["configs"] = {}
     for name, config in configs.items():
         data = load_wikitext(config)
@@ -87,6 +86,7 @@ def compare(program: Program, configs: dict[str, NewLLMConfig], peers: list[str]
                 row = program.measure("benchmarks.torch_newllm:measure", peer, f"{name}: {PEERS[kind]}", limit)
             rows.append({"name": PEERS[kind], "kind": kind, "another_model": kind == "lstm", **row})
         program.results["configs"][name] = describe(config, data, rows, program.results)
+        program.save()
 
 
 def prepare(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, cast
 
@@ -55,6 +56,7 @@ def measure_extraction(task: dict[str, Any]) -> dict[str, Any]:
     if task["real"]:
         hard = tokens.take(select_hard(tokens.scores, hardness_threshold(tokens.scores, config.hard_ratio)))
         np.savez(task["tokens"], hidden=hard.hidden, targets=hard.targets)
+    row["llama"] = dataclasses.asdict(base.config)
     return {**row, "chunks": len(chunks), "batch_chunks": BATCH_CHUNKS, "mean_loss": float(tokens.losses.mean())}
 
 

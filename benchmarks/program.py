@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from newllm_jax.commands import Parser
+from newllm_jax.config import NewLLMConfig, load_config
 from newllm_jax.errors import InputError
 from newllm_jax.sources.cache import whole_file
 
@@ -50,6 +51,14 @@ def names(text: str, known: Sequence[str], option: str) -> list[str]:
         if name not in known:
             raise InputError(f"{option}: no {name!r}; there are: {', '.join(known)}")
     return chosen
+
+
+def configurations(text: str | None, overrides: dict[str, Any]) -> dict[str, NewLLMConfig]:
+    """The configurations of New-LLM that `a,b` names, by name; those of the report where nothing is given."""
+    chosen = [name.strip() for name in ("baseline,advanced" if text is None else text).split(",") if name.strip()]
+    if not chosen:
+        raise InputError("config: names no configuration")
+    return {name: load_config(name, overrides) for name in chosen}
 
 
 def sizes(text: str, option: str) -> list[int]:
@@ -96,6 +105,8 @@ class Program:
     def __enter__(self) -> Self:
         self._scratch = tempfile.TemporaryDirectory(prefix="newllm-benchmarks-")
         self.folder = Path(self._scratch.name)
+        if self.arguments.output:  # better refused now than after an hour
+            Path(self.arguments.output).absolute().parent.mkdir(parents=True, exist_ok=True)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -147,13 +158,17 @@ class Program:
             print(f"{time.monotonic() - started:.1f} s", file=sys.stderr)
         return result
 
-    def write(self, tables: str) -> None:
-        """Writes the results and prints their tables."""
+    def save(self) -> Path:
+        """Writes the results as they are by now."""
         default = RESULTS / f"{self.name}-{self.results['environment']['slug']}.json"
         path = Path(self.arguments.output) if self.arguments.output else default
         with whole_file(path) as partial:
             partial.write_text(json.dumps(self.results, indent=1) + "\n", encoding="utf-8")
-        print(f"{tables}\n\nwritten to {path}")
+        return path
+
+    def write(self, tables: str) -> None:
+        """Writes the results and prints their tables."""
+        print(f"{tables}\n\nwritten to {self.save()}")
 
 
 def _run(command: list[str], limit: float | None) -> tuple[str, str]:

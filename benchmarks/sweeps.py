@@ -85,9 +85,9 @@ def generation(program: Program, configs: dict[str, NewLLMConfig], default: int)
 
 def plans(program: Program, configs: dict[str, NewLLMConfig]) -> None:
     """What `--dry_run` says a run needs, for the configurations of the report and those it planned."""
-    rows = []
+    rows, asked = [], next(iter(configs.values()))
     for name, overrides in PLANS.items():
-        chosen = {"dataset": configs["baseline"].dataset, "precision": configs["baseline"].precision, **overrides}
+        chosen = {"dataset": asked.dataset, "precision": asked.precision, **overrides}
         config = load_config(name.split(",")[0], chosen)
         task = {"system": "newllm", "config": config.to_dict()}
         rows.append({"name": name, **program.measure("benchmarks.plans:measure", task, f"plan of {name}")})
