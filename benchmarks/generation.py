@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.machine import memory
+from benchmarks.memory import jax_memory
 from newllm_jax.config import NewLLMConfig
 from newllm_jax.newllm.generate import generate
 from newllm_jax.newllm.model import ContextVectorLM
@@ -37,4 +37,4 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     if count != task["tokens"]:
         raise RuntimeError(f"the text ended after {count} words")
-    return {"tokens": count, "seconds": seconds, "tokens_per_second": count / seconds, **memory()}
+    return {"tokens": count, "seconds": seconds, "tokens_per_second": count / seconds, **jax_memory()}

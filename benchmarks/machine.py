@@ -75,19 +75,3 @@ def _copy_seconds(floats: int) -> float:
 def _median(action: Any) -> float:
     action()
     return statistics.median(timed(action) for _ in range(REPEATS))
-
-
-def memory() -> dict[str, Any]:
-    """The most memory that this process needed: of the device's allocator where it counts, else of the process."""
-    statistics = jax.devices()[0].memory_stats() or {}
-    if "peak_bytes_in_use" in statistics:
-        return {"peak_memory_bytes": int(statistics["peak_bytes_in_use"]), "peak_memory_of": "device"}
-    return process_memory()
-
-
-def process_memory() -> dict[str, Any]:
-    """The most memory that this process held, libraries and all."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"peak_memory_bytes": peak * (1 if os.uname().sysname == "Darwin" else 1024), "peak_memory_of": "process"}

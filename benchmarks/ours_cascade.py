@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import machine
+from benchmarks.memory import jax_memory
 from benchmarks.ours import JaxTraining, write_weights
 from benchmarks.ours_newllm import orders
 from benchmarks.timing import loss_curve, spread, time_updates, timed, updates_needed
@@ -50,7 +50,7 @@ def measure_extraction(task: dict[str, Any]) -> dict[str, Any]:
         timed(lambda: passes.append(extract(base, params, chunks, config.criterion))) for _ in range(task["repeats"])
     ]
     tokens = passes[-1]
-    row = {"prepare_seconds": prepared, "pass_seconds": spread(seconds), **machine.memory()}
+    row = {"prepare_seconds": prepared, "pass_seconds": spread(seconds), **jax_memory()}
     save_model(folder / "base", base.config, params)
     np.savez(folder / "extraction.npz", chunks=chunks, losses=tokens.losses)
     if task["real"]:
@@ -90,7 +90,7 @@ def measure_stage(task: dict[str, Any]) -> dict[str, Any]:
     np.save(task["order"], np.asarray(ours.order))
     parameters = write_weights(Path(task["weights"]), ours.state.params)
     row = {"parameters": parameters, "precision": task["precision"], "token_count": len(ours.data[1])}
-    row |= time_updates(ours, task["updates"], task["repeats"]) | machine.memory()
+    row |= time_updates(ours, task["updates"], task["repeats"]) | jax_memory()
     row["planned_memory_bytes"] = ours.planned_bytes
     del ours
     strict = stage_training(config, "fp32", llama, task["tokens"], needed)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import machine
+from benchmarks.memory import jax_memory
 from benchmarks.ours import JaxTraining, write_weights
 from benchmarks.timing import loss_curve, time_updates, updates_needed
 from newllm_jax.config import NewLLMConfig
@@ -54,7 +54,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     ours = training(config, task["precision"], vocabulary, sequences, needed)
     parameters = write_weights(Path(task["weights"]), ours.state.params)
     row = {"parameters": parameters, "precision": task["precision"], "dropout": config.dropout}
-    row |= time_updates(ours, updates, repeats) | machine.memory() | {"planned_memory_bytes": ours.planned_bytes}
+    row |= time_updates(ours, updates, repeats) | jax_memory() | {"planned_memory_bytes": ours.planned_bytes}
     other = training(config, task["precision"], vocabulary, sequences, needed, seed=1)
     row["losses_other_dropout"] = time_updates(other, updates, repeats)["losses"]
     plain = config.override({"dropout": 0.0})

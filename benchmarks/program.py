@@ -118,10 +118,14 @@ class Program:
         machine = self.measure("benchmarks.machine:measure", task, "this machine")
         if "error" in machine:
             raise InputError(f"JAX does not run here: {machine['error']}")
+        found = machine["environment"]
+        if found["platform"] == "cpu" and found["load_average"] > found["cores"] / 2:
+            print(f"warning: the machine is busy (load {found['load_average']:.1f}); the times will be too long, "
+                  "PyTorch's most of all", file=sys.stderr)  # fmt: skip
         command = shlex.join(["python", "-m", f"benchmarks.{self.name}", *sys.argv[1:]])
         self.results = {"schema_version": SCHEMA_VERSION, "benchmark": self.name, "command": command, **machine}
         self.results["peers"] = "measured" if has_torch() else "absent: PyTorch is not installed"
-        return machine["environment"]
+        return found
 
     def measure(
         self, function: str, task: dict[str, Any], what: str, limit: float | None = None, fatal: bool = False
@@ -184,7 +188,7 @@ def _run(command: list[str], limit: float | None) -> tuple[str, str]:
             code = process.wait(limit)
             line = f"ended with code {code}"
         except subprocess.TimeoutExpired:
-            line = f"given up after {limit:.0f} s"
+            line = f"given up after {limit:g} s"
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)

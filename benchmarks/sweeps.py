@@ -27,6 +27,7 @@ def run_sweep(program: Program, configs: dict[str, NewLLMConfig]) -> None:
     """Measures the sweep that the options name into the program's results."""
     sweep = program.arguments.sweep
     program.name = f"newllm-{sweep}"
+    chosen = sizes(program.arguments.sizes, "sizes") if program.arguments.sizes else None
     environment = program.start(program.arguments.precision, ceilings=False)
     cpu = environment["platform"] == "cpu"
     program.results |= {"benchmark": "newllm", "sweep": sweep}
@@ -37,15 +38,16 @@ def run_sweep(program: Program, configs: dict[str, NewLLMConfig]) -> None:
     elif sweep == "plan":
         plans(program, configs)
     else:
-        over_sizes(program, configs, environment)
+        over_sizes(program, configs, environment, chosen)
 
 
-def over_sizes(program: Program, configs: dict[str, NewLLMConfig], environment: dict[str, Any]) -> None:
+def over_sizes(
+    program: Program, configs: dict[str, NewLLMConfig], environment: dict[str, Any], chosen: list[int] | None
+) -> None:
     """Updates at growing length (synthetic ids, a fixed batch) or growing batch (the data, at its length)."""
     arguments, cpu = program.arguments, environment["platform"] == "cpu"
     by_length = arguments.sweep == "length"
-    default = (LENGTHS if by_length else BATCHES)[: 2 if cpu else None]
-    chosen = sizes(arguments.sizes, "sizes") if arguments.sizes else default
+    chosen = chosen or (LENGTHS if by_length else BATCHES)[: 2 if cpu else None]
     task: dict[str, Any] = {
         "precision": environment["precision"], "vocabulary": VOCABULARY, "sequences": None,
         "updates": arguments.updates or (1 if cpu else 20), "repeats": arguments.repeats or (2 if cpu else 5),

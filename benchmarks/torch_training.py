@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import process_memory
+from benchmarks.memory import process_memory
 
 torch: Any = importlib.import_module("torch")
 
