@@ -18,11 +18,13 @@ from benchmarks.ours_newllm import orders, steps_per_epoch
 from benchmarks.program import Program, configurations, has_torch, names, positive, run_program
 from benchmarks.sweeps import SWEEPS, run_sweep
 from benchmarks.tables import benchmark_tables
-from benchmarks.timing import updates_needed
+from benchmarks.timing import WARM_UP, updates_needed
 from newllm_jax.config import NewLLMConfig
 from newllm_jax.errors import InputError
 from newllm_jax.newllm.wikitext import Wikitext, load_wikitext
+from newllm_jax.training.precision import PRECISIONS
 
+AGREEMENT_UPDATES = 16  # of the curves without dropout
 PEERS = {
     "eager": "PyTorch eager",
     "compile": "PyTorch, time step compiled",
@@ -39,6 +41,7 @@ def main(argv: Sequence[str]) -> None:
     add("--config", metavar="NAMES", help="configurations, a,b (default baseline,advanced; on a CPU baseline)")
     add("--dataset", help="as for train.py: Hub name, folder, file or builtin")
     add("--precision", default="auto", help="as for train.py; the peers have fp32 and tf32 (default auto)")
+    add("--also", metavar="NAMES", default="none", help="further precisions a,b of the library (default none)")
     add("--peers", metavar="KINDS", default=",".join(PEERS), help="of: %(default)s; or none (default all)")
     add("--updates", type=positive, help="updates in a timed block (default 50; on a CPU 3)")
     add("--repeats", type=positive, help="timed blocks (default 5; on a CPU 3)")
@@ -48,6 +51,7 @@ def main(argv: Sequence[str]) -> None:
     add("--tokens", type=positive, help="that --sweep memory generates (default 1000000; on a CPU 2000)")
     program.parse(argv)
     peers = names(program.arguments.peers, list(PEERS), "peers")
+    names(program.arguments.also, list(PRECISIONS), "also")
     overrides = {"dataset": program.arguments.dataset} if program.arguments.dataset else {}
     overrides["precision"] = program.arguments.precision
     configs = configurations(program.arguments.config, overrides)
@@ -74,9 +78,13 @@ def compare(program: Program, configs: dict[str, NewLLMConfig], peers: list[str]
     for name, config in configs.items():
         data = load_wikitext(config)
         task = prepare(program, name, config, data, updates, repeats) | {"precision": environment["precision"]}
-        task["agreement_updates"] = 2 if cpu else 16
+        task["agreement_updates"] = 2 if cpu else AGREEMENT_UPDATES
         ours = program.measure("benchmarks.ours_newllm:measure", task, f"{name}: newllm_jax", fatal=True)
         rows = [{"name": "newllm_jax", **ours}]
+        for precision in names(program.arguments.also, list(PRECISIONS), "also"):
+            row = program.measure("benchmarks.ours_newllm:measure", task | {"precision": precision},
+                                  f"{name}: newllm_jax, {precision}")  # fmt: skip
+            rows.append({"name": "newllm_jax", **row})
         for kind in peers if has_torch() else []:
             limit = program.arguments.compile_limit if "compile" in kind else None
             if cpu and "graph" in kind:
@@ -96,7 +104,8 @@ def prepare(
     sequences = data.sequences["train"]
     files = {what: str(program.folder / f"{name}-{what}.npy") for what in ("sequences", "order")}
     np.save(files["sequences"], sequences)
-    np.save(files["order"], orders(config.seed, len(sequences), config.batch_size, updates_needed(updates, repeats)))
+    needed = max(updates_needed(updates, repeats), WARM_UP + AGREEMENT_UPDATES)
+    np.save(files["order"], orders(config.seed, len(sequences), config.batch_size, needed))
     return {
         **files, "weights": str(program.folder / f"{name}-weights.npz"), "config": config.to_dict(),
         "vocabulary": len(data.tokenizer), "updates": updates, "repeats": repeats,

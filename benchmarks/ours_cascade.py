@@ -15,7 +15,7 @@ from benchmarks.ours import JaxTraining, write_weights
 from benchmarks.ours_newllm import orders
 from benchmarks.timing import loss_curve, spread, time_updates, timed, updates_needed
 from newllm_jax.cascade.alpaca import CHUNK, load_alpaca
-from newllm_jax.cascade.extraction import BATCH_CHUNKS, Tokens, extract
+from newllm_jax.cascade.extraction import Tokens, batch_chunks, extract
 from newllm_jax.cascade.hardness import hardness_threshold, select_hard
 from newllm_jax.cascade.llama_config import LlamaConfig
 from newllm_jax.cascade.pretrained import load_smollm2
@@ -44,7 +44,7 @@ def measure_extraction(task: dict[str, Any]) -> dict[str, Any]:
     config, folder = CascadeConfig.from_dict(task["config"]), Path(task["folder"])
     base, params, chunks = base_and_chunks(config, task["real"])
     chunks = chunks[: config.train_chunks]
-    prepared = timed(lambda: extract(base, params, chunks[:BATCH_CHUNKS], config.criterion))
+    prepared = timed(lambda: extract(base, params, chunks[: batch_chunks()], config.criterion))
     passes: list[Tokens] = []
     seconds = [
         timed(lambda: passes.append(extract(base, params, chunks, config.criterion))) for _ in range(task["repeats"])
@@ -57,7 +57,7 @@ def measure_extraction(task: dict[str, Any]) -> dict[str, Any]:
         hard = tokens.take(select_hard(tokens.scores, hardness_threshold(tokens.scores, config.hard_ratio)))
         np.savez(task["tokens"], hidden=hard.hidden, targets=hard.targets)
     row["llama"] = dataclasses.asdict(base.config)
-    return {**row, "chunks": len(chunks), "batch_chunks": BATCH_CHUNKS, "mean_loss": float(tokens.losses.mean())}
+    return {**row, "chunks": len(chunks), "batch_chunks": batch_chunks(), "mean_loss": float(tokens.losses.mean())}
 
 
 def synthetic_tokens(path: str, tokens: int, llama: LlamaConfig) -> None:
@@ -71,7 +71,9 @@ def synthetic_tokens(path: str, tokens: int, llama: LlamaConfig) -> None:
 def stage_training(config: CascadeConfig, precision: str, llama: LlamaConfig, path: str, updates: int) -> JaxTraining:
     """The training of stage 1 as `StageTrainer` makes it."""
     stage = Stage(stage_config(llama, config.stage_layers), PRECISIONS[precision])
-    made = StageTrainer(stage, config, cast(Any, None), print, 0.0)  # its run directory is for `train_stage` only
+    made = StageTrainer(
+        stage, config, precision, cast(Any, None), print, 0.0
+    )  # its run directory is for `train_stage` only
     with np.load(path) as tokens:
         data = tokens["hidden"], tokens["targets"]
     order = orders(config.seed, len(data[1]), config.batch_size, updates)

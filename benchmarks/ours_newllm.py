@@ -12,10 +12,8 @@ from benchmarks.memory import jax_memory
 from benchmarks.ours import JaxTraining, write_weights
 from benchmarks.timing import loss_curve, time_updates, updates_needed
 from newllm_jax.config import NewLLMConfig
-from newllm_jax.newllm.experiment import build
-from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.run import init_params
-from newllm_jax.training.precision import PRECISIONS
+from newllm_jax.newllm.trainer import build, training_model
 from newllm_jax.training.step import epoch_order, init_state
 
 
@@ -30,7 +28,7 @@ def training(
     config: NewLLMConfig, precision: str, vocabulary: int, sequences: np.ndarray, updates: int, seed: int = 0
 ) -> JaxTraining:
     """The training of a configuration from its own initial weights. `seed` is that of dropout alone."""
-    model = ContextVectorLM.from_config(config, vocabulary, PRECISIONS[precision])
+    model = training_model(config, vocabulary, precision)
     trainer, optimizer = build(config, model, steps_per_epoch(config, len(sequences)))
     state = init_state(init_params(model, config.seed), optimizer)
     order = orders(config.seed, len(sequences), config.batch_size, updates)

@@ -93,7 +93,7 @@ def newllm(name: str, task: dict[str, Any]) -> tuple[Callable[[], Any], int, str
 def cascade(name: str, task: dict[str, Any]) -> tuple[Callable[[], Any], int, str]:
     """The updates of a stage, or batches of chunks through a base with random weights."""
     from benchmarks.ours_cascade import base_and_chunks, stage_training, synthetic_tokens
-    from newllm_jax.cascade.extraction import BATCH_CHUNKS, extract
+    from newllm_jax.cascade.extraction import batch_chunks, extract
     from newllm_jax.cascade.llama_config import LlamaConfig
     from newllm_jax.config import CascadeConfig
 
@@ -104,7 +104,7 @@ def cascade(name: str, task: dict[str, Any]) -> tuple[Callable[[], Any], int, st
         ours = stage_training(config, task["precision"], LlamaConfig(), path, 2 * updates)
         ours.prepare()
         return lambda: ours.run(updates), config.stage_layers, "layer"
-    base, params, chunks = base_and_chunks(config.override({"train_chunks": updates * BATCH_CHUNKS}), real=False)
+    base, params, chunks = base_and_chunks(config.override({"train_chunks": updates * batch_chunks()}), real=False)
     return lambda: extract(base, params, chunks, config.criterion), base.config.num_layers, "layer"
 
 
