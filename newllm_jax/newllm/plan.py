@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from newllm_jax.config import NewLLMConfig
-from newllm_jax.newllm.experiment import build
 from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.run import SYSTEM, init_params
+from newllm_jax.newllm.trainer import build
 from newllm_jax.newllm.wikitext import SPLITS, load_wikitext
 from newllm_jax.report.run_dir import environment, peak_memory_bytes
 from newllm_jax.training.loss_scale import initial_loss_scale
