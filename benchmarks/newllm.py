@@ -73,8 +73,8 @@ def compare(program: Program, configs: dict[str, NewLLMConfig], peers: list[str]
     program.results["configs"] = {}
     for name, config in configs.items():
         data = load_wikitext(config)
-        task = prepare(program, name, config, data, updates, repeats) | {"precision": environment["precision"]}
-        task["agreement_updates"] = 2 if cpu else 16
+        task = prepare(program, name, config, data, (updates, repeats, 2 if cpu else 16))
+        task["precision"] = environment["precision"]
         ours = program.measure("benchmarks.ours_newllm:measure", task, f"{name}: newllm_jax", fatal=True)
         rows = [{"name": "newllm_jax", **ours}]
         for kind in peers if has_torch() else []:
@@ -90,16 +90,20 @@ def compare(program: Program, configs: dict[str, NewLLMConfig], peers: list[str]
 
 
 def prepare(
-    program: Program, name: str, config: NewLLMConfig, data: Wikitext, updates: int, repeats: int
+    program: Program, name: str, config: NewLLMConfig, data: Wikitext, counts: tuple[int, int, int]
 ) -> dict[str, Any]:
-    """Writes data and order of the batches for all rows; returns the task that they share."""
-    sequences = data.sequences["train"]
+    """Writes data and order of the batches for all rows; returns the task that they share.
+
+    Args:
+      counts: updates in a timed block, blocks, and updates of the curve without dropout.
+    """
+    sequences, (updates, repeats, curve) = data.sequences["train"], counts
     files = {what: str(program.folder / f"{name}-{what}.npy") for what in ("sequences", "order")}
     np.save(files["sequences"], sequences)
-    np.save(files["order"], orders(config.seed, len(sequences), config.batch_size, updates_needed(updates, repeats)))
+    np.save(files["order"], orders(config.seed, len(sequences), config.batch_size, updates_needed(*counts)))
     return {
         **files, "weights": str(program.folder / f"{name}-weights.npz"), "config": config.to_dict(),
-        "vocabulary": len(data.tokenizer), "updates": updates, "repeats": repeats,
+        "vocabulary": len(data.tokenizer), "updates": updates, "repeats": repeats, "agreement_updates": curve,
     }  # fmt: skip
 
 
