@@ -18,13 +18,12 @@ from benchmarks.ours_newllm import orders, steps_per_epoch
 from benchmarks.program import Program, configurations, has_torch, names, positive, run_program
 from benchmarks.sweeps import SWEEPS, run_sweep
 from benchmarks.tables import benchmark_tables
-from benchmarks.timing import WARM_UP, updates_needed
+from benchmarks.timing import updates_needed
 from newllm_jax.config import NewLLMConfig
 from newllm_jax.errors import InputError
 from newllm_jax.newllm.wikitext import Wikitext, load_wikitext
 from newllm_jax.training.precision import PRECISIONS
 
-AGREEMENT_UPDATES = 16  # of the curves without dropout
 PEERS = {
     "eager": "PyTorch eager",
     "compile": "PyTorch, time step compiled",
@@ -77,8 +76,8 @@ def compare(program: Program, configs: dict[str, NewLLMConfig], peers: list[str]
     program.results["configs"] = {}
     for name, config in configs.items():
         data = load_wikitext(config)
-        task = prepare(program, name, config, data, updates, repeats) | {"precision": environment["precision"]}
-        task["agreement_updates"] = 2 if cpu else AGREEMENT_UPDATES
+        task = prepare(program, name, config, data, (updates, repeats, 2 if cpu else 16))
+        task["precision"] = environment["precision"]
         ours = program.measure("benchmarks.ours_newllm:measure", task, f"{name}: newllm_jax", fatal=True)
         rows = [{"name": "newllm_jax", **ours}]
         for precision in names(program.arguments.also, list(PRECISIONS), "also"):
@@ -98,17 +97,20 @@ def compare(program: Program, configs: dict[str, NewLLMConfig], peers: list[str]
 
 
 def prepare(
-    program: Program, name: str, config: NewLLMConfig, data: Wikitext, updates: int, repeats: int
+    program: Program, name: str, config: NewLLMConfig, data: Wikitext, counts: tuple[int, int, int]
 ) -> dict[str, Any]:
-    """Writes data and order of the batches for all rows; returns the task that they share."""
-    sequences = data.sequences["train"]
+    """Writes data and order of the batches for all rows; returns the task that they share.
+
+    Args:
+      counts: updates in a timed block, blocks, and updates of the curve without dropout.
+    """
+    sequences, (updates, repeats, curve) = data.sequences["train"], counts
     files = {what: str(program.folder / f"{name}-{what}.npy") for what in ("sequences", "order")}
     np.save(files["sequences"], sequences)
-    needed = max(updates_needed(updates, repeats), WARM_UP + AGREEMENT_UPDATES)
-    np.save(files["order"], orders(config.seed, len(sequences), config.batch_size, needed))
+    np.save(files["order"], orders(config.seed, len(sequences), config.batch_size, updates_needed(*counts)))
     return {
         **files, "weights": str(program.folder / f"{name}-weights.npz"), "config": config.to_dict(),
-        "vocabulary": len(data.tokenizer), "updates": updates, "repeats": repeats,
+        "vocabulary": len(data.tokenizer), "updates": updates, "repeats": repeats, "agreement_updates": curve,
     }  # fmt: skip
 
 

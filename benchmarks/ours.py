@@ -34,6 +34,7 @@ class JaxTraining:
 
     def run(self, updates: int) -> None:
         """One call of the library's compiled loop."""
+        assert self.done + updates <= len(self.order)  # the library would read the last batch again
         self.state, self.totals = self.updates(*self._arguments(updates))
         self.done += updates
         jax.block_until_ready((self.state, self.totals))

@@ -87,7 +87,7 @@ def measure_stage(task: dict[str, Any]) -> dict[str, Any]:
     config, llama = CascadeConfig.from_dict(task["config"]), LlamaConfig(**task["llama"])
     if not task["real"]:
         synthetic_tokens(task["tokens"], task["token_count"], llama)
-    needed = updates_needed(task["updates"], task["repeats"])
+    needed = updates_needed(task["updates"], task["repeats"], task["agreement_updates"])
     ours = stage_training(config, task["precision"], llama, task["tokens"], needed)
     np.save(task["order"], np.asarray(ours.order))
     parameters = write_weights(Path(task["weights"]), ours.state.params)

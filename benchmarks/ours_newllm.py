@@ -48,7 +48,8 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     """
     config = NewLLMConfig.from_dict(task["config"])
     sequences, vocabulary = np.load(task["sequences"]), task["vocabulary"]
-    updates, repeats, needed = task["updates"], task["repeats"], updates_needed(task["updates"], task["repeats"])
+    updates, repeats = task["updates"], task["repeats"]
+    needed = updates_needed(updates, repeats, task["agreement_updates"])
     ours = training(config, task["precision"], vocabulary, sequences, needed)
     parameters = write_weights(Path(task["weights"]), ours.state.params)
     row = {"parameters": parameters, "precision": task["precision"], "dropout": config.dropout}

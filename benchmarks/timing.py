@@ -40,9 +40,9 @@ def timed(action: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def updates_needed(updates: int, repeats: int) -> int:
-    """How many batches `time_updates` reads."""
-    return max(updates, WARM_UP) + updates * repeats
+def updates_needed(updates: int, repeats: int, curve: int = 0) -> int:
+    """How many batches `time_updates` reads, and `loss_curve` of so many updates."""
+    return max(max(updates, WARM_UP) + updates * repeats, WARM_UP + curve)
 
 
 def time_updates(training: Training, updates: int, repeats: int) -> dict[str, Any]:
