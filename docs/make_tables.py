@@ -14,6 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent.parent))  # the benchmarks are not part of the installed package
+
+from benchmarks.tables import file_tables
 from newllm_jax.report.cascade_tables import configuration_name, exit_group_table, verdict
 from newllm_jax.report.compare import differences, ensemble_columns, stages_table
 from newllm_jax.report.published import PUBLISHED_RUNS
@@ -151,6 +154,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cascade verdict": lambda: verdict(load("cascade/ratio06.json")),
     "cascade commands": cascade_commands,
 }
+TABLES |= file_tables((path.stem, load(f"benchmarks/{path.name}")) for path in (RESULTS / "benchmarks").glob("*.json"))
 BLOCK = re.compile(r"(<!-- table: (?P<name>.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

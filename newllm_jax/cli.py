@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import logging
@@ -12,13 +13,14 @@ import threading
 import warnings
 from collections.abc import Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import absl.logging
 
 from newllm_jax.commands import COMMANDS
 from newllm_jax.config import nearest
 from newllm_jax.errors import InputError, NumericalError, causes, disk_fault
+from newllm_jax.programs import forget_programs, program_folder
 
 PATH_ERRORS = {
     errno.EACCES,
@@ -30,6 +32,8 @@ PATH_ERRORS = {
     errno.ENAMETOOLONG,
     errno.ELOOP,
 }
+
+CACHE_SETTINGS = "JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE"
 
 
 class Terminated(BaseException):
@@ -74,8 +78,40 @@ def _dispatch(argv: Sequence[str]) -> int:
         return 0
     if argv[0] not in COMMANDS:
         raise InputError(f"{argv[0]}: no such command{nearest(argv[0], COMMANDS)}")
+    _keep_programs()
     COMMANDS[argv[0]](argv[1:])
     return 0
+
+
+def _keep_programs() -> None:
+    """Tells JAX, which is not imported yet, where compiled programs are kept, unless the user told it.
+
+    A program that cannot be written or read costs its compilation, and no word.
+    """
+    if "jax" in sys.modules or not os.environ.keys().isdisjoint(CACHE_SETTINGS):
+        return
+    try:
+        folder = program_folder()
+    except OSError:
+        return
+    except InputError as error:
+        print(f"note: {error}", file=sys.stderr)
+        return
+    os.environ[CACHE_SETTINGS[0]] = str(folder)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    show = warnings.showwarning
+
+    def show_others(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int,
+        file: TextIO | None = None, line: str | None = None,
+    ) -> None:  # fmt: skip
+        if str(message).startswith("Error reading persistent compilation cache entry"):
+            with contextlib.suppress(OSError):
+                forget_programs(folder)
+        elif not str(message).startswith("Error writing persistent compilation cache entry"):
+            show(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show_others
 
 
 def _quiet() -> None:

@@ -15,7 +15,8 @@ import newllm_jax
 PACKAGE = Path(newllm_jax.__file__).parent
 # What each room may import, from the top of the house to the bottom.
 BELOW = {
-    "cli": {"commands", "config", "errors"},
+    "cli": {"commands", "programs", "config", "errors"},
+    "programs": {"sources", "errors"},
     "commands": {"runs", "sampling", "newllm", "cascade", "training", "report", "sources", "config", "errors"},
     "__main__": {"cli"},
     "runs": {"newllm", "cascade", "sampling", "report", "errors"},
@@ -61,10 +62,33 @@ def test_public_names_are_there_and_documented(name):
     assert getattr(newllm_jax, name).__doc__
 
 
+HEAVY = {"jax", "flax", "optax", "orbax", "datasets", "transformers", "matplotlib", "tokenizers", "huggingface_hub"}
+
+
+def heavy_modules(code: str, *argv: str) -> set[str]:
+    """Which heavy packages a process has imported at its end."""
+    code = f"import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); {code}"
+    ran = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    return HEAVY & set(ran.stderr.split())
+
+
+COMMAND = "from newllm_jax.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
 def test_import_is_light():
-    heavy = "jax", "flax", "optax", "orbax", "datasets", "transformers", "matplotlib", "rich"
-    code = f"import sys, newllm_jax; print([name for name in {heavy} if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+    assert heavy_modules("import newllm_jax") == set()
+
+
+@pytest.mark.parametrize("typed", [["--help"], ["train", "--help"], ["finetune", "--help"], ["compare", "--help"]])
+def test_help_is_light(typed):
+    assert heavy_modules(COMMAND, *typed) == set()
+
+
+def test_a_dry_run_imports_what_it_needs(small):
+    options = ["train", "--config", "quickstart", *(f"--{name}={value}" for name, value in small.items()), "--dry_run"]
+    heavy_modules(COMMAND, *options)  # prepares the data
+    assert heavy_modules(COMMAND, *options) == {"jax", "flax", "optax"}
 
 
 def test_unknown_public_name():

@@ -26,9 +26,7 @@ from newllm_jax.config import Criterion
 from newllm_jax.sources.cache import whole_file
 from newllm_jax.training.step import Params
 
-BATCH_CHUNKS = 8  # chunks that the base reads at a time
-PIECE_CHUNKS = 4 * BATCH_CHUNKS  # chunks in a file
-BATCH_TOKENS = 512  # tokens that a stage reads at a time
+PIECE_BATCHES = 4  # in a file
 
 Advance = Callable[[int], None]  # told how many more chunks or tokens are done
 
@@ -79,9 +77,9 @@ def extract(
       folder, name: where finished pieces are kept, and found again; nothing is kept where None.
       advance: told of each piece.
     """
-    pieces = []
-    for start in range(0, len(chunks), PIECE_CHUNKS):
-        ids = chunks[start : start + PIECE_CHUNKS]
+    pieces, size = [], PIECE_BATCHES * batch_chunks()
+    for start in range(0, len(chunks), size):
+        ids = chunks[start : start + size]
         file = folder / f"{name}-{start:06d}.npz" if folder else None
         piece = _read_piece(file) if file else None
         if piece is None:
@@ -95,16 +93,30 @@ def extract(
 
 
 def _extract_piece(base: SmolLM2, params: Params, ids: np.ndarray, criterion: Criterion, advance: Advance) -> Tokens:
+    size, tokens = batch_chunks(), ids.shape[1] - 1
+    starts = range(0, len(ids), size)
+    full = np.zeros((len(starts) * size, ids.shape[1]), np.int32)  # one shape: one compiled program, the same bits
+    full[: len(ids)] = ids
+    # All are under way before the first is fetched: the device need not wait for the host.
+    read = [read_chunks(base, criterion, params, full[start : start + size]) for start in starts]
     batches = []
-    for start in range(0, len(ids), BATCH_CHUNKS):
-        batch = ids[start : start + BATCH_CHUNKS]
-        full = np.zeros((BATCH_CHUNKS, ids.shape[1]), np.int32)  # one shape: one compiled program, the same bits
-        full[: len(batch)] = batch
-        states = jax.device_get(read_chunks(base, criterion, params, full))
-        kept = len(batch) * (ids.shape[1] - 1)
-        batches.append(Tokens(*(state.reshape(-1, *state.shape[2:])[:kept] for state in states)))
-        advance(len(batch))
+    for start, states in zip(starts, read, strict=True):
+        count = min(size, len(ids) - start)
+        batches.append(
+            Tokens(*(state.reshape(-1, *state.shape[2:])[: count * tokens] for state in jax.device_get(states)))
+        )
+        advance(count)
     return Tokens.join(batches)
+
+
+def batch_chunks() -> int:
+    """How many chunks the base reads at a time: enough to fill a GPU, few enough for a progress bar on a CPU."""
+    return 32 if jax.default_backend() == "gpu" else 8
+
+
+def batch_tokens() -> int:
+    """How many tokens a stage reads at a time."""
+    return 128 * batch_chunks()
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -121,11 +133,11 @@ def run_stage(
     stage: Stage, params: Params, tokens: Tokens, criterion: Criterion, advance: Advance = lambda tokens: None
 ) -> Tokens:
     """The tokens as a stage leaves them: its hidden states, scores (against its own input), losses and hits."""
-    params, batches = jax.device_put(params), []
-    for start in range(0, len(tokens), BATCH_TOKENS):
-        part = slice(start, start + BATCH_TOKENS)
+    params, batches, size = jax.device_put(params), [], batch_tokens()
+    for start in range(0, len(tokens), size):
+        part = slice(start, start + size)
         hidden, targets = tokens.hidden[part], tokens.targets[part]
-        missing = BATCH_TOKENS - len(targets)
+        missing = size - len(targets)
         padded = np.pad(hidden, [(0, missing), (0, 0)]), np.pad(targets, (0, missing))
         last, scores, losses, hits = jax.device_get(_read_tokens(stage, criterion, params, *padded))
         kept = slice(len(targets))

@@ -76,7 +76,7 @@ def estimated_memory(
     The base reads a batch of chunks; the first stage trains on the most tokens. A CPU also holds what the process has
     by now, the base as it was read, the hidden states and trained stages, and a checkpoint that is being written.
     """
-    ids = jax.ShapeDtypeStruct((extraction.BATCH_CHUNKS, CHUNK), jnp.int32)
+    ids = jax.ShapeDtypeStruct((extraction.batch_chunks(), CHUNK), jnp.int32)
     reading = _needed(extraction.read_chunks.lower(base, config.criterion, base_shapes, ids))
     optimizer = adamw(config.learning_rate, config.weight_decay)
     scale = initial_loss_scale(resolve_precision(config.precision))

@@ -20,7 +20,6 @@ from newllm_jax.errors import InputError
 from newllm_jax.report.progress import boxed
 from newllm_jax.report.run_dir import RunDir
 from newllm_jax.report.stored_config import stored_config
-from newllm_jax.training.checkpoint import Checkpoints
 from newllm_jax.training.early_stopping import best_epoch
 from newllm_jax.training.loop import stopped_early
 
@@ -73,6 +72,8 @@ def restore_cascade(run_dir: str | Path) -> CascadeRun:
     Raises:
       InputError: not a CASCADE run, one without a finished stage, or a base that cannot be had.
     """
+    from newllm_jax.training.checkpoint import Checkpoints
+
     run = RunDir.open(run_dir)
     config = stored_config(run, SYSTEM, CascadeConfig)
     base = load_base(config)

@@ -42,7 +42,7 @@ class Stage(nn.Module):
             last = self.llama.from_hidden(hidden[:, None, :]).last[:, 0, :]
         else:
             params = self.variables["params"]["backbone"]
-            residual = through_blocks(self.config, self.precision, params["blocks"], hidden)
+            residual = cast(jax.Array, through_blocks(self.config, self.precision, params["blocks"], hidden))
             last = rms_norm(residual, params["norm"]["scale"], self.config.rms_norm_eps)
         return last, self.llama.logits(last)
 

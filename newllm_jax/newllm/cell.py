@@ -73,7 +73,7 @@ def keep(seeds: Any, rate: float, numbers: jax.Array) -> jax.Array:
     """Which activations stay: bool like `numbers`, each True with probability `1 - rate`, independently.
 
     A hash of an activation's number, computed where it is used: a mask is never stored, and any part of it can be had
-    by itself. The hash is two rounds of a mixer of 32 bits in which every input bit flips each output bit half the time.
+    by itself. The hash is two rounds of a 32-bit mixer in which every input bit flips each output bit half the time.
 
     Args:
       seeds: `dropout_seeds`, or its two elements.

@@ -11,13 +11,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from newllm_jax.config import NewLLMConfig
 from newllm_jax.errors import InputError
 from newllm_jax.newllm.loss import next_word_loss
-from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.run import SYSTEM, NewLLMRun, check_same_data, init_params, resumed_newllm_config
+from newllm_jax.newllm.trainer import build, training_model
 from newllm_jax.newllm.wikitext import Wikitext, load_wikitext
 from newllm_jax.report.plots import save_curves
 from newllm_jax.report.progress import TrainingProgress, boxed
@@ -26,11 +25,10 @@ from newllm_jax.report.tables import newllm_report
 from newllm_jax.report.trackers import open_tracker
 from newllm_jax.training.checkpoint import Checkpoints
 from newllm_jax.training.early_stopping import best_epoch
-from newllm_jax.training.loop import Trainer, evaluate, fit, stopped_early
+from newllm_jax.training.loop import evaluate, fit, stopped_early
 from newllm_jax.training.loss_scale import initial_loss_scale
-from newllm_jax.training.optimizer import clipped_adam, clipping_schedule, learning_rate_schedule
-from newllm_jax.training.precision import PRECISIONS, resolve_precision
-from newllm_jax.training.step import init_state, make_evaluation, make_updates
+from newllm_jax.training.precision import resolve_precision
+from newllm_jax.training.step import init_state, make_evaluation
 
 Narrate = Callable[[str], None]
 
@@ -46,21 +44,6 @@ class NewLLMResult:
 
     run_dir: Path
     results: dict[str, Any]
-
-
-def build(
-    config: NewLLMConfig, model: ContextVectorLM, steps_per_epoch: int
-) -> tuple[Trainer, optax.GradientTransformation]:
-    """The compiled functions of a run, and its optimiser. Evaluation is strict float32 whatever training is."""
-    horizon = (config.decay_epochs or config.num_epochs) * steps_per_epoch
-    rate = learning_rate_schedule(config.schedule, config.learning_rate, config.warmup_steps, horizon)
-    clip = clipping_schedule(config.clip_norms, config.clip_epochs, steps_per_epoch)
-    optimizer = clipped_adam(rate, clip)
-    strict = model.clone(precision=PRECISIONS["fp32"], fused=False)
-    trainer = Trainer(
-        make_updates(next_word_loss(model), optimizer), make_evaluation(next_word_loss(strict)), rate, clip
-    )  # fmt: skip
-    return trainer, optimizer
 
 
 def train_newllm(
@@ -97,7 +80,7 @@ def train_newllm(
             precision = resolve_precision(config.precision)
             data = load_wikitext(config)
             run = stack.enter_context(RunDir.create(run_root, f"{name}{'-builtin' if data.fallback else ''}"))
-        model = ContextVectorLM.from_config(config, len(data.tokenizer), PRECISIONS[precision])
+        model = training_model(config, len(data.tokenizer), precision)
         summary = data.summary(config.batch_size)
         trainer, optimizer = build(config, model, summary["steps_per_epoch"])
         state = init_state(init_params(model, config.seed), optimizer, initial_loss_scale(precision))

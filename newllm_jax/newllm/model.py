@@ -56,7 +56,13 @@ class ContextCell(nn.Module):
 
 
 class ContextVectorLM(nn.Module):
-    """The language model: ids and a context vector in, logits and the context vector after the last id out."""
+    """The language model: ids and a context vector in, logits and the context vector after the last id out.
+
+    Attributes:
+      dropout: the share of activations that training drops after every ReLU.
+      precision: of every matrix product.
+      fused: its time loops are GPU kernels; see `recurrence.fusible`.
+    """
 
     vocabulary_size: int = 1000
     embed_dim: int = 256

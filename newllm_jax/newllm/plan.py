@@ -9,13 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from newllm_jax.config import NewLLMConfig
-from newllm_jax.newllm.experiment import build
-from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.run import SYSTEM, init_params
+from newllm_jax.newllm.trainer import build, training_model
 from newllm_jax.newllm.wikitext import SPLITS, load_wikitext
 from newllm_jax.report.run_dir import environment, peak_memory_bytes
 from newllm_jax.training.loss_scale import initial_loss_scale
-from newllm_jax.training.precision import PRECISIONS, resolve_precision
+from newllm_jax.training.precision import resolve_precision
 from newllm_jax.training.step import Totals, init_state
 
 
@@ -26,7 +25,7 @@ def plan_newllm(config: NewLLMConfig) -> dict[str, Any]:
     """
     precision = resolve_precision(config.precision)
     data = load_wikitext(config)
-    model = ContextVectorLM.from_config(config, len(data.tokenizer), PRECISIONS[precision])
+    model = training_model(config, len(data.tokenizer), precision)
     summary = data.summary(config.batch_size)
     steps = summary["steps_per_epoch"]
     trainer, optimizer = build(config, model, steps)

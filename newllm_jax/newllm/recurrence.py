@@ -8,13 +8,29 @@ where `fused` says so, a GPU kernel each.
 
 from __future__ import annotations
 
+import importlib.util
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from newllm_jax.config import NewLLMConfig
 from newllm_jax.newllm.cell import Backward, CellParams, Forward, next_context, step
+
+
+def fusible(config: NewLLMConfig, precision: str) -> bool:
+    """Whether training in this resolved precision can have its loops as GPU kernels.
+
+    They need what tf32 and bf16 need, an NVIDIA GPU of compute capability 8.0; layers that cut into 16 equal parts of
+    a power of two; activations that 32 bits can number; and a JAX that has Pallas's Triton backend.
+    """
+    cut_evenly = all(width >= 256 and width.bit_count() == 1 for width in (config.hidden_dim, config.context_dim))
+    activations = config.num_layers * config.sequence_length * (config.batch_size + 64) * config.hidden_dim
+    return (
+        precision in ("tf32", "bf16") and cut_evenly and config.num_layers > 1 and activations < 2**31
+        and importlib.util.find_spec("jax.experimental.pallas.triton") is not None
+    )  # fmt: skip
 
 
 def scan_plain(

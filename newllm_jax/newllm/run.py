@@ -16,7 +16,6 @@ from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.wikitext import Wikitext, WordTokenizer
 from newllm_jax.report.run_dir import RunDir
 from newllm_jax.report.stored_config import resumed_config, stored_config
-from newllm_jax.training.checkpoint import Checkpoints
 from newllm_jax.training.early_stopping import best_epoch
 from newllm_jax.training.step import Params
 
@@ -54,6 +53,8 @@ def restore_newllm(run_dir: str | Path) -> NewLLMRun:
     Raises:
       InputError: not a New-LLM run, or one without a checkpoint that can be read.
     """
+    from newllm_jax.training.checkpoint import Checkpoints
+
     run = RunDir.open(run_dir)
     config = stored_config(run, SYSTEM, NewLLMConfig)
     tokenizer = WordTokenizer(tuple(run.read_json("vocabulary.json")))

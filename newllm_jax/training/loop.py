@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,6 @@ import optax
 
 from newllm_jax.config import RunConfig
 from newllm_jax.errors import NumericalError
-from newllm_jax.training.checkpoint import Checkpoints
 from newllm_jax.training.early_stopping import patience_exhausted
 from newllm_jax.training.step import (
     Data,
@@ -27,6 +26,9 @@ from newllm_jax.training.step import (
     batches,
     epoch_order,
 )
+
+if TYPE_CHECKING:  # Orbax takes its time, and a dry run has no use for it
+    from newllm_jax.training.checkpoint import Checkpoints
 
 PIECE_SECONDS = 1.0
 

@@ -78,7 +78,7 @@ def init_state(
     params: Params, optimizer: optax.GradientTransformation, loss_scale: LossScale | None = None
 ) -> TrainState:
     """The state before the first update."""
-    return TrainState(params, optimizer.init(params), loss_scale)
+    return TrainState(params, jax.jit(optimizer.init)(params), loss_scale)
 
 
 def batches(order: np.ndarray, batch_size: int, capacity: int = 0) -> np.ndarray:

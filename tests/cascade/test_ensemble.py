@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from newllm_jax.cascade.ensemble import TrainedStage, evaluate_ensemble
-from newllm_jax.cascade.extraction import BATCH_TOKENS, Tokens, extract, run_stage
+from newllm_jax.cascade.extraction import Tokens, batch_tokens, extract, run_stage
 from newllm_jax.cascade.hardness import token_scores
 from newllm_jax.cascade.pretrained import load_smollm2
 from newllm_jax.cascade.stage import Stage, init_stage, stage_config
@@ -132,7 +132,7 @@ def test_always_exit_is_the_base(tokens, stage, weights, criterion):
 
 
 def test_a_stage_reads_tokens_in_batches_of_one_shape(tokens, stage, weights, criterion):
-    cut = BATCH_TOKENS + 7
+    cut = batch_tokens() + 7
     part, whole = (run_stage(stage, weights[0], tokens.take(np.arange(n)), criterion) for n in (cut, len(tokens)))
     assert len(part) == cut
     assert (part.hidden == whole.hidden[:cut]).all()

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from newllm_jax.newllm.recurrence import CellParams, dropout_keep, next_context, scan, scan_plain
+from newllm_jax.config import NewLLMConfig
+from newllm_jax.newllm.cell import CellParams, keep
+from newllm_jax.newllm.recurrence import fusible, scan, scan_plain
 
 pytestmark = pytest.mark.quick
 
@@ -42,24 +44,26 @@ def inputs():
     draw = np.random.default_rng(1)
     context = jnp.asarray(draw.standard_normal((BATCH, CONTEXT)), jnp.float32)
     tokens = jnp.asarray(draw.standard_normal((TIME, BATCH, HIDDEN)), jnp.float32)
-    keep = jnp.asarray(draw.random((TIME, LAYERS, BATCH, HIDDEN)) > 0.25)
-    return context, tokens, keep
+    return context, tokens, jnp.array([7, 2**31 + 5], jnp.uint32)
 
 
-def numpy_scan(params, context, tokens, keep, dropout):
+def numpy_scan(params, context, tokens, seeds, dropout):
     """The equations of the report, one token of one text at a time, in float64."""
+    shape = TIME, LAYERS, BATCH, HIDDEN
+    kept = None
+    if seeds is not None:
+        kept = np.asarray(keep(seeds, dropout, jnp.arange(np.prod(shape), dtype=jnp.uint32))).reshape(shape)
     p = jax.tree.map(lambda array: np.asarray(array, np.float64), params)
     context, tokens = np.asarray(context, np.float64).copy(), np.asarray(tokens, np.float64)
-    keep = None if keep is None else np.asarray(keep)
     outputs = np.zeros(tokens.shape)
     for t in range(tokens.shape[0]):
         for b in range(tokens.shape[1]):
             c = context[b]
             h = np.maximum(tokens[t, b] + c @ p.context_in, 0)
-            h = h if keep is None else h * keep[t, 0, b] / (1 - dropout)
+            h = h if kept is None else h * kept[t, 0, b] / (1 - dropout)
             for layer, (kernel, bias) in enumerate(p.hidden, start=1):
                 h = np.maximum(h @ kernel + bias, 0)
-                h = h if keep is None else h * keep[t, layer, b] / (1 - dropout)
+                h = h if kept is None else h * kept[t, layer, b] / (1 - dropout)
             outputs[t, b] = h
             size = len(c)
             forget, update, delta = (
@@ -75,32 +79,32 @@ def numpy_scan(params, context, tokens, keep, dropout):
 @pytest.mark.parametrize("form", [scan, scan_plain], ids=["scan", "scan_plain"])
 @pytest.mark.parametrize("dropped", [False, True])
 def test_equals_the_equations_step_by_step(form, dropped, inputs):
-    context, tokens, keep = inputs
-    keep = keep if dropped else None
-    last, hidden = form(random_params(), context, tokens, keep, 0.25, HIGHEST)
-    expected_last, expected_hidden = numpy_scan(random_params(), context, tokens, keep, 0.25)
+    context, tokens, seeds = inputs
+    seeds = seeds if dropped else None
+    last, hidden = form(random_params(), context, tokens, seeds, 0.25, HIGHEST)
+    expected_last, expected_hidden = numpy_scan(random_params(), context, tokens, seeds, 0.25)
     np.testing.assert_allclose(last, expected_last, rtol=2e-5, atol=2e-5)
     np.testing.assert_allclose(hidden, expected_hidden, rtol=2e-5, atol=2e-5)
 
 
 def test_dropout_matters(inputs):
-    context, tokens, keep = inputs
-    with_dropout = scan(random_params(), context, tokens, keep, 0.25, HIGHEST)[1]
+    context, tokens, seeds = inputs
+    with_dropout = scan(random_params(), context, tokens, seeds, 0.25, HIGHEST)[1]
     without = scan(random_params(), context, tokens, None, 0.25, HIGHEST)[1]
     assert float(jnp.abs(with_dropout - without).max()) > 0.1
 
 
 @pytest.mark.parametrize("dropped", [False, True])
 def test_own_backward_pass_equals_the_plain_scans(dropped, inputs):
-    context, tokens, keep = inputs
-    keep = keep if dropped else None
+    context, tokens, seeds = inputs
+    seeds = seeds if dropped else None
     weights_last, weights_hidden = (
         jax.random.normal(jax.random.key(index), shape)
         for index, shape in enumerate([(BATCH, CONTEXT), (TIME, BATCH, HIDDEN)])
     )
 
     def objective(form, params, context, tokens):
-        last, hidden = form(params, context, tokens, keep, 0.25, HIGHEST)
+        last, hidden = form(params, context, tokens, seeds, 0.25, HIGHEST)
         return jnp.sum(last * weights_last) + jnp.sum(hidden * weights_hidden)
 
     own, plain = (
@@ -111,29 +115,16 @@ def test_own_backward_pass_equals_the_plain_scans(dropped, inputs):
         np.testing.assert_allclose(ours, reference, rtol=1e-4, atol=1e-5 * float(jnp.abs(reference).max()))
 
 
-def test_context_is_clipped():
-    gates, context = jnp.zeros((1, 6)), jnp.array([[5.0, -3.0]])
-    unclipped = next_context(context, gates, (jnp.ones(2), jnp.zeros(2)))
-    clipped = next_context(context, gates, (jnp.full(2, 100.0), jnp.zeros(2)))
-    np.testing.assert_allclose(unclipped, [[1, -1]], atol=1e-4)
-    assert clipped.tolist() == [[10, -10]]
+def config(**changes):
+    return NewLLMConfig().override(changes)
 
 
-@pytest.mark.parametrize("rate", [0.1, 0.5])
-def test_dropout_keeps_the_right_share_independently(rate):
-    keep = np.asarray(dropout_keep(jax.random.key(0), rate, (40, 50, 101)), np.float64)
-    assert keep.shape == (40, 50, 101)
-    deviation = np.sqrt(rate * (1 - rate) / keep.size)
-    assert abs(keep.mean() - (1 - rate)) < 4 * deviation
-    for axis in range(3):  # no neighbour tells of its neighbour
-        first, second = (
-            np.take(keep, range(keep.shape[axis] - 1), axis),
-            np.take(keep, range(1, keep.shape[axis]), axis),
-        )
-        assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 4 / np.sqrt(first.size)
-
-
-def test_dropout_differs_by_key_and_repeats_for_the_same():
-    draws = [np.asarray(dropout_keep(jax.random.key(seed), 0.5, (64,))) for seed in (0, 0, 1)]
-    assert (draws[0] == draws[1]).all()
-    assert (draws[0] != draws[2]).any()
+def test_fused_loops_are_for_tensor_cores_and_even_sizes():
+    assert fusible(config(), "tf32")
+    assert fusible(config(context_dim=1024, num_layers=12, batch_size=512), "bf16")
+    assert not fusible(config(), "fp32")
+    assert not fusible(config(), "fp16")
+    assert not fusible(config(hidden_dim=384), "tf32")
+    assert not fusible(config(context_dim=128), "tf32")
+    assert not fusible(config(num_layers=1), "tf32")
+    assert not fusible(config(sequence_length=8192, batch_size=512), "tf32")

@@ -1,0 +1,183 @@
+"""Markdown tables of the JSON files that the benchmarks write; nothing is measured here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from newllm_jax.report.tables import markdown_table
+
+MIB, GIB = 2**20, 2**30
+
+
+def benchmark_tables(results: dict[str, Any]) -> str:
+    """All tables of a file, each under its name."""
+    return "\n\n".join(f"**{title}**\n\n{table}" for title, table in tables_of(results).items())
+
+
+def tables_of(results: dict[str, Any]) -> dict[str, str]:
+    """The tables of a file by title."""
+    kind = results["benchmark"], results.get("sweep")
+    found = {title: table(results) for title, table in TABLES.get(kind, {}).items()}
+    return {title: table for title, table in found.items() if table}
+
+
+def machine_table(results: dict[str, Any]) -> str:
+    """Device, versions, ceilings."""
+    environment, ceilings = results["environment"], results["ceilings"]
+    torch = environment.get("torch") or "absent"
+    rates = ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in ceilings["flops_per_second"].items())
+    return markdown_table(["machine", "value"], [
+        ["device", f"{environment['device']}, {environment['cores']} cores"],
+        ["versions", f"jax {environment['jax']}, torch {torch}, Python {environment['python']}"],
+        ["precision", environment["precision"]],
+        ["large product, TFLOP/s", rates],
+        ["large copy, GB/s", f"{ceilings['bytes_per_second'] / 1e9:.4g}"],
+        ["load when it began", f"{environment['load_average']:.1f}"],
+    ])  # fmt: skip
+
+
+def update_table(results: dict[str, Any]) -> str:
+    """Time, memory and utilisation of an update, a line a row of every configuration."""
+    header = ["config", "what", "precision", "an update, ms (min to max)", "an epoch, s", "x ours", "ready after, s",
+              "memory, MiB", "FLOP/s of ceiling", "bytes/s of ceiling"]  # fmt: skip
+    rows = []
+    for config, entry in results["configs"].items():
+        for row in entry["rows"]:
+            if "error" in row:
+                rows.append([config, row["name"], "-", row["error"], *["-"] * 6])
+                continue
+            seconds = row["update_seconds"]
+            span = f"{_ms(seconds['median'])} ({_ms(seconds['min'])} to {_ms(seconds['max'])})"
+            rows.append([
+                config, row["name"], row["precision"], span, f"{row['epoch_seconds']:.2f}", f"{row['times_ours']:.2f}",
+                f"{row['prepare_seconds']:.1f}", _memory(row), _share(row.get("flops_fraction")),
+                _share(row.get("bytes_fraction")),
+            ])  # fmt: skip
+    return markdown_table(header, rows)
+
+
+def loss_table(results: dict[str, Any]) -> str:
+    """How far every re-creation's losses are from the library's after the same updates."""
+    header = ["config", "what", "last timed loss", "largest difference, nats", "by chance, nats", "strict, relative"]
+    rows = [
+        [
+            config, row["name"], f"{row['losses'][-1]:.4f}", f"{row['agreement']['timed']:.2g}",
+            _figure(row["agreement"].get("by_chance")), _figure(row["agreement"].get("strict")),
+        ]
+        for config, entry in results["configs"].items()
+        for row in entry["rows"] if "agreement" in row
+    ]  # fmt: skip
+    return markdown_table(header, rows)
+
+
+def size_table(results: dict[str, Any]) -> str:
+    """Time per token, tokens a second and memory by length or batch."""
+    header = ["config", "batch", "length", "an update, ms", "per token, us", "tokens/s", "memory, MiB"]
+    rows = []
+    for config, entry in results["configs"].items():
+        for row in entry["rows"]:
+            line = [config, f"{row['batch_size']:,}", f"{row['sequence_length']:,}"]
+            if "error" in row:
+                rows.append([*line, row["error"], "-", "-", "-"])
+                continue
+            rows.append([
+                *line, _ms(row["update_seconds"]["median"]), f"{1e6 * row['seconds_per_token']:.3f}",
+                f"{row['tokens_per_second']:,.0f}", f"{row['planned_memory_bytes'] / MIB:,.0f}",
+            ])  # fmt: skip
+    return markdown_table(header, rows)
+
+
+def generation_table(results: dict[str, Any]) -> str:
+    """Memory of generating few words and many."""
+    return markdown_table(["config", "words", "words/s", "peak memory, MiB", "of the"], [
+        [config, f"{row['tokens']:,}", f"{row['tokens_per_second']:,.0f}", _memory(row, 2), row["peak_memory_of"]]
+        for config, entry in results["configs"].items() for row in entry["rows"]
+    ])  # fmt: skip
+
+
+def plan_table(results: dict[str, Any]) -> str:
+    """Planned memory against the limit."""
+    limit, rows = results["limit_bytes"], []
+    for row in results["rows"]:
+        if "error" in row:
+            rows.append([row["name"], "-", "-", row["error"], "-"])
+            continue
+        needed = row["estimated_memory_bytes"]
+        rows.append([
+            row["name"], f"{row['parameters']:,}", f"{row['batch_size']:,}", f"{needed / GIB:.2f} GiB",
+            "yes" if needed < limit else "no",
+        ])  # fmt: skip
+    return markdown_table(["run", "parameters", "batch", "planned memory", f"under {limit / GIB:.0f} GiB"], rows)
+
+
+def extraction_table(results: dict[str, Any]) -> str:
+    """The base's pass over the chunks."""
+    entry = results.get("extraction")
+    if not entry:
+        return ""
+    header = ["what", "tokens", "seconds (min to max)", f"{entry['full_tokens']:,} tokens, s", "x ours",
+              "ready after, s", "memory, MiB", "FLOP/s of ceiling", "largest difference of a loss"]  # fmt: skip
+    rows = []
+    for row in entry["rows"]:
+        if "error" in row:
+            rows.append([row["name"], "-", row["error"], *["-"] * 6])
+            continue
+        seconds = row["pass_seconds"]
+        rows.append([
+            row["name"], f"{entry['tokens']:,}",
+            f"{seconds['median']:.2f} ({seconds['min']:.2f} to {seconds['max']:.2f})", f"{row['full_seconds']:.1f}",
+            f"{row['times_ours']:.2f}", f"{row['prepare_seconds']:.1f}", _memory(row), _share(row["flops_fraction"]),
+            _figure(row.get("largest_loss_difference")),
+        ])  # fmt: skip
+    return markdown_table(header, rows)
+
+
+def startup_table(results: dict[str, Any]) -> str:
+    """Seconds from the start of a process."""
+    rows = [
+        [row["name"], f"{row['seconds']['median']:.2f}", f"{row['seconds']['min']:.2f}", f"{row['seconds']['max']:.2f}",
+         str(row["seconds"]["repeats"])] if "error" not in row else [row["name"], row["error"], "-", "-", "-"]
+        for row in results["rows"]
+    ]  # fmt: skip
+    return markdown_table(["from the start of the process", "median, s", "min", "max", "runs"], rows)
+
+
+TABLES: dict[tuple[str, str | None], dict[str, Callable[[dict[str, Any]], str]]] = {
+    ("newllm", None): {"machine": machine_table, "updates": update_table, "losses": loss_table},
+    ("newllm", "length"): {"length": size_table},
+    ("newllm", "batch"): {"batch": size_table},
+    ("newllm", "memory"): {"generation": generation_table},
+    ("newllm", "plan"): {"plan": plan_table},
+    ("cascade", None): {
+        "machine": machine_table, "updates": update_table, "losses": loss_table, "extraction": extraction_table
+    },
+    ("cascade", "plan"): {"plan": plan_table},
+    ("startup", None): {"startup": startup_table},
+}  # fmt: skip
+
+
+def file_tables(files: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, Callable[[], str]]:
+    """For `docs/make_tables.py`: the tables of `(stem, results)` files as `benchmark STEM TITLE`."""
+    return {
+        f"benchmark {stem} {title}": (lambda table=table: table)
+        for stem, results in files
+        for title, table in tables_of(results).items()
+    }
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g}" if seconds < 1 else f"{1e3 * seconds:,.0f}"
+
+
+def _memory(row: dict[str, Any], digits: int = 0) -> str:
+    whole = " (process)" if row["peak_memory_of"] == "process" else ""
+    return f"{row['peak_memory_bytes'] / MIB:,.{digits}f}{whole}"
+
+
+def _share(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{fraction:.1%}"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2g}"

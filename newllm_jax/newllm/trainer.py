@@ -1,0 +1,35 @@
+"""What trains New-LLM: its model, compiled functions, optimiser and schedules, from the settings."""
+
+from __future__ import annotations
+
+import optax
+
+from newllm_jax.config import NewLLMConfig
+from newllm_jax.newllm.loss import next_word_loss
+from newllm_jax.newllm.model import ContextVectorLM
+from newllm_jax.newllm.recurrence import fusible
+from newllm_jax.training.loop import Trainer
+from newllm_jax.training.optimizer import clipped_adam, clipping_schedule, learning_rate_schedule
+from newllm_jax.training.precision import PRECISIONS
+from newllm_jax.training.step import make_evaluation, make_updates
+
+
+def training_model(config: NewLLMConfig, vocabulary_size: int, precision: str) -> ContextVectorLM:
+    """The model of a configuration as it is trained, in a resolved precision: on GPUs that can, its loops are fused."""
+    model = ContextVectorLM.from_config(config, vocabulary_size, PRECISIONS[precision])
+    return model.clone(fused=fusible(config, precision))
+
+
+def build(
+    config: NewLLMConfig, model: ContextVectorLM, steps_per_epoch: int
+) -> tuple[Trainer, optax.GradientTransformation]:
+    """The compiled functions of a run, and its optimiser. Evaluation is strict float32 whatever training is."""
+    horizon = (config.decay_epochs or config.num_epochs) * steps_per_epoch
+    rate = learning_rate_schedule(config.schedule, config.learning_rate, config.warmup_steps, horizon)
+    clip = clipping_schedule(config.clip_norms, config.clip_epochs, steps_per_epoch)
+    optimizer = clipped_adam(rate, clip)
+    strict = model.clone(precision=PRECISIONS["fp32"], fused=False)
+    trainer = Trainer(
+        make_updates(next_word_loss(model), optimizer), make_evaluation(next_word_loss(strict)), rate, clip
+    )  # fmt: skip
+    return trainer, optimizer
