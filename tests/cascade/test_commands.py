@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
 @pytest.fixture(scope="session")
 def options(tiny) -> list[str]:
-    names = ("base_model", "dataset", "train_chunks", "validation_chunks", "stage_layers", "batch_size")
+    names = "base_model", "dataset", "train_chunks", "validation_chunks", "stage_layers", "batch_size", "learning_rate"
     return [*(f"--{name}={getattr(tiny, name)}" for name in names), "--num_stages=2", "--num_epochs=1"]
 
 

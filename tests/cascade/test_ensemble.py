@@ -13,8 +13,6 @@ from newllm_jax.cascade.hardness import token_scores
 from newllm_jax.cascade.pretrained import load_smollm2
 from newllm_jax.cascade.stage import Stage, init_stage, stage_config
 
-pytestmark = pytest.mark.quick
-
 
 @pytest.fixture(scope="module")
 def base(tiny_base):
@@ -37,7 +35,7 @@ def chunks():
     return np.random.default_rng(0).integers(0, 257, (11, 129)).astype(np.int32)
 
 
-@pytest.fixture(scope="module", params=["cosine", "entropy", "max_probability"])
+@pytest.fixture(scope="module", params=[pytest.param("cosine", marks=pytest.mark.quick), "entropy", "max_probability"])
 def criterion(request):
     return request.param
 

@@ -25,8 +25,6 @@ from newllm_jax.training.step import (
     train_step,
 )
 
-pytestmark = pytest.mark.quick
-
 MODEL = ContextVectorLM(vocabulary_size=20, embed_dim=8, hidden_dim=16, context_dim=12, num_layers=2)
 LOSS = next_word_loss(MODEL)
 ADAM = optax.adam(1e-2)
@@ -80,6 +78,7 @@ def test_absent_examples_change_no_number(state, data):
     assert not same_bits(counted.params, without.params)
 
 
+@pytest.mark.quick
 def test_any_cut_of_an_epoch_gives_the_same_bits(data):
     updates, key = make_updates(LOSS, ADAM), jax.random.key(5)
     order = jnp.asarray(batches(epoch_order(0, 1, 22), 4))
@@ -96,6 +95,7 @@ def test_any_cut_of_an_epoch_gives_the_same_bits(data):
     assert not same_bits(epoch([0, 5])[0].params, whole[0].params)
 
 
+@pytest.mark.quick
 def test_the_loop_equals_updates_one_by_one(data):
     order, key = batches(epoch_order(0, 1, 22), 4), jax.random.key(5)
     looped, totals = make_updates(LOSS, ADAM)(
@@ -112,6 +112,7 @@ def test_the_loop_equals_updates_one_by_one(data):
     assert float(totals.grad_norm) == pytest.approx(norm, rel=1e-5)
 
 
+@pytest.mark.quick
 def test_a_second_epoch_does_not_compile_again(data, state):
     updates, key = make_updates(LOSS, ADAM), jax.random.key(5)
     totals = Totals.zero()
