@@ -65,6 +65,13 @@ def small(corpus) -> dict[str, object]:
 
 
 @pytest.fixture(scope="session")
+def options(small) -> list[str]:
+    """The command of such a run."""
+    typed = {name: ",".join(map(str, value)) if isinstance(value, list) else value for name, value in small.items()}
+    return ["train", "--config", "quickstart", *(f"--{name}={value}" for name, value in typed.items())]
+
+
+@pytest.fixture(scope="session")
 def small_run(tmp_path_factory, small) -> Path:
     """The directory of a finished run of two epochs. Tests that change it take a copy."""
     from newllm_jax import load_config, train_newllm

@@ -28,13 +28,6 @@ pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
 
 @pytest.fixture
-def options(small):
-    """The command of a run of a few seconds."""
-    typed = {name: ",".join(map(str, value)) if isinstance(value, list) else value for name, value in small.items()}
-    return ["train", "--config", "quickstart", *(f"--{name}={value}" for name, value in typed.items())]
-
-
-@pytest.fixture
 def copy(small_run, tmp_path):
     """A finished run that a test may change."""
     return Path(shutil.copytree(small_run, tmp_path / "copy"))
