@@ -11,11 +11,14 @@ import tempfile
 from pathlib import Path
 
 # Before the first import that reads them: no test reads or fills the user's caches, none asks the Hub, and the same
-# small model is compiled once, for the processes that tests start too; those import the checkout, as pytest does.
-SCRATCH = Path(tempfile.mkdtemp(prefix="newllm-tests-"))
-atexit.register(shutil.rmtree, SCRATCH, ignore_errors=True)
+# small model is compiled once, for the workers of pytest-xdist and the processes that tests start too; those import the
+# checkout, as pytest does. The process that starts the workers makes the folder and deletes it.
+if "NEWLLM_TEST_SCRATCH" not in os.environ:
+    os.environ["NEWLLM_TEST_SCRATCH"] = tempfile.mkdtemp(prefix="newllm-tests-")
+    atexit.register(shutil.rmtree, os.environ["NEWLLM_TEST_SCRATCH"], ignore_errors=True)
+SCRATCH = Path(os.environ["NEWLLM_TEST_SCRATCH"])
 os.environ |= {
-    "NEWLLM_CACHE": str(SCRATCH / "newllm"),
+    "NEWLLM_CACHE": str(SCRATCH / f"newllm-{os.environ.get('PYTEST_XDIST_WORKER', 'one')}"),
     "HF_HOME": str(SCRATCH / "huggingface"),
     "HF_HUB_OFFLINE": "1",
     "JAX_COMPILATION_CACHE_DIR": str(SCRATCH / "jax"),
@@ -40,19 +43,24 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory) -> Path:
-    """A text file of 300 lines of 12 words, of 60 different ones."""
+    """A text file of 250 lines of 4 to 29 words, of 60 different ones."""
     path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
     draw = random.Random(0)
-    path.write_text("\n".join(" ".join(f"w{draw.randrange(60)}" for _ in range(12)) for _ in range(300)))
+    lines = ((f"w{draw.randrange(60)}" for _ in range(draw.randrange(4, 30))) for _ in range(250))
+    path.write_text("\n".join(map(" ".join, lines)))
     return path
 
 
 @pytest.fixture(scope="session")
 def small(corpus) -> dict[str, object]:
-    """The settings of a run of a few seconds, most of them compilation."""
+    """The settings of a run of a few seconds, most of them compilation: tests that can do with them share it.
+
+    The bound of clipping changes after epochs 1 and 3 and is tight enough to matter.
+    """
     return {
-        "dataset": str(corpus), "vocabulary_size": 64, "sequence_length": 14, "stride": 7,
-        "embed_dim": 8, "hidden_dim": 16, "context_dim": 8, "num_layers": 1, "num_epochs": 2,
+        "dataset": str(corpus), "vocabulary_size": 64, "sequence_length": 16, "stride": 8, "embed_dim": 8,
+        "hidden_dim": 16, "context_dim": 8, "num_layers": 2, "learning_rate": 1e-2, "num_epochs": 2,
+        "clip_norms": [0.01, 0.1, 1.0], "clip_epochs": [1, 3],
     }  # fmt: skip
 
 

@@ -10,8 +10,6 @@ import pytest
 from newllm_jax.config import NewLLMConfig, config_names, load_config, parse
 from newllm_jax.errors import InputError
 
-pytestmark = pytest.mark.quick
-
 
 def test_published_configurations():
     baseline, advanced, ctx1024 = (load_config(name) for name in ("baseline", "advanced", "ctx1024"))
@@ -91,6 +89,7 @@ def test_toml_and_json_files_give_the_same(tmp_path):
 
 def test_parse_reads_command_line_texts():
     assert parse(NewLLMConfig, "clip_norms", "0.5,2") == (0.5, 2.0)
+    assert (parse(NewLLMConfig, "clip_norms", "1"), parse(NewLLMConfig, "clip_epochs", "")) == ((1.0,), ())
     assert parse(NewLLMConfig, "decay_epochs", "none") is None
     assert parse(NewLLMConfig, "decay_epochs", "7") == 7
     assert parse(NewLLMConfig, "learning_rate", "3e-4") == 3e-4

@@ -12,8 +12,6 @@ import pytest
 
 import newllm_jax
 
-pytestmark = pytest.mark.quick
-
 PACKAGE = Path(newllm_jax.__file__).parent
 # What each room may import, from the top of the house to the bottom.
 BELOW = {

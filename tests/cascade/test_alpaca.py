@@ -9,8 +9,6 @@ import pytest
 from newllm_jax.cascade.alpaca import chunk_rows, row_chunks, row_text
 from newllm_jax.errors import InputError
 
-pytestmark = pytest.mark.quick
-
 
 class Characters:
     """A tokenizer whose ids are the code points."""

@@ -12,12 +12,12 @@ import pytest
 from newllm_jax import cli
 from newllm_jax.cascade import experiment, stage_trainer
 
-pytestmark = [pytest.mark.quick, pytest.mark.usefixtures("in_an_empty_folder")]
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
 
 @pytest.fixture(scope="session")
 def options(tiny) -> list[str]:
-    names = ("base_model", "dataset", "train_chunks", "validation_chunks", "stage_layers", "batch_size")
+    names = "base_model", "dataset", "train_chunks", "validation_chunks", "stage_layers", "batch_size", "learning_rate"
     return [*(f"--{name}={getattr(tiny, name)}" for name in names), "--num_stages=2", "--num_epochs=1"]
 
 
@@ -90,6 +90,7 @@ def test_dry_run_is_json_and_reads_no_weights(newllm, options, monkeypatch, tmp_
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.quick
 def test_a_finished_run(newllm, finished):
     code, out, _ = newllm("cascade", "--resume", finished)
     assert code == 0
@@ -104,6 +105,7 @@ def test_a_finished_run(newllm, finished):
     assert "Over all tokens" in out
 
 
+@pytest.mark.quick
 def test_generate_tells_the_exits(newllm, finished):
     code, out, err = newllm("generate", finished, "--prompt", "Count", "--max_words", 5, "--temperature", 0)
     assert code == 0, err

@@ -68,7 +68,6 @@ def test_results_hold_the_contract(tiny, whole):
     }  # fmt: skip
 
 
-@pytest.mark.quick
 def test_counts_follow_the_quantile_rule(tiny, whole):
     stages = whole.results["stages"]
     assert whole.results["data"]["train_tokens"] == 8 * 128
@@ -214,7 +213,6 @@ def test_fp16_gives_each_stage_a_loss_scale_of_its_own(tiny, tmp_path, fp16_on_a
     assert plan_cascade(fp16)["environment"]["precision"] == "fp16"
 
 
-@pytest.mark.quick
 def test_resuming_as_another_experiment_is_refused(tiny, whole, tmp_path):
     with pytest.raises(InputError, match=r"hard_ratio: .* was trained with 0.6, not 0.5"):
         train_cascade(resume=whole.run_dir, overrides={"hard_ratio": 0.5}, narrate=quiet)

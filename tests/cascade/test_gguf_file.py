@@ -10,8 +10,6 @@ from newllm_jax.cascade.gguf_file import GGUFFile, halves_apart
 from newllm_jax.cascade.weights import GGUF, SAFETENSORS, TENSOR_NAMES, read_config, read_params
 from newllm_jax.errors import InputError
 
-pytestmark = pytest.mark.quick
-
 gguf = pytest.importorskip("gguf")
 
 
@@ -85,6 +83,7 @@ def test_rows_of_a_head():
     np.testing.assert_array_equal(halves_apart(planes_together(rows, 2), 2), rows)
 
 
+@pytest.mark.quick
 def test_reads_what_was_written(golden, tensors, tmp_path):
     files = GGUFFile(write(tmp_path / "tiny.gguf", tensors))
     config = read_config(files)
@@ -92,6 +91,7 @@ def test_reads_what_was_written(golden, tensors, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, read_params(files, config), golden.params)
 
 
+@pytest.mark.quick
 def test_half_precision(golden, tensors, tmp_path):
     half = {name: values.astype(np.float16) for name, values in tensors.items()}
     files = GGUFFile(write(tmp_path / "tiny.gguf", half))

@@ -5,8 +5,6 @@ import pytest
 from newllm_jax.cascade.llama_config import LlamaConfig
 from newllm_jax.errors import InputError
 
-pytestmark = pytest.mark.quick
-
 SMOLLM2_135M = {
     "architectures": ["LlamaForCausalLM"],
     "attention_bias": False,

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -20,7 +21,7 @@ def folder(golden, tmp_path):
 
 def test_folder(golden, folder):
     base = load_smollm2(str(folder))
-    logits, _ = base.model.apply({"params": base.params}, golden["ids"])
+    logits, _ = jax.jit(base.model.apply)({"params": base.params}, golden["ids"])
     np.testing.assert_allclose(logits, golden["logits"], rtol=2e-5, atol=2e-5)
     assert base.tokenizer.vocab_size == 61
     assert base.source.used == str(folder) and not base.source.fallback

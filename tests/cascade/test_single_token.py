@@ -9,7 +9,7 @@ import pytest
 
 from newllm_jax.cascade.llama_config import LlamaConfig
 from newllm_jax.cascade.single_token import through_blocks
-from newllm_jax.cascade.smollm import SmolLM2
+from newllm_jax.cascade.smollm import SmolLM2, parameter_shapes
 
 pytestmark = pytest.mark.quick
 
@@ -22,9 +22,11 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 @pytest.fixture(scope="module")
 def blocks():
-    params = SmolLM2(CONFIG).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]["backbone"]["blocks"]
     draw = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: leaf + 0.3 * draw.standard_normal(leaf.shape).astype(np.float32), params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: ("norm" in jax.tree_util.keystr(path)) + 0.3 * draw.standard_normal(leaf.shape, np.float32),
+        parameter_shapes(CONFIG)["backbone"]["blocks"],
+    )
 
 
 @pytest.fixture(scope="module")

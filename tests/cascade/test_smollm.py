@@ -146,16 +146,20 @@ class TestCache:
         assert cache.length == 11
 
     def test_the_past_matters(self, golden, run):
-        _, cache = run(golden["ids"][:, :6], empty_cache(golden.config, 2, 11))
-        with_past, _ = run(golden["ids"][:, 6:], cache)
-        without, _ = run(golden["ids"][:, 6:], empty_cache(golden.config, 2, 11))
+        _, cache = run(golden["ids"][:, :4], empty_cache(golden.config, 2, 13))
+        with_past, _ = run(golden["ids"][:, 4:], cache)
+        without, _ = run(golden["ids"][:, 4:], empty_cache(golden.config, 2, 13))
         assert jnp.abs(with_past - without).max() > 0.1
 
     def test_a_full_cache_gives_nan(self, golden, run):
-        _, cache = run(golden["ids"][:, :6], empty_cache(golden.config, 2, 8))
-        fits, _ = run(golden["ids"][:, 6:8], cache)
-        too_long, _ = run(golden["ids"][:, 6:9], cache)
-        assert jnp.isfinite(fits).all() and jnp.isnan(too_long).all()
+        _, cache = run(golden["ids"], empty_cache(golden.config, 2, 13))
+        too_long, _ = run(golden["ids"][:, :4], cache)
+        assert jnp.isnan(too_long).all()
+        for _ in range(2):
+            fits, cache = run(golden["ids"][:, :1], cache)
+            assert jnp.isfinite(fits).all()
+        too_long, _ = run(golden["ids"][:, :1], cache)
+        assert jnp.isnan(too_long).all()
 
 
 class TestSizes:

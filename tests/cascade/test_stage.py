@@ -33,6 +33,13 @@ def batch():
     return jnp.asarray(draw.standard_normal((6, 16), np.float32)), jnp.asarray(draw.integers(0, 40, 6), jnp.int32)
 
 
+@pytest.fixture(scope="module")
+def gradient(batch):
+    """The gradient of the mean loss of the batch."""
+    loss = next_token_loss(STAGE)
+    return jax.jit(jax.grad(lambda params: loss(params, batch, jnp.ones(6, bool), None).loss / 6))
+
+
 def test_published_sizes():
     base = LlamaConfig()
     stage = Stage(stage_config(base, 8))
@@ -68,10 +75,8 @@ def test_it_is_a_llama_that_reads_one_token_at_a_time(params, batch):
     assert (changed[0] != last[0]).any()
 
 
-def test_attention_to_one_key_gives_queries_and_keys_no_gradient(params, batch):
-    loss = next_token_loss(STAGE)
-    grads = jax.jit(jax.grad(lambda p: loss(p, batch, jnp.ones(6, bool), None).loss))(params)
-    attention = grads["backbone"]["blocks"]["attention"]
+def test_attention_to_one_key_gives_queries_and_keys_no_gradient(params, gradient):
+    attention = gradient(params)["backbone"]["blocks"]["attention"]
     for name in ("q_proj", "k_proj"):
         assert (attention[name]["kernel"] == 0).all()
     for name in ("v_proj", "o_proj"):
@@ -88,12 +93,11 @@ def test_the_loss_counts_those_present(params, batch):
     assert int(sums.hits) == int((jnp.argmax(logits, -1) == targets)[:4].sum())
 
 
-def test_adamw_against_its_equations(params, batch):
+def test_adamw_against_its_equations(params, batch, gradient):
     """Decay of all parameters, then Adam with bias correction, as PyTorch does them."""
     rate, decay, loss = 1e-2, 0.1, next_token_loss(STAGE)
     optimizer, present = adamw(rate, decay), jnp.ones(6, bool)
     state = init_state(params, optimizer)
-    gradient = jax.jit(jax.grad(lambda p: loss(p, batch, present, None).loss / 6))
     update = jax.jit(lambda state: train_step(loss, optimizer, state, batch, present, jax.random.key(0)))
     ours, m, v = jax.tree.map(np.asarray, (params, *(jax.tree.map(jnp.zeros_like, params) for _ in range(2))))
     for step in range(1, 4):

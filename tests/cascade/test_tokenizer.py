@@ -51,6 +51,7 @@ class TestRealTokenizer:
         )
 
 
+@pytest.mark.quick
 def test_digits_one_by_one_merges_and_control_tokens(backend):
     tokenizer = Tokenizer(backend, {"eos_token": "<|im_end|>"})
     assert tokenizer.encode("ab123 ab<|im_end|>") == [10, 6, 7, 8, 9, 10, 1]
@@ -58,12 +59,14 @@ def test_digits_one_by_one_merges_and_control_tokens(backend):
     assert tokenizer.decode([0, 10, 9, 2, 1]) == "ab a"
 
 
+@pytest.mark.quick
 def test_folder(folder):
     tokenizer = read_tokenizer(folder)
     assert tokenizer.encode("ab1") == [10, 6] and tokenizer.eos_id == 1
     assert tokenizer.chat(TURNS) == "Hi {{ 7 * 7 }}"
 
 
+@pytest.mark.quick
 def test_folder_with_a_template_file_and_padding(folder):
     (folder / "chat_template.jinja").write_text("{{ eos_token }}")
     settings = json.loads((folder / "tokenizer.json").read_text())
@@ -75,6 +78,7 @@ def test_folder_with_a_template_file_and_padding(folder):
     assert tokenizer.encode("aaa") == [2, 2, 2]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "template",
     [

@@ -11,8 +11,6 @@ from safetensors.numpy import load_file, save_file
 from newllm_jax.cascade.weights import read_config, read_params, save_model
 from newllm_jax.errors import InputError
 
-pytestmark = pytest.mark.quick
-
 QUERY = "model.layers.1.self_attn.q_proj.weight"
 
 
@@ -52,6 +50,7 @@ def shard(folder, golden, names=("a.safetensors", "b.safetensors")):
     return places
 
 
+@pytest.mark.quick
 def test_one_file(folder, golden):
     assert read_config(folder) == golden.config
     assert_equal(read_params(folder, golden.config), golden.params)
@@ -62,6 +61,7 @@ def test_shards(folder, golden):
     assert_equal(read_params(folder, golden.config), golden.params)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("kind", [ml_dtypes.bfloat16, np.float16])
 def test_half_precision_is_read_exactly(folder, golden, kind):
     resave(folder, {name: values.astype(kind) for name, values in golden.tensors.items()})
@@ -69,6 +69,7 @@ def test_half_precision_is_read_exactly(folder, golden, kind):
     assert_equal(read_params(folder, golden.config), expected)
 
 
+@pytest.mark.quick
 def test_there_and_back_bit_by_bit(golden, tmp_path):
     save_model(tmp_path / "saved", golden.config, golden.params)
     saved = tmp_path / "saved"
@@ -83,6 +84,7 @@ def test_there_and_back_bit_by_bit(golden, tmp_path):
         np.testing.assert_array_equal(values, golden.tensors[name])
 
 
+@pytest.mark.quick
 def test_transformers_reads_the_saved_configuration(golden, tmp_path):
     transformers = pytest.importorskip("transformers")
     save_model(tmp_path, golden.config, golden.params)
@@ -133,6 +135,7 @@ def test_mislabelled_tensor(folder, golden):
     refuses(folder, golden.config, r"model\.safetensors: truncated or not a safetensors file")
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("kept", [0, 5, 200, -1])
 def test_truncated_file(folder, golden, kept):
     file = folder / "model.safetensors"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import newllm_jax
-from newllm_jax.config import NewLLMConfig
+from newllm_jax.config import NewLLMConfig, load_config
 from newllm_jax.errors import InputError, NumericalError
 from newllm_jax.newllm import experiment
 from newllm_jax.newllm.experiment import train_newllm
@@ -25,23 +25,9 @@ from newllm_jax.training.checkpoint import Checkpoints
 TIMINGS = {"tokens_per_second", "seconds"}
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> str:
-    draw = np.random.default_rng(0)
-    words = [f"word{index}" for index in range(30)]
-    lines = [" ".join(draw.choice(words, size=draw.integers(4, 30))) for _ in range(150)]
-    file = tmp_path_factory.mktemp("corpus") / "corpus.txt"
-    file.write_text("\n".join(lines))
-    return str(file)
-
-
-@pytest.fixture(scope="module")
-def tiny(corpus) -> NewLLMConfig:
-    """Clipping borders at epochs 2 and 4, tight enough to matter."""
-    return NewLLMConfig(
-        dataset=corpus, vocabulary_size=40, sequence_length=16, stride=8, embed_dim=8, hidden_dim=16, context_dim=8,
-        num_layers=2, batch_size=32, learning_rate=1e-2, num_epochs=6, clip_norms=(0.01, 0.1, 1.0), clip_epochs=(2, 4),
-    )  # fmt: skip
+@pytest.fixture(scope="session")
+def config(small) -> NewLLMConfig:
+    return load_config("quickstart", small | {"num_epochs": 4})
 
 
 def quiet(_: str) -> None:
@@ -62,31 +48,42 @@ def same_params(left: Path, right: Path) -> bool:
     return left_run.epoch == right_run.epoch and all((a == b).all() for a, b in pairs)
 
 
-@pytest.fixture(scope="module")
-def whole(tiny, tmp_path_factory) -> newllm_jax.NewLLMResult:
-    return train(tiny, tmp_path_factory.mktemp("whole"))
-
-
-@pytest.mark.quick
-@pytest.mark.parametrize("first", [3])
-def test_extending_a_run_equals_training_in_one_go_bit_for_bit(first, tiny, whole, tmp_path):
-    half = train(tiny.override({"num_epochs": first}), tmp_path)
-    assert len(half.results["epochs"]) == first
-    resumed = train_newllm(resume=half.run_dir, overrides={"num_epochs": 6}, narrate=quiet)
-    assert without_timings(resumed.results) == without_timings(whole.results)
-    assert resumed.results["test"] == whole.results["test"]
-    assert same_params(resumed.run_dir, whole.run_dir)
-    lines = (half.run_dir / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]
-    assert [entry["clip_norm"] for entry in resumed.results["epochs"]] == pytest.approx(
-        [0.01, 0.01, 0.1, 0.1, 1.0, 1.0]
-    )
+@pytest.fixture(scope="session")
+def whole(config, tmp_path_factory) -> newllm_jax.NewLLMResult:
+    """Four epochs in one go, the first two of which are those of `small_run`."""
+    return train(config, tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture
-def fp16(tiny, fp16_on_a_cpu) -> NewLLMConfig:
-    """Small enough to be compiled soon."""
-    return tiny.override({"precision": "fp16", "num_layers": 1, "dropout": 0.0, "num_epochs": 2})
+def half(small_run, tmp_path) -> Path:
+    """Two epochs, in a copy that a test may change."""
+    return Path(shutil.copytree(small_run, tmp_path / "half"))
+
+
+def rewrite_config(run_dir: Path, **settings) -> None:
+    """As if the run had been started with these settings."""
+    stored = json.loads((run_dir / "config.json").read_text())
+    stored["config"] |= settings
+    (run_dir / "config.json").write_text(json.dumps(stored))
+
+
+@pytest.mark.quick
+def test_extending_a_run_equals_training_in_one_go_bit_for_bit(half, whole):
+    first = json.loads((half / "results.json").read_text())
+    assert without_timings(first) == without_timings(whole.results)[:2]
+    resumed = train_newllm(resume=half, overrides={"num_epochs": 4}, narrate=quiet)
+    assert without_timings(resumed.results) == without_timings(whole.results)
+    assert resumed.results["test"] == whole.results["test"]
+    assert same_params(resumed.run_dir, whole.run_dir)
+    lines = (half / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4]
+    assert [entry["clip_norm"] for entry in resumed.results["epochs"]] == pytest.approx([0.01, 0.1, 0.1, 1.0])
+
+
+@pytest.fixture
+def fp16(config, fp16_on_a_cpu) -> NewLLMConfig:
+    """Without dropout it is compiled sooner."""
+    return config.override({"precision": "fp16", "dropout": 0.0, "num_epochs": 2})
 
 
 def test_fp16_skips_what_overflows_and_resumes_bit_for_bit(fp16, whole, tmp_path, monkeypatch):
@@ -130,25 +127,25 @@ def test_dry_run_plans_fp16_too(fp16):
     assert plan["estimated_memory_bytes"] > 0
 
 
-def test_the_seed_and_the_clipping_borders_matter(tiny, whole, tmp_path):
-    for change in ({"seed": 1}, {"clip_epochs": [1, 2]}, {"dropout": 0.0}):
-        changed = train(tiny.override(change | {"num_epochs": 3}), tmp_path)
-        assert without_timings(changed.results)[2] != without_timings(whole.results)[2], change
+def test_the_seed_and_the_clipping_borders_matter(config, whole, tmp_path):
+    for change in ({"seed": 1}, {"clip_epochs": [2, 3]}, {"dropout": 0.0}):
+        changed = train(config.override(change | {"num_epochs": 2}), tmp_path)
+        assert without_timings(changed.results)[1] != without_timings(whole.results)[1], change
 
 
-def test_a_stop_inside_an_epoch_costs_that_epoch_and_nothing_else(tiny, whole, tmp_path, monkeypatch):
+def test_a_stop_inside_an_epoch_costs_that_epoch_and_nothing_else(config, whole, tmp_path, monkeypatch):
     from newllm_jax.training import loop
 
     epoch_order = loop.epoch_order
 
     def interrupted(seed, epoch, examples):
-        if epoch == 4:
+        if epoch == 3:
             raise KeyboardInterrupt
         return epoch_order(seed, epoch, examples)
 
     monkeypatch.setattr(loop, "epoch_order", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train(tiny, tmp_path)
+        train(config, tmp_path)
     monkeypatch.undo()
     (run_dir,) = tmp_path.iterdir()
     assert not (run_dir / "results.json").exists()
@@ -156,78 +153,70 @@ def test_a_stop_inside_an_epoch_costs_that_epoch_and_nothing_else(tiny, whole, t
     assert without_timings(resumed.results) == without_timings(whole.results)
 
 
-def test_a_damaged_latest_checkpoint_is_passed_over(tiny, whole, tmp_path):
-    half = train(tiny.override({"num_epochs": 4}), tmp_path)
-    for file in (half.run_dir / "checkpoints" / "epoch_4" / "params").rglob("*"):
+def test_a_damaged_latest_checkpoint_is_passed_over(half, whole):
+    for file in (half / "checkpoints" / "epoch_2" / "params").rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     told: list[str] = []
-    resumed = train_newllm(resume=half.run_dir, overrides={"num_epochs": 6}, narrate=told.append)
-    assert any("damaged" in line and "4" in line for line in told)
+    resumed = train_newllm(resume=half, overrides={"num_epochs": 4}, narrate=told.append)
+    assert any("damaged" in line and "2" in line for line in told)
     assert without_timings(resumed.results) == without_timings(whole.results)
 
 
-def test_resuming_a_run_without_a_checkpoint_starts_it(tiny, whole, tmp_path):
-    half = train(tiny.override({"num_epochs": 1}), tmp_path)
-    shutil.rmtree(half.run_dir / "checkpoints")
-    (half.run_dir / "results.json").unlink()
-    resumed = train_newllm(resume=half.run_dir, overrides={"num_epochs": 6}, narrate=quiet)
+def test_resuming_a_run_without_a_checkpoint_starts_it(half, whole):
+    shutil.rmtree(half / "checkpoints")
+    (half / "results.json").unlink()
+    resumed = train_newllm(resume=half, overrides={"num_epochs": 4}, narrate=quiet)
     assert without_timings(resumed.results) == without_timings(whole.results)
 
 
-def test_early_stopping_ends_a_run_and_patience_lets_it_go_on(tiny, tmp_path):
-    config = tiny.override({"minimum_gain": 10.0, "patience": 2})
-    stopped = train(config, tmp_path)
-    assert len(stopped.results["epochs"]) == 3
+def test_early_stopping_ends_a_run_and_patience_lets_it_go_on(config, whole, tmp_path):
+    stopped = train(config.override({"minimum_gain": 10.0, "patience": 1}), tmp_path)
+    assert len(stopped.results["epochs"]) == 2
     assert "raise patience" in stopped.results["stopped"]
     told: list[str] = []
     again = train_newllm(resume=stopped.run_dir, overrides={"num_epochs": 9}, narrate=told.append)
-    assert len(again.results["epochs"]) == 3
+    assert len(again.results["epochs"]) == 2
     assert any("raise patience" in line for line in told)
-    longer = train_newllm(resume=stopped.run_dir, overrides={"patience": 4}, narrate=quiet)
-    assert len(longer.results["epochs"]) == 5
-    assert without_timings(longer.results) == without_timings(train(config.override({"patience": 4}), tmp_path).results)
+    longer = train_newllm(resume=stopped.run_dir, overrides={"patience": 2}, narrate=quiet)
+    assert without_timings(longer.results) == without_timings(whole.results)[:3]
 
 
-def test_a_schedule_whose_horizon_would_change_cannot_be_extended(tiny, tmp_path):
-    cosine = tiny.override({"schedule": "cosine", "num_epochs": 2})
-    run = train(cosine, tmp_path)
+def test_a_schedule_whose_horizon_would_change_cannot_be_extended(config, half, tmp_path):
+    rewrite_config(half, schedule="cosine")
     with pytest.raises(InputError, match="num_epochs: the learning rate of .* decays over its 2 epochs"):
-        train_newllm(resume=run.run_dir, overrides={"num_epochs": 4}, narrate=quiet)
-    fixed = cosine.override({"decay_epochs": 4, "warmup_steps": 3})
-    half = train(fixed, tmp_path)
-    resumed = train_newllm(resume=half.run_dir, overrides={"num_epochs": 4}, narrate=quiet)
-    in_one_go = train(fixed.override({"num_epochs": 4}), tmp_path)
+        train_newllm(resume=half, overrides={"num_epochs": 4}, narrate=quiet)
+    fixed = config.override({"schedule": "cosine", "decay_epochs": 4, "warmup_steps": 3})
+    first = train(fixed.override({"num_epochs": 2}), tmp_path)
+    resumed = train_newllm(resume=first.run_dir, overrides={"num_epochs": 4}, narrate=quiet)
+    in_one_go = train(fixed, tmp_path)
     assert without_timings(resumed.results) == without_timings(in_one_go.results)
     rates = [entry["learning_rate"] for entry in resumed.results["epochs"]]
     assert rates[0] == 0
     assert rates[1] > rates[2] > rates[3] > 0
 
 
-def test_resuming_as_another_experiment_is_refused(tiny, whole, tmp_path):
+def test_resuming_as_another_experiment_is_refused(config, whole, tmp_path):
     with pytest.raises(InputError, match=r"learning_rate: .* was trained with 0.01, not 0.5"):
         train_newllm(resume=whole.run_dir, overrides={"learning_rate": 0.5}, narrate=quiet)
     other = tmp_path / "other.txt"
-    other.write_text(Path(tiny.dataset).read_text() + "\nand a line more of six words")
+    other.write_text(Path(config.dataset).read_text() + "\nand a line more of six words")
     with pytest.raises(InputError, match="is not what the run was trained on"):
         train_newllm(resume=whole.run_dir, overrides={"dataset": str(other)}, narrate=quiet)
     moved = tmp_path / "moved.txt"
-    shutil.copy(tiny.dataset, moved)
+    shutil.copy(config.dataset, moved)
     again = train_newllm(resume=whole.run_dir, overrides={"dataset": str(moved)}, narrate=quiet)
     assert without_timings(again.results) == without_timings(whole.results)
 
 
-def test_numbers_that_fail_keep_the_last_good_checkpoint(tiny, tmp_path):
-    good = train(tiny.override({"num_epochs": 2}), tmp_path)
-    config = json.loads((good.run_dir / "config.json").read_text())
-    config["config"]["learning_rate"] = 1e30
-    (good.run_dir / "config.json").write_text(json.dumps(config))
+def test_numbers_that_fail_keep_the_last_good_checkpoint(half, small_run):
+    rewrite_config(half, learning_rate=1e30)
     with pytest.raises(NumericalError, match="epoch 3: .* not finite.*the checkpoint of epoch 2 is kept"):
-        train_newllm(resume=good.run_dir, overrides={"num_epochs": 4}, narrate=quiet)
-    assert newllm_jax.restore(good.run_dir).epoch == good.results["best"]["epoch"]
+        train_newllm(resume=half, overrides={"num_epochs": 4}, narrate=quiet)
+    assert same_params(half, small_run)
 
 
-def test_results_hold_the_contract(whole, tiny):
+def test_results_hold_the_contract(whole, config):
     results = json.loads((whole.run_dir / "results.json").read_text())
     assert results == json.loads(json.dumps(whole.results))
     assert {
@@ -245,7 +234,7 @@ def test_results_hold_the_contract(whole, tiny):
     }  # fmt: skip
     assert set(results["best"]) == {"epoch", "val_loss", "val_ppl"}
     assert set(results["test"]) == {"loss", "ppl", "accuracy"}
-    assert NewLLMConfig.from_dict(results["config"]) == tiny
+    assert NewLLMConfig.from_dict(results["config"]) == config
     lowest = min(results["epochs"], key=lambda entry: entry["val_loss"])
     assert results["best"] == {key: lowest[key] for key in ("epoch", "val_loss", "val_ppl")}
     assert lowest["val_ppl"] == pytest.approx(np.exp(lowest["val_loss"]))
@@ -255,31 +244,31 @@ def test_results_hold_the_contract(whole, tiny):
 
 
 @pytest.mark.quick
-def test_restore_gives_the_best_parameters_ready_to_call(whole, tiny):
+def test_restore_gives_the_best_parameters_ready_to_call(whole, config):
     from newllm_jax.newllm.loss import next_word_loss
     from newllm_jax.newllm.wikitext import load_wikitext
     from newllm_jax.training.loop import evaluate
     from newllm_jax.training.step import make_evaluation
 
     run = newllm_jax.restore(whole.run_dir)
-    rows = jnp.asarray(load_wikitext(tiny).sequences["validation"])
+    rows = jnp.asarray(load_wikitext(config).sequences["validation"])
     metrics = evaluate(make_evaluation(next_word_loss(run.model)), run.params, rows, len(rows), 32)
     assert metrics["loss"] == pytest.approx(whole.results["best"]["val_loss"], rel=1e-6)
-    logits, context = run.model.apply({"params": run.params}, jnp.array([run.tokenizer.encode("word1 word2")]))
+    logits, context = run.model.apply({"params": run.params}, jnp.array([run.tokenizer.encode("w1 w2")]))
     assert logits.shape == (1, 4, len(run.tokenizer))
     assert context.shape == (1, 8)
 
 
-def test_dry_run_plans_what_a_run_measures(tiny, whole, tmp_path):
-    plan = plan_newllm(tiny)
+def test_dry_run_plans_what_a_run_measures(config, whole, tmp_path):
+    plan = plan_newllm(config)
     assert plan["parameters"] == whole.results["parameters"]
     assert plan["data"] == whole.results["data"]
     assert plan["updates_per_epoch"] == whole.results["data"]["steps_per_epoch"]
-    assert plan["updates"] == 6 * plan["updates_per_epoch"]
+    assert plan["updates"] == 4 * plan["updates_per_epoch"]
     assert plan["estimated_memory_bytes"] == pytest.approx(whole.results["peak_memory_bytes"], rel=0.3)
 
 
-def test_evaluating_on_other_texts_is_refused(tiny, whole, tmp_path):
+def test_evaluating_on_other_texts_is_refused(config, whole, tmp_path):
     from newllm_jax.runs import evaluate
 
     measured = evaluate(whole.run_dir)
@@ -288,14 +277,12 @@ def test_evaluating_on_other_texts_is_refused(tiny, whole, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(whole.run_dir, run_dir)
     other = tmp_path / "other.txt"
-    other.write_text(Path(tiny.dataset).read_text() + "\nand a line more of six words")
-    config = json.loads((run_dir / "config.json").read_text())
-    config["config"]["dataset"] = str(other)
-    (run_dir / "config.json").write_text(json.dumps(config))
+    other.write_text(Path(config.dataset).read_text() + "\nand a line more of six words")
+    rewrite_config(run_dir, dataset=str(other))
     with pytest.raises(InputError, match="is not what the run was trained on"):
         evaluate(run_dir)
 
 
 def test_epochs_that_are_done_cannot_be_undone(whole):
-    with pytest.raises(InputError, match="num_epochs: .* has 6 epochs already, not 3"):
+    with pytest.raises(InputError, match="num_epochs: .* has 4 epochs already, not 3"):
         train_newllm(resume=whole.run_dir, overrides={"num_epochs": 3}, narrate=quiet)

@@ -34,7 +34,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def ids():
-    return jax.random.randint(jax.random.key(1), (4, 11), 0, 20)
+    return jnp.asarray(np.random.default_rng(1).integers(0, 20, (4, 11)), jnp.int32)
 
 
 def run(params, ids, context=None, model=MODEL, **options):

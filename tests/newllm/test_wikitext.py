@@ -54,7 +54,6 @@ def test_real_sequences_decode_to_their_text(real, real_data):
         assert read in (word, "<UNK>")
 
 
-@pytest.mark.quick
 def test_vocabulary_is_the_most_frequent_words_in_order_of_appearance():
     tokenizer = WordTokenizer.from_texts(["b a <unk> c A", "d <unk> <unk> c"], 7)
     assert tokenizer.words == ("<PAD>", "<UNK>", "<BOS>", "<EOS>", "a", "c", "b")
@@ -62,7 +61,6 @@ def test_vocabulary_is_the_most_frequent_words_in_order_of_appearance():
     assert tokenizer.decode([BOS, 5, EOS]) == "<BOS> c <EOS>"
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("typed", ["", "   ", "\n\t", "\x00", "zebra!!", "🦓 ? é", "A,b"])
 def test_any_prompt_can_be_read(typed):
     tokenizer = WordTokenizer.from_texts(["a , b !"], 8)
@@ -71,13 +69,11 @@ def test_any_prompt_can_be_read(typed):
     assert all(0 < index < len(tokenizer) for index in ids)
 
 
-@pytest.mark.quick
 def test_prompts_part_punctuation_from_words_as_the_data_does():
     tokenizer = WordTokenizer.from_texts(["u.s. world , ! 's"], 9)
     assert tokenizer.encode_prompt("U.S. World's, !") == tokenizer.encode("u.s. world 's , !")[:-1]
 
 
-@pytest.mark.quick
 def test_windows_are_whole_and_short_texts_are_padded():
     assert windows([1, 2, 3], 5, 2) == [[1, 2, 3, PAD, PAD]]
     assert windows(list(range(5)), 5, 2) == [list(range(5))]
@@ -85,7 +81,6 @@ def test_windows_are_whole_and_short_texts_are_padded():
     assert windows(list(range(9)), 5, 2)[-1] == [4, 5, 6, 7, 8]
 
 
-@pytest.mark.quick
 def test_short_and_empty_texts_are_dropped():
     splits = {split: ["one two three four five", "", "  ", "one two three four"] for split in wikitext.SPLITS}
     data = prepare(splits, NewLLMConfig(sequence_length=8, stride=4), PROVENANCE)
@@ -95,7 +90,6 @@ def test_short_and_empty_texts_are_dropped():
     assert list(data.sequences["train"][0, [0, 6, 7]]) == [BOS, EOS, PAD]
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("train", "validation", "message"),
     [
@@ -110,7 +104,6 @@ def test_sources_that_give_nothing(train, validation, message):
         prepare({"train": train, "validation": validation, "test": validation}, NewLLMConfig(), PROVENANCE)
 
 
-@pytest.mark.quick
 def test_prepared_arrays_are_cached_by_content(tmp_path, monkeypatch):
     monkeypatch.setenv("NEWLLM_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "corpus.txt"
@@ -130,7 +123,6 @@ def test_prepared_arrays_are_cached_by_content(tmp_path, monkeypatch):
     assert sum(changed.texts.values()) == sum(first.texts.values()) + 1
 
 
-@pytest.mark.quick
 def test_a_damaged_or_unwritable_cache_is_no_obstacle(tmp_path, monkeypatch):
     monkeypatch.setenv("NEWLLM_CACHE", str(tmp_path))
     config = load_config("quickstart")

@@ -11,8 +11,6 @@ from newllm_jax.report.cascade_tables import cascade_report, exit_group_table, p
 from newllm_jax.report.compare import comparison, read_results
 from newllm_jax.report.published import PUBLISHED_RUNS
 
-pytestmark = pytest.mark.quick
-
 
 def entry(stages, loss, ppl, rates):
     groups = [{"exit": exit_, "tokens": 10, "base_loss": 2.0, "loss": loss} for exit_ in range(stages + 1)]

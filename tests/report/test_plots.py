@@ -8,8 +8,6 @@ import pytest
 
 from newllm_jax.report.plots import save_curves
 
-pytestmark = pytest.mark.quick
-
 
 def entries(count, val_ppl=50.0):
     return [

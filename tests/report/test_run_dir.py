@@ -14,8 +14,6 @@ from newllm_jax.errors import InputError
 from newllm_jax.report import run_dir
 from newllm_jax.report.run_dir import RunDir, command_line, environment, peak_memory_bytes
 
-pytestmark = pytest.mark.quick
-
 
 def test_names_never_collide(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "strftime", lambda _: "20300101-000000")

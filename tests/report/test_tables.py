@@ -8,8 +8,6 @@ import pytest
 
 from newllm_jax.report.tables import markdown_table, newllm_report, number
 
-pytestmark = pytest.mark.quick
-
 
 def entry(epoch, val_ppl):
     return {

@@ -12,8 +12,6 @@ from newllm_jax.errors import InputError
 from newllm_jax.report.run_dir import RunDir
 from newllm_jax.report.trackers import NoTracker, open_tracker
 
-pytestmark = pytest.mark.quick
-
 ENTRIES = [{"epoch": 1, "val_loss": 3.5, "clip_norm": None}, {"epoch": 2, "val_loss": 3.25, "clip_norm": 1.0}]
 
 
@@ -48,6 +46,7 @@ def test_none(run):
     assert list(run.path.iterdir()) == []
 
 
+@pytest.mark.quick
 def test_tensorboard(run):
     pytest.importorskip("tensorboardX", reason="the extra newllm-jax[tensorboard] is not installed")
     log_all(open_tracker("tensorboard", run, {}))

@@ -9,8 +9,6 @@ import pytest
 
 from newllm_jax.sources.cache import cache_folder, naming, whole_file
 
-pytestmark = pytest.mark.quick
-
 
 def test_where_the_cache_lies(monkeypatch):
     monkeypatch.setenv("NEWLLM_CACHE", "/own")

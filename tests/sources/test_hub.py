@@ -22,8 +22,6 @@ from newllm_jax.sources import hub, text
 from newllm_jax.sources.hub import HubOutOfReach, hub_answers, hub_folder, hub_is_offline
 from newllm_jax.sources.text import open_source
 
-pytestmark = pytest.mark.quick
-
 
 @pytest.fixture
 def online(monkeypatch):
@@ -114,6 +112,7 @@ def test_a_silent_hub_is_out_of_reach(repositories, monkeypatch):
     assert [local_only for *_, local_only in repositories.asked] == [True]
 
 
+@pytest.mark.quick
 def test_a_download(repositories, online):
     fill(repositories.root / "hub" / "someone" / "texts", train="words of the Hub", test="t", validation="v")
     source = open_source("someone/texts", "", "error")

@@ -6,8 +6,6 @@ import pytest
 
 from newllm_jax.training.early_stopping import best_epoch, patience_exhausted
 
-pytestmark = pytest.mark.quick
-
 
 @pytest.mark.parametrize(
     ("losses", "patience", "minimum_gain", "stopped"),

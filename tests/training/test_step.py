@@ -25,16 +25,15 @@ from newllm_jax.training.step import (
     train_step,
 )
 
-pytestmark = pytest.mark.quick
-
 MODEL = ContextVectorLM(vocabulary_size=20, embed_dim=8, hidden_dim=16, context_dim=12, num_layers=2)
 LOSS = next_word_loss(MODEL)
 ADAM = optax.adam(1e-2)
+one_step = jax.jit(train_step, static_argnums=(0, 1))
 
 
 @pytest.fixture(scope="module")
 def data():
-    return jax.random.randint(jax.random.key(1), (22, 9), 0, 20).astype(jnp.uint16)
+    return jnp.asarray(np.random.default_rng(1).integers(0, 20, (22, 9)), jnp.uint16)
 
 
 @pytest.fixture
@@ -70,15 +69,16 @@ def test_absent_examples_change_no_number(state, data):
     small, all_present = take(data, jnp.array([3, 5]))
     sgd = optax.sgd(1.0)  # Adam would magnify the rounding of the smallest gradients
     state = init_state(state.params, sgd)
-    with_padding, padded_totals = train_step(loss, sgd, state, padded, present, key)
-    without, totals = train_step(loss, sgd, state, small, all_present, key)
+    with_padding, padded_totals = one_step(loss, sgd, state, padded, present, key)
+    without, totals = one_step(loss, sgd, state, small, all_present, key)
     assert int(padded_totals.sums.count) == int(totals.sums.count)
     for a, b in zip(jax.tree.leaves(with_padding.params), jax.tree.leaves(without.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
-    counted, _ = train_step(loss, sgd, state, padded, jnp.ones(5, bool), key)
+    counted, _ = one_step(loss, sgd, state, padded, jnp.ones(5, bool), key)
     assert not same_bits(counted.params, without.params)
 
 
+@pytest.mark.quick
 def test_any_cut_of_an_epoch_gives_the_same_bits(data):
     updates, key = make_updates(LOSS, ADAM), jax.random.key(5)
     order = jnp.asarray(batches(epoch_order(0, 1, 22), 4))
@@ -95,6 +95,7 @@ def test_any_cut_of_an_epoch_gives_the_same_bits(data):
     assert not same_bits(epoch([0, 5])[0].params, whole[0].params)
 
 
+@pytest.mark.quick
 def test_the_loop_equals_updates_one_by_one(data):
     order, key = batches(epoch_order(0, 1, 22), 4), jax.random.key(5)
     looped, totals = make_updates(LOSS, ADAM)(
@@ -103,7 +104,7 @@ def test_the_loop_equals_updates_one_by_one(data):
     state, count, norm = init_state(init_params(MODEL, 0), ADAM), 0, 0.0
     for index, rows in enumerate(order):
         batch, present = take(data, jnp.asarray(rows))
-        state, added = train_step(LOSS, ADAM, state, batch, present, jax.random.fold_in(key, index))
+        state, added = one_step(LOSS, ADAM, state, batch, present, jax.random.fold_in(key, index))
         count, norm = count + int(added.sums.count), norm + float(added.grad_norm)
     for a, b in zip(jax.tree.leaves(looped.params), jax.tree.leaves(state.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
@@ -111,6 +112,7 @@ def test_the_loop_equals_updates_one_by_one(data):
     assert float(totals.grad_norm) == pytest.approx(norm, rel=1e-5)
 
 
+@pytest.mark.quick
 def test_a_second_epoch_does_not_compile_again(data, state):
     updates, key = make_updates(LOSS, ADAM), jax.random.key(5)
     totals = Totals.zero()
