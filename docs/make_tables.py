@@ -11,12 +11,14 @@ import re
 import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the benchmarks are not part of the installed package
 
 from benchmarks.tables import file_tables
+from docs.speed_tables import SPEED_TABLES
 from newllm_jax.report.cascade_tables import configuration_name, exit_group_table, verdict
 from newllm_jax.report.compare import differences, ensemble_columns, stages_table
 from newllm_jax.report.published import PUBLISHED_RUNS
@@ -154,6 +156,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cascade verdict": lambda: verdict(load("cascade/ratio06.json")),
     "cascade commands": cascade_commands,
 }
+TABLES |= {name: partial(table, load) for name, table in SPEED_TABLES.items()}
 TABLES |= file_tables((path.stem, load(f"benchmarks/{path.name}")) for path in (RESULTS / "benchmarks").glob("*.json"))
 BLOCK = re.compile(r"(<!-- table: (?P<name>.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 

@@ -85,7 +85,7 @@ def keep(seeds: Any, rate: float, numbers: jax.Array) -> jax.Array:
         x = (x ^ (x >> jnp.uint32(15))) * jnp.uint32(0x846CA68B)
         return x ^ (x >> jnp.uint32(16))
 
-    return mix(mix(numbers + seeds[0]) ^ seeds[1]) >= jnp.uint32(round(rate * 2**32))
+    return mix(mix(numbers + seeds[0]) ^ seeds[1]) >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
 
 
 def next_context(context: jax.Array, gates: jax.Array, norm: tuple[jax.Array, jax.Array]) -> jax.Array:
