@@ -108,9 +108,9 @@ def forward_kernel(
 ):  # fmt: skip
     """All steps forward: references to the inputs, then to the results, as `fused.forward` lists them.
 
-    `filled` is the batch with the rows that fill up a group; kernels of weights are `[out, in]`. `means` and `squares` are
-    of each block's share of `mixed`, the context before its LayerNorm. The last input is the counters' memory, which is
-    that of the last result.
+    `filled` is the batch with the rows that fill up a group; kernels of weights are `[out, in]`. `means` and `squares`
+    are of each block's share of `mixed`, the context before its LayerNorm. The last input is the counters' memory,
+    which is that of the last result.
     """
     steps, filled, hidden = tokens.shape
     width, layers = context.shape[-1], states.shape[0]
@@ -206,8 +206,8 @@ def backward_kernel(
 ):  # fmt: skip
     """All steps backward, as `fused.backward` lists them; kernels of weights are `[in, out]`.
 
-    `d_pre` holds the gradient of layer l's pre-activation in slot l - 1, the first layer's in the last; `d_direct` is the
-    part of the context's gradient that does not come through the layers.
+    `d_pre` holds the gradient of layer l's pre-activation in slot l - 1, the first layer's in the last; `d_direct` is
+    the part of the context's gradient that does not come through the layers.
     """
     steps, batch, hidden = d_outputs.shape
     width, layers = d_last.shape[-1], states.shape[0]
