@@ -47,7 +47,6 @@ def test_published_settings():
     assert (config.train_chunks, config.validation_chunks) == (1000, 100)
 
 
-@pytest.mark.quick
 def test_results_hold_the_contract(config, whole):
     results = json.loads((whole.run_dir / "results.json").read_text())
     assert results["system"] == "finetune"

@@ -78,7 +78,6 @@ def test_absent_examples_change_no_number(state, data):
     assert not same_bits(counted.params, without.params)
 
 
-@pytest.mark.quick
 def test_any_cut_of_an_epoch_gives_the_same_bits(data):
     updates, key = make_updates(LOSS, ADAM), jax.random.key(5)
     order = jnp.asarray(batches(epoch_order(0, 1, 22), 4))
