@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from newllm_jax.cascade.llama_config import LlamaConfig
+from newllm_jax.cascade.smollm import rms_norm
 
 Stacks: TypeAlias = dict[str, list[jax.Array]]  # by product or norm, one array `[tokens, ...]` a layer
 
@@ -50,7 +51,7 @@ def _forward(config: LlamaConfig, precision: jax.lax.PrecisionLike, blocks: Any,
         return jnp.dot(keep(name, operand), _kernel(blocks, name, layer), precision=precision)
 
     def normed(name: str, layer: int, x: jax.Array) -> jax.Array:
-        return _norm(config, keep(name, x), blocks[name]["scale"][layer])
+        return rms_norm(keep(name, x), blocks[name]["scale"][layer], config.rms_norm_eps)
 
     for layer in range(config.num_layers):
         value = product("value", layer, normed("attention_norm", layer, x))
@@ -65,7 +66,7 @@ def _backward(
     config: LlamaConfig, precision: jax.lax.PrecisionLike, saved: Any, d_x: jax.Array
 ) -> tuple[Any, jax.Array]:
     kept, blocks = saved
-    # Else XLA shares each layer's slice of a kernel with the forward pass, for which it must copy it out of the stack.
+    # Else XLA shares each layer's slice of a kernel between both passes, and copies it out of the stack to do so.
     blocks = jax.lax.optimization_barrier(blocks)
     d_results: Stacks = {name: [] for name in (*KERNELS, *NORMS)}
 
@@ -75,7 +76,9 @@ def _backward(
 
     def normed(name: str, layer: int, d_result: jax.Array) -> jax.Array:
         d_results[name].insert(0, d_result)
-        return jax.vjp(lambda x: _norm(config, x, blocks[name]["scale"][layer]), kept[name][layer])[1](d_result)[0]
+        scale = blocks[name]["scale"][layer]
+        _, pullback = jax.vjp(lambda x: rms_norm(x, scale, config.rms_norm_eps), kept[name][layer])
+        return pullback(d_result)[0]
 
     for layer in reversed(range(config.num_layers)):
         _, gate_pullback = jax.vjp(_gate, kept["gated"][layer], kept["raised"][layer])
@@ -90,7 +93,7 @@ def _backward(
         inputs, d_result = jnp.stack(kept[name]), jnp.stack(d_results[name])
         gradients[part][kernel]["kernel"] = jnp.einsum("lti,lto->lio", inputs, d_result, precision=precision)
     for name in NORMS:
-        unit = _norm(config, jnp.stack(kept[name]), jnp.ones(()))
+        unit = rms_norm(jnp.stack(kept[name]), jnp.ones(()), config.rms_norm_eps)
         gradients[name]["scale"] = jnp.sum(unit * jnp.stack(d_results[name]), axis=1)
     return gradients, d_x
 
@@ -101,10 +104,6 @@ through_blocks.defvjp(_forward, _backward)
 def _kernel(blocks: Any, name: str, layer: int) -> jax.Array:
     part, kernel = KERNELS[name]
     return blocks[part][kernel]["kernel"][layer]
-
-
-def _norm(config: LlamaConfig, x: jax.Array, scale: jax.Array) -> jax.Array:
-    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + config.rms_norm_eps) * scale
 
 
 def _gate(gated: jax.Array, raised: jax.Array) -> jax.Array:
