@@ -81,6 +81,23 @@ def small_run(tmp_path_factory, small) -> Path:
 
 
 @pytest.fixture
+def copy(small_run, tmp_path) -> Path:
+    """A finished run that a test may change."""
+    return Path(shutil.copytree(small_run, tmp_path / "copy"))
+
+
+@pytest.fixture
+def only_run():
+    """Finds the one run directory of a run root."""
+
+    def find(root="runs") -> Path:
+        (run,) = Path(root).iterdir()
+        return run
+
+    return find
+
+
+@pytest.fixture
 def in_an_empty_folder(tmp_path, monkeypatch):
     """Whatever a command writes lands in `tmp_path`, its default run root included; SIGTERM is pytest's again after."""
     monkeypatch.chdir(tmp_path)
