@@ -16,11 +16,7 @@ from jax.experimental.pallas import triton as plgpu
 
 from newllm_jax.newllm.cell import Backward, CellParams, Forward
 from newllm_jax.newllm.kernel import Tiling, backward_kernel, forward_kernel
-
-
-def storage(precision: jax.lax.PrecisionLike) -> Any:
-    """In which type activations and their gradients are kept: what the products read anyway."""
-    return jnp.bfloat16 if precision == jax.lax.DotAlgorithmPreset.BF16_BF16_F32 else jnp.float32
+from newllm_jax.training.precision import storage_type
 
 
 def tiling_for(batch: int, low: Any) -> Tiling:
@@ -28,6 +24,10 @@ def tiling_for(batch: int, low: Any) -> Tiling:
     rows = min(max(pl.next_power_of_2(batch) // 8, 16), 64)
     wide = low == jnp.float32 and rows > 16
     return Tiling(rows, blocks=16, depth=64 if wide else 128, warps=4, stages=3)
+
+
+def _stacked(params: CellParams, low: Any) -> jax.Array:
+    return jnp.stack([kernel.astype(low) for kernel, _ in params.hidden])
 
 
 def pad_rows(x: jax.Array, multiple: int) -> jax.Array:
@@ -53,7 +53,7 @@ def forward(
       interpret: without a GPU, for tests; one block a group.
     """
     steps, batch, hidden = tokens.shape
-    width, layers, low = context.shape[-1], len(params.hidden) + 1, storage(precision)
+    width, layers, low = context.shape[-1], len(params.hidden) + 1, storage_type(precision)
     tiling = tiling or tiling_for(batch, low)
     context, tokens = pad_rows(context, tiling.rows), pad_rows(tokens, tiling.rows)
     rows = context.shape[0]
@@ -61,19 +61,19 @@ def forward(
     seeds = jnp.zeros((2,), jnp.uint32) if seeds is None else seeds
     kernel = partial(forward_kernel, tiling=tiling, batch=batch, dropout=rate, precision=precision, alone=interpret)
     shapes = [
-        ((steps + 1, rows, width), jnp.float32),
+        ((steps, rows, width), jnp.float32),
         ((layers, steps, rows, hidden), low),
         ((steps, rows, 3 * width), jnp.float32),
+        ((rows, width), jnp.float32),
         ((steps + 1, rows, width), jnp.float32),
         ((steps + 1, rows, tiling.blocks), jnp.float32),
         ((steps + 1, rows, tiling.blocks), jnp.float32),
     ]
-    contexts, states, gates, *_ = _call(kernel, shapes, tiling, rows, interpret)(
-        tokens, seeds, context, params.context_in.T.astype(low), jnp.stack([w.T for w, _ in params.hidden]).astype(low),
+    contexts, states, gates, last, *_ = _call(kernel, shapes, tiling, rows, interpret)(
+        tokens, seeds, context, params.context_in.T.astype(low), jnp.swapaxes(_stacked(params, low), 1, 2),
         jnp.stack([b for _, b in params.hidden]), params.gates[0].T.astype(low), params.gates[1], *params.norm,
     )  # fmt: skip
-    outputs = states[-1, :, :batch].astype(jnp.float32)
-    return Forward(contexts[:-1], states, gates, contexts[-1, :batch], outputs)
+    return Forward(contexts, states, gates, last[:batch], states[-1, :, :batch])
 
 
 def backward(
@@ -87,7 +87,7 @@ def backward(
     interpret: bool = False,
 ) -> Backward:
     """All steps backward, from the gradients of what `forward` returned."""
-    (steps, batch, _), width, low = d_outputs.shape, d_last.shape[-1], storage(precision)
+    (steps, batch, _), width, low = d_outputs.shape, d_last.shape[-1], storage_type(precision)
     tiling = tiling or tiling_for(batch, low)
     rows = kept.gates.shape[1]
     kernel = partial(backward_kernel, tiling=tiling, scale=scale, precision=precision, alone=interpret)
@@ -96,22 +96,24 @@ def backward(
         ((steps, rows, 3 * width), low),
         ((steps, rows, width), jnp.float32),
         ((steps, rows, width), jnp.float32),
+        ((5, rows, width), jnp.float32),
+        ((len(kept.states), steps, rows // tiling.rows, kept.states.shape[-1]), jnp.float32),
     ]
-    d_pre, d_gates, _, d_contexts = _call(kernel, shapes, tiling, rows, interpret)(
+    d_pre, d_gates, _, d_contexts, d_rows, d_biases = _call(kernel, shapes, tiling, rows, interpret)(
         pad_rows(d_last, tiling.rows), pad_rows(d_outputs, tiling.rows), kept.contexts, kept.states, kept.gates,
-        params.context_in.astype(low), jnp.stack([w for w, _ in params.hidden]).astype(low),
-        params.gates[0].astype(low), *params.norm,
+        params.context_in.astype(low), _stacked(params, low), params.gates[0].astype(low), *params.norm,
     )  # fmt: skip
     # Slot l of d_pre belongs to layer l + 1, whose input slot l of the states is. The last pair is no pair, but leaving
     # it out would copy both arrays.
     products = jnp.einsum("ltbi,ltbo->lio", kept.states, d_pre, precision=precision, preferred_element_type=jnp.float32)
-    sums = jnp.sum(d_pre, (1, 2), dtype=jnp.float32)
+    biases, of_gates_and_norm = jnp.sum(d_biases, (1, 2)), jnp.sum(d_rows, 1)
     return Backward(
         d_context=d_contexts[0, :batch],
         d_first=d_pre[-1],
         d_gates=d_gates,
-        d_contexts=jnp.concatenate([d_contexts[1:], pad_rows(d_last, tiling.rows)[None]]),
-        hidden=tuple((products[layer], sums[layer]) for layer in range(len(params.hidden))),
+        d_gates_bias=of_gates_and_norm[:3].reshape(-1),
+        hidden=tuple((products[layer], biases[layer]) for layer in range(len(params.hidden))),
+        norm=(of_gates_and_norm[3], of_gates_and_norm[4]),
     )
 
 

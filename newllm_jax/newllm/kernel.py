@@ -5,7 +5,8 @@ layer each block computes its own share of the columns; then the group meets at 
 next layer reads all of them. What a phase needs besides is loaded before the meeting, to hide the wait.
 
 Written for Pallas's Triton backend. Every address is written once and read after a meeting only, so that no cache of a
-multiprocessor can hold what it was before. `fused.py` calls these; the equations are in `cell.py`.
+multiprocessor can hold what it was before; but for the sums that a block keeps for itself. `fused.py` calls these; the
+equations are in `cell.py`.
 """
 
 from __future__ import annotations
@@ -57,27 +58,29 @@ class Group:
         share = width // self.tiling.blocks
         return pl.ds(part * width + self.number * share, share)
 
-    def meet(self, arrivals: Any) -> tuple[Any, Any]:
+    def meet(self, arrivals: Any, meanwhile: Callable[[], Any] = lambda: ()) -> tuple[Any, Any, Any]:
         """Waits until all blocks of the group have written what the next phase reads.
 
         Args:
           arrivals: how many there have been at earlier meetings.
+          meanwhile: what the next phase needs of what no block writes; it is computed while others arrive.
 
         Returns:
-          `arrivals` after this meeting, and a zero that was computed from what was read: an index with it added keeps
-          the next phase's loads behind the wait.
+          `arrivals` after this meeting; a zero that was computed from what was read, for an index with it added keeps
+          the next phase's loads behind the wait; and what `meanwhile` gave.
         """
         arrivals = arrivals + self.tiling.blocks
         if self.alone:
-            return arrivals, jnp.int32(0)
+            return arrivals, jnp.int32(0), meanwhile()
         plgpu.debug_barrier()  # all threads of this block have written
         old = plgpu.atomic_add(self.counters, (self.index,), jnp.int32(1))  # which also publishes it
+        needs = meanwhile()
         seen = jax.lax.while_loop(
             lambda seen: seen < arrivals,
             lambda _: plgpu.load(self.counters.at[self.index], volatile=True),
             old + 1,
         )
-        return arrivals, jnp.minimum(seen - arrivals, 0)
+        return arrivals, jnp.minimum(seen - arrivals, 0), needs
 
     def product(self, x: Callable[[Any], jax.Array], ws: list[Callable[[Any], jax.Array]], inner: int, columns: int):
         """x @ w for each w: `[rows, columns]`, from functions that load `x[:, k]` and `w[:, k].T` for a slice k."""
@@ -103,7 +106,7 @@ def _sigmoid(x: jax.Array) -> jax.Array:
 
 def forward_kernel(
     tokens, seeds, context, w_in, w_hidden, b_hidden, w_gates, b_gates, norm_scale, norm_bias, _,
-    contexts, states, gates, mixed, means, squares, counters,
+    contexts, states, gates, last, mixed, means, squares, counters,
     *, tiling: Tiling, batch: int, dropout: float, precision: Any, alone: bool,
 ):  # fmt: skip
     """All steps forward: references to the inputs, then to the results, as `fused.forward` lists them.
@@ -167,8 +170,7 @@ def forward_kernel(
         )  # fmt: skip
         activate(x + token, kept, 0, t)
         contexts[t, rows, own] = normed(now, own, mean, inverse)
-        needs = b_hidden[0, here], drawn(1, t)
-        arrivals, zero = group.meet(arrivals)
+        carry = group.meet(arrivals, lambda: (b_hidden[0, here], drawn(1, t)))
 
         def layer(index, carry):
             arrivals, zero, (bias, kept) = carry
@@ -177,10 +179,12 @@ def forward_kernel(
                 hidden // tiling.blocks,
             )  # fmt: skip
             activate(x + bias[None, :], kept, index + 1, t)
-            needs = b_hidden[jnp.minimum(index + 1, layers - 2), here], drawn(index + 2, t)
-            return *group.meet(arrivals), needs
+            after = index + 1
+            return group.meet(
+                arrivals, lambda: (b_hidden[jnp.minimum(after, layers - 2), here], drawn(after + 1, t))
+            )  # fmt: skip
 
-        arrivals, zero, _ = jax.lax.fori_loop(0, layers - 1, layer, (arrivals, zero, needs))
+        arrivals, zero, _ = jax.lax.fori_loop(0, layers - 1, layer, carry)
         before = contexts[t + zero, rows, own]
         parts = [group.columns(width, part) for part in range(3)]
         products = group.product(
@@ -191,23 +195,24 @@ def forward_kernel(
         for part, x in zip(parts, (forget, update, delta), strict=True):
             gates[t, rows, part] = x
         keep_mixed(t + 1, _sigmoid(forget) * before + _sigmoid(update) * delta)
-        needs = first_needs(jnp.minimum(t + 1, steps - 1))
-        return *group.meet(arrivals), needs
+        return group.meet(arrivals, lambda: first_needs(jnp.minimum(t + 1, steps - 1)))
 
     keep_mixed(0, context[rows, own])
-    _, zero, _ = jax.lax.fori_loop(0, steps, step, (*group.meet(jnp.int32(0)), first_needs(jnp.int32(0))))
-    contexts[steps, rows, own] = normed(steps + zero, own, *statistics(steps + zero))
+    _, zero, _ = jax.lax.fori_loop(0, steps, step, group.meet(jnp.int32(0), lambda: first_needs(jnp.int32(0))))
+    last[rows, own] = normed(steps + zero, own, *statistics(steps + zero))
 
 
 def backward_kernel(
     d_last, d_outputs, contexts, states, gates, w_in, w_hidden, w_gates, norm_scale, norm_bias, _,
-    d_pre, d_gates, d_direct, d_contexts, counters,
+    d_pre, d_gates, d_direct, d_contexts, d_rows, d_biases, counters,
     *, tiling: Tiling, scale: float, precision: Any, alone: bool,
 ):  # fmt: skip
     """All steps backward, as `fused.backward` lists them; kernels of weights are `[in, out]`.
 
     `d_pre` holds the gradient of layer l's pre-activation in slot l - 1, the first layer's in the last; `d_direct` is
-    the part of the context's gradient that does not come through the layers.
+    the part of the context's gradient that does not come through the layers. Of what the texts of a batch add up,
+    `d_rows` holds a row's share: of the biases of the three gates, of scale and bias of the LayerNorm; and `d_biases`
+    a step's and group's share of the biases of the layers.
     """
     steps, batch, hidden = d_outputs.shape
     width, layers = d_last.shape[-1], states.shape[0]
@@ -215,11 +220,12 @@ def backward_kernel(
     rows, own_rows, here, own = group.rows, group.own_rows, group.columns(hidden), group.columns(width)
 
     def norm_needs(t):
-        return contexts[t, own_rows, :], *(gates[t, own_rows, pl.ds(part * width, width)] for part in range(3))
+        parts = [gates[t, own_rows, pl.ds(part * width, width)] for part in range(3)]
+        return contexts[t, own_rows, :], parts, [d_rows[part, own_rows, :] for part in range(5)]
 
     def through_norm(d_after, t, needs):
         """Gradients of the gates of step t and, but for the first layer's part, of the context before it."""
-        context, forget, update, delta = needs
+        context, (forget, update, delta), sums = needs
         forget, update = _sigmoid(forget), _sigmoid(update)
         x = forget * context + update * delta
         centred = x - (jnp.sum(x, -1) / width)[:, None]
@@ -227,13 +233,17 @@ def backward_kernel(
         unit = centred * inverse
         weight = norm_scale[:][None, :]
         inside = jnp.abs(unit * weight + norm_bias[:][None, :]) < CONTEXT_BOUND
-        d_unit = jnp.where(inside, d_after, 0.0) * weight
+        d_normed = jnp.where(inside, d_after, 0.0)
+        d_unit = d_normed * weight
         mean, along = jnp.sum(d_unit, -1) / width, jnp.sum(d_unit * unit, -1) / width
         d_mixed = (d_unit - mean[:, None] - unit * along[:, None]) * inverse
         d_forget, d_update = d_mixed * context * forget * (1 - forget), d_mixed * delta * update * (1 - update)
-        for part, x in enumerate((d_forget, d_update, d_mixed * update)):
+        through_gates = d_forget, d_update, d_mixed * update
+        for part, x in enumerate(through_gates):
             d_gates[t, own_rows, pl.ds(part * width, width)] = x.astype(d_gates.dtype)
         d_direct[t, own_rows, :] = d_mixed * forget
+        for part, x in enumerate((*through_gates, d_normed * unit, d_normed)):
+            d_rows[part, own_rows, :] = x + jnp.where(t < steps - 1, sums[part], 0.0)
 
     def passed(layer, t):
         return states[layer, t, rows, here] > 0  # where ReLU passed it and dropout kept it
@@ -242,7 +252,17 @@ def backward_kernel(
         return jax.lax.rem(layer + layers - 1, layers)
 
     def through_layer(gradient, passed, layer, t):
-        d_pre[slot(layer), t, rows, here] = jnp.where(passed, gradient * scale, 0.0).astype(d_pre.dtype)
+        gradient = jnp.where(passed, gradient * scale, 0.0)
+        d_pre[slot(layer), t, rows, here] = gradient.astype(d_pre.dtype)
+        return gradient
+
+    def add_up(gradient, layer, t):
+        d_biases[slot(layer), t, group.index, here] = jnp.sum(gradient, 0)
+
+    def below(gradient, layer, t):
+        """While the group meets: the sum of a layer's gradient, and the mask that the layer below needs."""
+        add_up(gradient, layer, t)
+        return passed(jnp.maximum(layer - 1, 0), t)
 
     def last_needs(t):
         return d_outputs[t, rows, here].astype(jnp.float32), passed(layers - 1, t)
@@ -253,9 +273,8 @@ def backward_kernel(
         [x] = group.product(
             lambda k: d_gates[t + zero, rows, k], [lambda k: w_gates[here, k]], 3 * width, hidden // tiling.blocks
         )
-        through_layer(x + d_output, mask, layers - 1, t)
-        mask = passed(layers - 2, t)
-        arrivals, zero = group.meet(arrivals)
+        gradient = through_layer(x + d_output, mask, layers - 1, t)
+        carry = group.meet(arrivals, lambda: below(gradient, layers - 1, t))
 
         def layer(down, carry):
             arrivals, zero, mask = carry
@@ -264,25 +283,22 @@ def backward_kernel(
                 lambda k: d_pre[index, t + zero, rows, k], [lambda k: w_hidden[index, here, k]], hidden,
                 hidden // tiling.blocks,
             )  # fmt: skip
-            through_layer(x, mask, index, t)
-            mask = passed(jnp.maximum(index - 1, 0), t)
-            return *group.meet(arrivals), mask
+            gradient = through_layer(x, mask, index, t)
+            return group.meet(arrivals, lambda: below(gradient, index, t))
 
-        arrivals, zero, _ = jax.lax.fori_loop(0, layers - 1, layer, (arrivals, zero, mask))
+        arrivals, zero, _ = jax.lax.fori_loop(0, layers - 1, layer, carry)
         [x] = group.product(
             lambda k: d_pre[layers - 1, t + zero, rows, k], [lambda k: w_in[own, k]], hidden, width // tiling.blocks
         )
         d_contexts[t, rows, own] = x + d_direct[t + zero, rows, own]
         earlier = jnp.maximum(t - 1, 0)
-        needs = norm_needs(earlier)
-        arrivals, zero = group.meet(arrivals)
+        arrivals, zero, needs = group.meet(arrivals, lambda: norm_needs(earlier))
 
         @pl.when(t > 0)
         def _():
             through_norm(d_contexts[t + zero, own_rows, :], earlier, needs)
 
-        needs = last_needs(earlier)
-        return *group.meet(arrivals), needs
+        return group.meet(arrivals, lambda: last_needs(earlier))
 
     through_norm(d_last[own_rows, :], steps - 1, norm_needs(steps - 1))
-    jax.lax.fori_loop(0, steps, step, (*group.meet(jnp.int32(0)), last_needs(steps - 1)))
+    jax.lax.fori_loop(0, steps, step, group.meet(jnp.int32(0), lambda: last_needs(steps - 1)))

@@ -1,13 +1,21 @@
-"""Cross-entropy over the targets that are words: what training lowers and perplexity is made of."""
+"""Cross-entropy over the targets that are words: what training lowers and perplexity is made of.
+
+The logits are the largest arrays of an update. XLA's own gradients write theirs in float32 and convert them for every
+product; here they are written once, in the type in which the products read them.
+"""
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
-import optax
 
 from newllm_jax.newllm.model import ContextVectorLM
+from newllm_jax.newllm.recurrence import over_steps
 from newllm_jax.newllm.wikitext import PAD
+from newllm_jax.training.precision import storage_type
 from newllm_jax.training.step import LossFn, Params, Sums
 
 
@@ -19,14 +27,69 @@ def next_word_loss(model: ContextVectorLM) -> LossFn:
 
     def loss(params: Params, ids: jax.Array, present: jax.Array, key: jax.Array | None) -> Sums:
         ids = ids.astype(jnp.int32)
-        rngs = None if key is None else {"dropout": key}
-        logits, _ = model.apply({"params": params}, ids[:, :-1], deterministic=key is None, rngs=rngs)  # type: ignore[misc]
-        targets = ids[:, 1:]
-        counted = (targets != PAD) & present[:, None]
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-        hits = jnp.argmax(logits, -1) == targets
-        return Sums(
-            loss=jnp.sum(losses, where=counted), hits=jnp.sum(hits & counted), count=jnp.sum(counted)
+        states, _ = model.apply(  # type: ignore[misc]
+            {"params": params}, ids[:, :-1], deterministic=key is None, method="hidden_states",
+            rngs=None if key is None else {"dropout": key},
         )  # fmt: skip
+        head, targets = params["logits"], ids[:, 1:].T
+        counted = (targets != PAD) & present
+        return cross_entropy(model.precision, head["kernel"], head["bias"], states, targets, counted)
 
     return loss
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def cross_entropy(
+    precision: jax.lax.PrecisionLike,
+    kernel: jax.Array,
+    bias: jax.Array,
+    states: jax.Array,
+    targets: jax.Array,
+    counted: jax.Array,
+) -> Sums:
+    """Sums over the `counted` targets; a target is hit where its logit is the largest, alone or not.
+
+    Args:
+      precision: of the products.
+      kernel, bias: of the logits, `[hidden, vocabulary]` and `[vocabulary]`.
+      states: hidden states `[time, batch, hidden]`.
+      targets: the ids that follow, `[time, batch]`.
+      counted: bool `[time, batch]`.
+    """
+    return _forward(precision, kernel, bias, states, targets, counted)[0]
+
+
+def _forward(
+    precision: jax.lax.PrecisionLike,
+    kernel: jax.Array,
+    bias: jax.Array,
+    states: jax.Array,
+    targets: jax.Array,
+    counted: jax.Array,
+) -> tuple[Sums, Any]:
+    kernel = kernel.astype(states.dtype)
+    logits = jnp.dot(states, kernel, precision=precision, preferred_element_type=jnp.float32) + bias
+    largest = jnp.max(logits, -1)
+    normalizer = largest + jnp.log(jnp.sum(jnp.exp(logits - largest[..., None]), -1))
+    label = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    sums = Sums(
+        loss=jnp.sum(normalizer - label, where=counted),
+        hits=jnp.sum((label == largest) & counted),
+        count=jnp.sum(counted),
+    )
+    return sums, (kernel, states, targets, counted, logits, normalizer)
+
+
+def _backward(precision: jax.lax.PrecisionLike, saved: Any, cotangents: Sums) -> tuple[Any, ...]:
+    kernel, states, targets, counted, logits, normalizer = saved
+    named = jax.nn.one_hot(targets, logits.shape[-1])
+    weight = jnp.where(counted, cotangents.loss, 0)[..., None]
+    d_logits = ((jnp.exp(logits - normalizer[..., None]) - named) * weight).astype(storage_type(precision))
+    d_states = jnp.einsum(
+        "tbv,hv->tbh", d_logits, kernel.astype(d_logits.dtype), precision=precision, preferred_element_type=jnp.float32
+    )
+    d_bias = jnp.sum(d_logits, (0, 1), dtype=jnp.float32)
+    return over_steps(states, d_logits, precision), d_bias, d_states.astype(states.dtype), None, None
+
+
+cross_entropy.defvjp(_forward, _backward)

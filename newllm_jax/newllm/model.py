@@ -87,7 +87,13 @@ class ContextVectorLM(nn.Module):
         """c_0: zeros `[batch, context]`."""
         return jnp.zeros((batch, self.context_dim))
 
-    @nn.compact
+    def setup(self) -> None:
+        weights = {"kernel_init": normal(WEIGHT_STD), "precision": self.precision}
+        self.embed = nn.Embed(self.vocabulary_size, self.embed_dim, embedding_init=normal(WEIGHT_STD))
+        self.token_in = nn.Dense(self.hidden_dim, **weights)
+        self.cell = ContextCell(self.hidden_dim, self.num_layers, self.dropout, self.precision, self.fused)
+        self.logits = nn.Dense(self.vocabulary_size, **weights)
+
     def __call__(
         self, ids: jax.Array, context: jax.Array | None = None, *, deterministic: bool = True
     ) -> tuple[jax.Array, jax.Array]:
@@ -101,11 +107,13 @@ class ContextVectorLM(nn.Module):
         Returns:
           logits `[batch, time, vocabulary]` of the id that follows each position, and the last context vector.
         """
+        states, last = self.hidden_states(ids, context, deterministic=deterministic)
+        return jnp.swapaxes(self.logits(states), 0, 1), last
+
+    def hidden_states(
+        self, ids: jax.Array, context: jax.Array | None = None, *, deterministic: bool = True
+    ) -> tuple[jax.Array, jax.Array]:
+        """As `__call__`, but what the logits are made of: the last layer's hidden states `[time, batch, hidden]`."""
         initial = self.initial_context(ids.shape[0]) if context is None else context
-        weights = {"kernel_init": normal(WEIGHT_STD), "precision": self.precision}
-        embed = nn.Embed(self.vocabulary_size, self.embed_dim, embedding_init=normal(WEIGHT_STD), name="embed")
-        tokens = nn.Dense(self.hidden_dim, **weights, name="token_in")(embed(ids.T))
-        cell = ContextCell(self.hidden_dim, self.num_layers, self.dropout, self.precision, self.fused, name="cell")
-        last, hidden = cell(initial, tokens, deterministic)
-        logits = nn.Dense(self.vocabulary_size, **weights, name="logits")(hidden)
-        return jnp.swapaxes(logits, 0, 1), last
+        last, states = self.cell(initial, self.token_in(self.embed(ids.T)), deterministic)
+        return states, last

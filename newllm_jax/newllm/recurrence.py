@@ -102,12 +102,11 @@ def _backward(
     if fused:
         from newllm_jax.newllm.fused import backward as loop
     chain = loop(params, kept, *cotangents, 1 / (1 - dropout) if dropped else 1.0, precision)
-    _, norm_pullback = jax.vjp(lambda norm: next_context(kept.contexts, kept.gates, norm), params.norm)
     gradients = CellParams(
         context_in=over_steps(kept.contexts, chain.d_first, precision),
         hidden=chain.hidden,
-        gates=(over_steps(kept.states[-1], chain.d_gates, precision), _total(chain.d_gates)),
-        norm=norm_pullback(chain.d_contexts)[0],
+        gates=(over_steps(kept.states[-1], chain.d_gates, precision), chain.d_gates_bias),
+        norm=chain.norm,
     )
     batch = chain.d_context.shape[0]
     return gradients, chain.d_context, chain.d_first[:, :batch].astype(jnp.float32), None
@@ -165,13 +164,15 @@ def backward_loop(
 
     inputs = kept.contexts, kept.states, kept.gates, d_outputs
     d_first, (d_pre, d_gates, d_contexts) = jax.lax.scan(body, d_last, inputs, reverse=True)
+    _, norm_pullback = jax.vjp(lambda norm: next_context(kept.contexts, kept.gates, norm), params.norm)
     pairs = zip(kept.states[:-1], d_pre[1:], strict=True)
     return Backward(
         d_context=d_first,
         d_first=d_pre[0],
         d_gates=d_gates,
-        d_contexts=d_contexts,
+        d_gates_bias=_total(d_gates),
         hidden=tuple((over_steps(x, d, precision), _total(d)) for x, d in pairs),
+        norm=norm_pullback(d_contexts)[0],
     )
 
 

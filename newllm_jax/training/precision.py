@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from newllm_jax.errors import InputError
 
@@ -18,6 +19,11 @@ PRECISIONS: dict[str, Any] = {
 # The first compute capability with such products. Elsewhere XLA would silently take float32 for tf32 and bf16, and
 # JAX refuses fp16.
 CAPABILITY_MAJOR = {"tf32": 8, "bf16": 8, "fp16": 7}
+
+
+def storage_type(precision: jax.lax.PrecisionLike) -> Any:
+    """In which type activations and their gradients may be kept: the one in which the products read them anyway."""
+    return jnp.bfloat16 if precision == PRECISIONS["bf16"] else jnp.float32
 
 
 def supported_precisions() -> list[str]:

@@ -1,0 +1,67 @@
+"""The cross-entropy of New-LLM and its own gradients, beside Optax and JAX."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from newllm_jax.newllm.loss import cross_entropy
+
+HIGHEST = jax.lax.Precision.HIGHEST
+TIME, BATCH, HIDDEN, VOCABULARY = 5, 3, 8, 11
+
+pytestmark = pytest.mark.quick
+
+
+@pytest.fixture
+def inputs():
+    keys = iter(jax.random.split(jax.random.key(0), 5))
+    kernel = jax.random.normal(next(keys), (HIDDEN, VOCABULARY))
+    bias = jax.random.normal(next(keys), (VOCABULARY,))
+    states = 3 * jax.random.normal(next(keys), (TIME, BATCH, HIDDEN))
+    targets = jax.random.randint(next(keys), (TIME, BATCH), 0, VOCABULARY)
+    counted = jax.random.bernoulli(next(keys), 0.7, (TIME, BATCH))
+    assert 0 < int(counted.sum()) < counted.size
+    return kernel, bias, states, targets, counted
+
+
+def test_value_and_gradients_are_those_of_optax(inputs):
+    *floats, targets, counted = inputs
+
+    def reference(kernel, bias, states):
+        logits = jnp.dot(states, kernel, precision=HIGHEST) + bias
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        return jnp.sum(losses, where=counted), jnp.sum((jnp.argmax(logits, -1) == targets) & counted)
+
+    def ours(kernel, bias, states):
+        sums = cross_entropy(HIGHEST, kernel, bias, states, targets, counted)
+        assert sums.count.dtype == jnp.int32
+        return sums.loss, sums.hits
+
+    expected, found = (jax.value_and_grad(f, (0, 1, 2), has_aux=True)(*floats) for f in (reference, ours))
+    (loss, hits), gradients = found
+    assert int(hits) == int(expected[0][1]) > 0
+    np.testing.assert_allclose(loss, expected[0][0], rtol=1e-5)
+    for one, other in zip(gradients, expected[1], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_logits_far_from_zero_overflow_nothing(inputs):
+    kernel, bias, states, targets, counted = inputs
+    sums, gradient = jax.value_and_grad(
+        lambda bias: cross_entropy(HIGHEST, kernel, bias, states, targets, counted).loss
+    )(bias + 500)  # fmt: skip
+    plain = cross_entropy(HIGHEST, kernel, bias, states, targets, counted)
+    np.testing.assert_allclose(sums, plain.loss, rtol=1e-3)
+    assert np.all(np.isfinite(gradient))
+
+
+def test_counts_only_what_is_counted(inputs):
+    *floats, targets, counted = inputs
+    other = jnp.where(counted, targets, (targets + 1) % VOCABULARY)
+    one, two = (cross_entropy(HIGHEST, *floats, ids, counted) for ids in (targets, other))
+    assert one == two
+    assert int(one.count) == int(counted.sum())
