@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,7 +39,7 @@ from newllm_jax.training.loop import Trainer, evaluate, fit
 from newllm_jax.training.loss_scale import initial_loss_scale
 from newllm_jax.training.optimizer import adamw
 from newllm_jax.training.precision import PRECISIONS, resolve_precision
-from newllm_jax.training.step import LossFn, Params, Sums, init_state, make_evaluation, make_updates
+from newllm_jax.training.step import LossFn, Params, Sums, init_state, make_evaluation, make_updates, train_step
 
 SYSTEM = "finetune"
 FINETUNE_RESUMABLE = (RESUMABLE | {"num_epochs", "patience"}) - {"num_stages"}
@@ -130,8 +131,9 @@ def finetune(
         })  # fmt: skip
 
         optimizer = adamw(config.learning_rate, config.weight_decay)
+        trained = base.model.clone(precision=PRECISIONS[precision])
         trainer = Trainer(
-            make_updates(sequence_loss(base.model.clone(precision=PRECISIONS[precision])), optimizer),
+            make_updates(partial(train_step, sequence_loss(trained), optimizer)),
             make_evaluation(sequence_loss(base.model)),
             optax.constant_schedule(config.learning_rate),
             None,

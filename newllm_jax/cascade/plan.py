@@ -13,14 +13,14 @@ from newllm_jax.cascade.hardness import stage_counts
 from newllm_jax.cascade.pretrained import open_files, read_description
 from newllm_jax.cascade.run import SYSTEM
 from newllm_jax.cascade.smollm import SmolLM2, count_parameters, parameter_shapes
-from newllm_jax.cascade.stage import Stage, init_stage, next_token_loss, stage_config
+from newllm_jax.cascade.stage import Stage, init_stage, stage_config, stage_updates
 from newllm_jax.config import CascadeConfig
 from newllm_jax.report.run_dir import environment, peak_memory_bytes
 from newllm_jax.sources.weights import PACKAGE, open_weights
 from newllm_jax.training.loss_scale import initial_loss_scale
 from newllm_jax.training.optimizer import adamw
 from newllm_jax.training.precision import PRECISIONS, resolve_precision
-from newllm_jax.training.step import Totals, init_state, make_updates
+from newllm_jax.training.step import Totals, init_state
 
 FLOAT = 4  # bytes
 
@@ -79,13 +79,14 @@ def estimated_memory(
     ids = jax.ShapeDtypeStruct((extraction.batch_chunks(), CHUNK), jnp.int32)
     reading = _needed(extraction.read_chunks.lower(base, config.criterion, base_shapes, ids))
     optimizer = adamw(config.learning_rate, config.weight_decay)
-    scale = initial_loss_scale(resolve_precision(config.precision))
+    precision = resolve_precision(config.precision)
+    scale = initial_loss_scale(precision)
     state = jax.eval_shape(lambda: init_state(init_stage(stage, config.seed, 1), optimizer, scale))
     hidden = base.config.hidden_size
     tokens = first["train_tokens"]
     split = jax.ShapeDtypeStruct((tokens, hidden), jnp.float32), jax.ShapeDtypeStruct((tokens,), jnp.int32)
     order = jax.ShapeDtypeStruct((first["updates_per_epoch"], config.batch_size), jnp.int32)
-    updates = cast(jax.stages.Wrapped, make_updates(next_token_loss(stage), optimizer))
+    updates = cast(jax.stages.Wrapped, stage_updates(stage, config, optimizer, precision))
     key = jax.eval_shape(lambda: jax.random.key(0))
     training = _needed(updates.lower(state, jax.eval_shape(Totals.zero), split, order, 0, 1, key))
     training += first["val_tokens"] * hidden * FLOAT

@@ -6,16 +6,15 @@ one product for all layers, formed after the chain through the layers instead of
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from newllm_jax.cascade.llama_config import LlamaConfig
 from newllm_jax.cascade.smollm import rms_norm
-
-Stacks: TypeAlias = dict[str, list[jax.Array]]  # by product or norm, one array `[tokens, ...]` a layer
 
 KERNELS = {  # a product's name -> where its kernel is in the parameters of the blocks
     "value": ("attention", "v_proj"),
@@ -25,6 +24,102 @@ KERNELS = {  # a product's name -> where its kernel is in the parameters of the 
     "down": ("mlp", "down_proj"),
 }
 NORMS = ("attention_norm", "mlp_norm")
+
+# (operands `[tokens, in]`, stacks of kernels `[layers, in, out]`, layer, transposed) -> operands @ kernels of the layer
+Products: TypeAlias = Callable[[list[jax.Array], list[jax.Array], int, bool], list[jax.Array]]
+
+
+class Kept(NamedTuple):
+    """What the way forward leaves for the way back, by product or norm, one `[tokens, ...]` a layer.
+
+    Attributes:
+      read: what goes into each product and norm.
+      made: what the products gate and up give.
+    """
+
+    read: dict[str, list[jax.Array]]
+    made: dict[str, list[jax.Array]]
+
+
+class Gradients(NamedTuple):
+    """What the way back gives.
+
+    Attributes:
+      kernels: by product its operand `[layers, tokens, in]` and the gradient of its result `[layers, tokens, out]`;
+        their product over the tokens is the gradient of the kernel.
+      norms: by norm, that of its scale `[layers, hidden]`.
+      x: of what went into the first layer, `[tokens, hidden]`.
+    """
+
+    kernels: dict[str, tuple[jax.Array, jax.Array]]
+    norms: dict[str, jax.Array]
+    x: jax.Array
+
+
+def stack(blocks: Any, name: str) -> jax.Array:
+    """The kernels of a product, `[layers, in, out]`."""
+    part, kernel = KERNELS[name]
+    return blocks[part][kernel]["kernel"]
+
+
+def forward(config: LlamaConfig, products: Products, blocks: Any, x: jax.Array) -> tuple[jax.Array, Kept]:
+    """The residual stream `[tokens, hidden]` after all layers, from the one before the first."""
+    kept = Kept({name: [] for name in (*KERNELS, *NORMS)}, {"gate": [], "up": []})
+
+    def product(layer: int, operand: jax.Array, *names: str) -> list[jax.Array]:
+        for name in names:
+            kept.read[name].append(operand)
+        return products([operand] * len(names), [stack(blocks, name) for name in names], layer, False)
+
+    def normed(name: str, layer: int, x: jax.Array) -> jax.Array:
+        kept.read[name].append(x)
+        return rms_norm(x, blocks[name]["scale"][layer], config.rms_norm_eps)
+
+    for layer in range(config.num_layers):
+        [value] = product(layer, normed("attention_norm", layer, x), "value")
+        [attended] = product(layer, _to_query_heads(config, value), "output")
+        x = x + attended
+        gate, up = product(layer, normed("mlp_norm", layer, x), "gate", "up")
+        kept.made["gate"].append(gate)
+        kept.made["up"].append(up)
+        [lowered] = product(layer, _gated(gate, up), "down")
+        x = x + lowered
+    return x, kept
+
+
+def backward(config: LlamaConfig, products: Products, blocks: Any, kept: Kept, d_x: jax.Array) -> Gradients:
+    """The gradients, from that of what `forward` returned."""
+    d_results: dict[str, list[jax.Array]] = {name: [] for name in (*KERNELS, *NORMS)}
+
+    def product(layer: int, **d_by_name: jax.Array) -> list[jax.Array]:
+        for name, d_result in d_by_name.items():
+            d_results[name].insert(0, d_result)
+        return products(list(d_by_name.values()), [stack(blocks, name) for name in d_by_name], layer, True)
+
+    def normed(name: str, layer: int, d_result: jax.Array) -> jax.Array:
+        d_results[name].insert(0, d_result)
+        scale = blocks[name]["scale"][layer]
+        _, pullback = jax.vjp(lambda x: rms_norm(x, scale, config.rms_norm_eps), kept.read[name][layer])
+        return pullback(d_result)[0]
+
+    for layer in reversed(range(config.num_layers)):
+        _, pullback = jax.vjp(_gated, kept.made["gate"][layer], kept.made["up"][layer])
+        d_gate, d_up = pullback(*product(layer, down=d_x))
+        d_x = d_x + normed("mlp_norm", layer, sum(product(layer, gate=d_gate, up=d_up), start=jnp.zeros(())))
+        [d_attended] = product(layer, output=d_x)
+        d_heads = d_attended.reshape(-1, config.num_kv_heads, *_shared(config))
+        d_value = jnp.sum(d_heads, axis=2).reshape(d_x.shape[0], -1)
+        d_x = d_x + normed("attention_norm", layer, *product(layer, value=d_value))
+
+    def norm_gradient(name: str) -> jax.Array:
+        unit = rms_norm(jnp.stack(kept.read[name]), jnp.ones(()), config.rms_norm_eps)
+        return jnp.sum(unit * jnp.stack(d_results[name]), axis=1)
+
+    return Gradients(
+        {name: (jnp.stack(kept.read[name]), jnp.stack(d_results[name])) for name in KERNELS},
+        {name: norm_gradient(name) for name in NORMS},
+        d_x,
+    )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -40,25 +135,7 @@ def through_blocks(config: LlamaConfig, precision: jax.lax.PrecisionLike, blocks
 
 
 def _forward(config: LlamaConfig, precision: jax.lax.PrecisionLike, blocks: Any, x: jax.Array) -> tuple[jax.Array, Any]:
-    """Keeps what goes into each norm and product, and what comes out of the gated ones."""
-    kept: Stacks = {name: [] for name in (*KERNELS, *NORMS, "gated", "raised")}
-
-    def keep(name: str, value: jax.Array) -> jax.Array:
-        kept[name].append(value)
-        return value
-
-    def product(name: str, layer: int, operand: jax.Array) -> jax.Array:
-        return jnp.dot(keep(name, operand), _kernel(blocks, name, layer), precision=precision)
-
-    def normed(name: str, layer: int, x: jax.Array) -> jax.Array:
-        return rms_norm(keep(name, x), blocks[name]["scale"][layer], config.rms_norm_eps)
-
-    for layer in range(config.num_layers):
-        value = product("value", layer, normed("attention_norm", layer, x))
-        x = x + product("output", layer, _to_query_heads(config, value))
-        read = normed("mlp_norm", layer, x)
-        gated, raised = keep("gated", product("gate", layer, read)), keep("raised", product("up", layer, read))
-        x = x + product("down", layer, _gate(gated, raised))
+    x, kept = forward(config, partial(_products, precision), blocks, x)
     return x, (kept, blocks)
 
 
@@ -66,48 +143,27 @@ def _backward(
     config: LlamaConfig, precision: jax.lax.PrecisionLike, saved: Any, d_x: jax.Array
 ) -> tuple[Any, jax.Array]:
     kept, blocks = saved
-    # Else XLA shares each layer's slice of a kernel between both passes, and copies it out of the stack to do so.
-    blocks = jax.lax.optimization_barrier(blocks)
-    d_results: Stacks = {name: [] for name in (*KERNELS, *NORMS)}
-
-    def product(name: str, layer: int, d_result: jax.Array) -> jax.Array:
-        d_results[name].insert(0, d_result)
-        return jnp.dot(d_result, _kernel(blocks, name, layer).T, precision=precision)
-
-    def normed(name: str, layer: int, d_result: jax.Array) -> jax.Array:
-        d_results[name].insert(0, d_result)
-        scale = blocks[name]["scale"][layer]
-        _, pullback = jax.vjp(lambda x: rms_norm(x, scale, config.rms_norm_eps), kept[name][layer])
-        return pullback(d_result)[0]
-
-    for layer in reversed(range(config.num_layers)):
-        _, gate_pullback = jax.vjp(_gate, kept["gated"][layer], kept["raised"][layer])
-        d_gated, d_raised = gate_pullback(product("down", layer, d_x))
-        d_x = d_x + normed("mlp_norm", layer, product("gate", layer, d_gated) + product("up", layer, d_raised))
-        heads = product("output", layer, d_x).reshape(-1, config.num_kv_heads, *_shared(config))
-        d_value = jnp.sum(heads, axis=2).reshape(d_x.shape[0], -1)
-        d_x = d_x + normed("attention_norm", layer, product("value", layer, d_value))
-
+    found = backward(config, partial(_products, precision), blocks, kept, d_x)
     gradients = jax.tree.map(jnp.zeros_like, blocks)  # and so it stays for queries and keys
     for name, (part, kernel) in KERNELS.items():
-        inputs, d_result = jnp.stack(kept[name]), jnp.stack(d_results[name])
-        gradients[part][kernel]["kernel"] = jnp.einsum("lti,lto->lio", inputs, d_result, precision=precision)
+        gradients[part][kernel]["kernel"] = jnp.einsum("lti,lto->lio", *found.kernels[name], precision=precision)
     for name in NORMS:
-        unit = rms_norm(jnp.stack(kept[name]), jnp.ones(()), config.rms_norm_eps)
-        gradients[name]["scale"] = jnp.sum(unit * jnp.stack(d_results[name]), axis=1)
-    return gradients, d_x
+        gradients[name]["scale"] = found.norms[name]
+    return gradients, found.x
 
 
 through_blocks.defvjp(_forward, _backward)
 
 
-def _kernel(blocks: Any, name: str, layer: int) -> jax.Array:
-    part, kernel = KERNELS[name]
-    return blocks[part][kernel]["kernel"][layer]
+def _products(
+    precision: jax.lax.PrecisionLike, operands: list[jax.Array], stacks: list[jax.Array], layer: int, transposed: bool
+) -> list[jax.Array]:
+    kernels = [stack[layer].T if transposed else stack[layer] for stack in stacks]
+    return [jnp.dot(x, kernel, precision=precision) for x, kernel in zip(operands, kernels, strict=True)]
 
 
-def _gate(gated: jax.Array, raised: jax.Array) -> jax.Array:
-    return jax.nn.silu(gated) * raised
+def _gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+    return jax.nn.silu(gate) * up
 
 
 def _shared(config: LlamaConfig) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from newllm_jax.cascade.ensemble import TrainedStage
 from newllm_jax.cascade.extraction import Tokens, run_stage
 from newllm_jax.cascade.hardness import hardness_threshold, select_hard
 from newllm_jax.cascade.run import Narrate, at_epoch, chosen_epoch, is_trained, stage_folder
-from newllm_jax.cascade.stage import Stage, init_stage, next_token_loss
+from newllm_jax.cascade.stage import Stage, init_stage, next_token_loss, stage_updates
 from newllm_jax.config import CascadeConfig
 from newllm_jax.report.progress import TrainingProgress, progress_bar
 from newllm_jax.report.run_dir import RunDir
@@ -26,7 +26,7 @@ from newllm_jax.training.loop import Trainer, fit, stopped_early
 from newllm_jax.training.loss_scale import initial_loss_scale
 from newllm_jax.training.optimizer import adamw
 from newllm_jax.training.precision import PRECISIONS
-from newllm_jax.training.step import init_state, make_evaluation, make_updates
+from newllm_jax.training.step import init_state, make_evaluation
 
 SPLITS = ("train", "validation")
 
@@ -42,7 +42,7 @@ class StageTrainer:
         self.strict = stage.clone(precision=PRECISIONS["fp32"])
         self.optimizer = adamw(config.learning_rate, config.weight_decay)
         self.trainer = Trainer(
-            make_updates(next_token_loss(stage), self.optimizer),
+            stage_updates(stage, config, self.optimizer, precision),
             make_evaluation(next_token_loss(self.strict)),
             optax.constant_schedule(config.learning_rate),
             None,

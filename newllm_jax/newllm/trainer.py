@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import optax
 
 from newllm_jax.config import NewLLMConfig
@@ -11,7 +13,7 @@ from newllm_jax.newllm.recurrence import fusible
 from newllm_jax.training.loop import Trainer
 from newllm_jax.training.optimizer import clipped_adam, clipping_schedule, learning_rate_schedule
 from newllm_jax.training.precision import PRECISIONS
-from newllm_jax.training.step import make_evaluation, make_updates
+from newllm_jax.training.step import make_evaluation, make_updates, train_step
 
 
 def training_model(config: NewLLMConfig, vocabulary_size: int, precision: str) -> ContextVectorLM:
@@ -29,7 +31,5 @@ def build(
     clip = clipping_schedule(config.clip_norms, config.clip_epochs, steps_per_epoch)
     optimizer = clipped_adam(rate, clip)
     strict = model.clone(precision=PRECISIONS["fp32"], fused=False)
-    trainer = Trainer(
-        make_updates(next_word_loss(model), optimizer), make_evaluation(next_word_loss(strict)), rate, clip
-    )  # fmt: skip
-    return trainer, optimizer
+    updates = make_updates(partial(train_step, next_word_loss(model), optimizer))
+    return Trainer(updates, make_evaluation(next_word_loss(strict)), rate, clip), optimizer

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import optax
 
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # of Adam and AdamW
+
 
 def clipping_schedule(norms: Sequence[float], epochs: Sequence[int], steps_per_epoch: int) -> optax.Schedule:
     """The bound of the gradients' global norm by update: `norms[0]` below `epochs[0]` (from 0), and so on.
@@ -30,9 +32,9 @@ def learning_rate_schedule(name: str, peak: float, warmup_steps: int, decay_step
 def clipped_adam(learning_rate: optax.Schedule, clip_norm: optax.Schedule) -> optax.GradientTransformation:
     """Adam (0.9, 0.999, 1e-8; Kingma & Ba 2015) on gradients clipped to a scheduled global norm."""
     clip = optax.inject_hyperparams(optax.clip_by_global_norm)(max_norm=clip_norm)
-    return optax.chain(clip, optax.adam(learning_rate))
+    return optax.chain(clip, optax.adam(learning_rate, *BETAS, EPSILON))
 
 
 def adamw(learning_rate: float, weight_decay: float) -> optax.GradientTransformation:
     """AdamW (0.9, 0.999, 1e-8; Loshchilov & Hutter 2019) whose decay is for all parameters, norms included."""
-    return optax.adamw(learning_rate, weight_decay=weight_decay)
+    return optax.adamw(learning_rate, *BETAS, EPSILON, weight_decay=weight_decay)

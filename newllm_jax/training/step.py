@@ -57,6 +57,8 @@ class Sums:
 
 # (params, batch, present [batch] bool, dropout key or None) -> sums over the targets of the examples that are present
 LossFn: TypeAlias = Callable[[Params, Data, jax.Array, jax.Array | None], Sums]
+# (state, batch, present, key) -> the state after one update, and what it adds to the epoch's totals
+StepFn: TypeAlias = Callable[[TrainState, Data, jax.Array, jax.Array], tuple[TrainState, "Totals"]]
 UpdateFn: TypeAlias = Callable[..., tuple[TrainState, "Totals"]]
 EvalFn: TypeAlias = Callable[[Params, Data, jax.Array, int], Sums]
 
@@ -145,9 +147,10 @@ def _unless_overflown(
     return TrainState(params, opt_state, scale), Totals(sums, jnp.where(skip, 0, totals.grad_norm))
 
 
-def make_updates(loss_fn: LossFn, optimizer: optax.GradientTransformation) -> UpdateFn:
+def make_updates(step_fn: StepFn) -> UpdateFn:
     """Compiles `updates(state, totals, data, order, start, stop, key)`: updates start..stop of an epoch in one call.
 
+    `step_fn` is one update: `train_step` with its first two arguments given, or what does the same.
     `order [steps, batch]` and `key` are the whole epoch's; update i draws its dropout from `fold_in(key, i)`, and the
     borders are traced, so any cut of an epoch into calls runs the same program and gives the same bits. State and
     totals are donated.
@@ -159,7 +162,7 @@ def make_updates(loss_fn: LossFn, optimizer: optax.GradientTransformation) -> Up
         def body(step: jax.Array, carry: tuple[TrainState, Totals]) -> tuple[TrainState, Totals]:
             state, totals = carry
             batch, present = take(data, order[step])
-            state, added = train_step(loss_fn, optimizer, state, batch, present, jax.random.fold_in(key, step))
+            state, added = step_fn(state, batch, present, jax.random.fold_in(key, step))
             return state, jax.tree.map(jnp.add, totals, added)
 
         return jax.lax.fori_loop(start, stop, body, (state, totals))

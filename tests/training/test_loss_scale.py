@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -100,7 +101,7 @@ def test_a_skipped_update_leaves_parameters_moments_and_counts(params, batch, lo
 
 def epoch(loss_fn, data, steps, scale):
     """An epoch of `steps` updates of a batch of two, in pieces of one; gives the last state and all scales seen."""
-    updates, seen = make_updates(loss_fn, ADAM), []
+    updates, seen = make_updates(partial(train_step, loss_fn, ADAM)), []
 
     def watched(*arguments):
         state, totals = updates(*arguments)
@@ -137,7 +138,7 @@ def test_any_cut_of_an_epoch_gives_the_same_bits(batch, monkeypatch):
     monkeypatch.setattr(loss_scale, "GROWTH_INTERVAL", 3)
     monkeypatch.setattr(loss_scale, "LARGEST", 2.0**120)
     batch *= 1000
-    updates, order = make_updates(loss, ADAM), jnp.tile(jnp.array([[0, 1]], jnp.int32), (20, 1))
+    updates, order = make_updates(partial(train_step, loss, ADAM)), jnp.tile(jnp.array([[0, 1]], jnp.int32), (20, 1))
 
     def run(borders):
         state = init_state({"w": jnp.array([0.5, -2.0, 1.0])}, ADAM, scale_of(2.0**120))

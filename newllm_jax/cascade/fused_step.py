@@ -1,0 +1,95 @@
+"""A stage's update through the GPU kernels of `kernels.py`: what `train_step` does, with fewer bytes moved.
+
+`stage.fusible` says where they can be used.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from newllm_jax.cascade import single_token
+from newllm_jax.cascade.kernels import Trained, adamw, products
+from newllm_jax.cascade.smollm import rms_norm
+from newllm_jax.cascade.stage import Stage, sums_of
+from newllm_jax.config import CascadeConfig
+from newllm_jax.training.step import Totals, TrainState
+
+BLOCKS, FINAL_NORM, EMBEDDING = ("backbone", "blocks"), ("backbone", "norm", "scale"), ("embed", "embedding")
+
+
+def stage_step(
+    stage: Stage,
+    config: CascadeConfig,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    batch: Any,
+    present: jax.Array,
+    key: jax.Array,
+    interpret: bool = False,
+) -> tuple[TrainState, Totals]:
+    """One update, as `train_step` with `next_token_loss` and this optimiser, the AdamW of the configuration.
+
+    Args:
+      batch: `hidden [batch, hidden]` and `targets [batch]`.
+      interpret: without a GPU, for tests.
+    """
+    hidden, targets = batch
+    llama, precision = stage.config, stage.precision
+    multiply = partial(products, precision=precision, interpret=interpret)
+    dot = partial(jnp.dot, precision=precision)
+    params = _flat(state.params)
+    blocks, embedding = state.params["backbone"]["blocks"], params[EMBEDDING]
+
+    residual, kept = single_token.forward(llama, multiply, blocks, hidden)
+    last, through_norm = jax.vjp(lambda x, scale: rms_norm(x, scale, llama.rms_norm_eps), residual, params[FINAL_NORM])
+    d_logits, sums = jax.grad(_mean_loss, has_aux=True)(dot(last, embedding.T), targets, present)
+    d_residual, d_norm = through_norm(dot(d_logits, embedding))
+    found = single_token.backward(llama, multiply, blocks, kept, d_residual)
+
+    factors: dict[Any, tuple[jax.Array, jax.Array]]
+    factors = {(*BLOCKS, *single_token.KERNELS[name], "kernel"): pair for name, pair in found.kernels.items()}
+    factors[EMBEDDING] = d_logits[None], last[None]
+    gradients: dict[Any, jax.Array]
+    gradients = {(*BLOCKS, name, "scale"): gradient for name, gradient in found.norms.items()}
+    gradients[FINAL_NORM] = d_norm
+    unread = params.keys() - factors.keys() - gradients.keys()  # queries and keys
+    gradients |= {path: jnp.zeros_like(params[path]) for path in sorted(unread)}
+
+    adam: Any
+    adam, *others = cast(Any, state.opt_state)
+    means, squares = _flat(adam.mu), _flat(adam.nu)
+    small, small_means, small_squares = ({path: tree[path] for path in gradients} for tree in (params, means, squares))
+    updates, (adam, *others) = cast(
+        Any, optimizer.update(gradients, (adam._replace(mu=small_means, nu=small_squares), *others), small)
+    )
+    params |= cast(Any, optax.apply_updates(small, updates))
+    means |= adam.mu
+    squares |= adam.nu
+    squared_norm = jnp.square(optax.tree.norm(gradients))
+    for path, (operand, d_result) in factors.items():
+        shape = params[path].shape
+        trained = Trained(*(tree[path].reshape(-1, *shape[-2:]) for tree in (params, means, squares)))
+        trained, squared = adamw(
+            trained, operand, d_result, adam.count, learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay, precision=precision, interpret=interpret,
+        )  # fmt: skip
+        params[path], means[path], squares[path] = (array.reshape(shape) for array in trained)
+        squared_norm += squared
+    adam = adam._replace(mu=unflatten_dict(means), nu=unflatten_dict(squares))
+    after = TrainState(unflatten_dict(params), (adam, *others), state.loss_scale)
+    return after, Totals(sums, jnp.sqrt(squared_norm))
+
+
+def _flat(tree: Any) -> dict[Any, jax.Array]:
+    return cast(dict[Any, jax.Array], flatten_dict(tree))
+
+
+def _mean_loss(logits: jax.Array, targets: jax.Array, present: jax.Array) -> tuple[jax.Array, Any]:
+    sums = sums_of(logits, targets, present)
+    return sums.loss / jnp.maximum(sums.count, 1).astype(jnp.float32), sums

@@ -1,0 +1,89 @@
+"""A stage's update through the GPU kernels, interpreted on a CPU, beside the plain one."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from newllm_jax.cascade.fused_step import stage_step
+from newllm_jax.cascade.kernels import Cut, products
+from newllm_jax.cascade.llama_config import LlamaConfig
+from newllm_jax.cascade.stage import Stage, fusible, init_stage, next_token_loss
+from newllm_jax.config import CascadeConfig
+from newllm_jax.training.optimizer import adamw
+from newllm_jax.training.step import init_state, train_step
+
+pytestmark = pytest.mark.quick
+
+BATCH = 16
+STAGE = Stage(
+    LlamaConfig(
+        vocab_size=128, hidden_size=128, intermediate_size=192, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=32
+    )
+)
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    draw = np.random.default_rng(0)
+    hidden = jnp.asarray(draw.standard_normal((BATCH, 128), np.float32))
+    return hidden, jnp.asarray(draw.integers(0, 128, BATCH), jnp.int32)
+
+
+def test_updates_equal_the_plain_ones(batch):
+    config = CascadeConfig(learning_rate=1e-2, weight_decay=0.1)
+    optimizer = adamw(config.learning_rate, config.weight_decay)
+    present = jnp.arange(BATCH) < BATCH - 3
+    plain = jax.jit(partial(train_step, next_token_loss(STAGE), optimizer))
+    fused = jax.jit(partial(stage_step, STAGE, config, optimizer, interpret=True))
+    expected = found = init_state(init_stage(STAGE, 0, 1), optimizer)
+    for _ in range(3):
+        expected, totals = plain(expected, batch, present, KEY)
+        found, ours = fused(found, batch, present, KEY)
+        assert int(ours.sums.count) == BATCH - 3
+        for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(totals), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    begun = init_stage(STAGE, 0, 1)
+    for (path, one), other, start in zip(
+        jax.tree_util.tree_leaves_with_path(found.params),
+        jax.tree.leaves(expected.params),
+        jax.tree.leaves(begun),
+        strict=True,
+    ):
+        moved = float(jnp.abs(other - start).max())
+        assert moved > 1e-5, path
+        np.testing.assert_allclose(one, other, atol=0.02 * moved, err_msg=str(path))
+    for one, other in zip(jax.tree.leaves(found.opt_state), jax.tree.leaves(expected.opt_state), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4 * max(float(jnp.abs(other).max()), 1e-12))
+
+
+@pytest.mark.parametrize("depth", [64, 192])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_products_are_those_of_the_layer(depth, transposed):
+    draw = np.random.default_rng(0)
+    stacks = [jnp.asarray(draw.standard_normal((3, 192, 128), np.float32)) for _ in range(2)]
+    operands = [jnp.asarray(draw.standard_normal((32, 128 if transposed else 192), np.float32)) for _ in range(2)]
+    highest = jax.lax.Precision.HIGHEST
+    found = products(operands, stacks, 1, transposed, precision=highest, cut=Cut(32, depth), interpret=True)
+    for one, operand, stack in zip(found, operands, stacks, strict=True):
+        expected = np.asarray(operand, np.float64) @ np.asarray(stack[1].T if transposed else stack[1], np.float64)
+        np.testing.assert_allclose(one, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "sizes, batch_size, precision, expected",
+    [
+        ({}, 32, "tf32", True),
+        ({}, 32, "fp32", False),
+        ({}, 24, "tf32", False),
+        ({"intermediate_size": 200}, 32, "tf32", False),
+    ],
+)
+def test_where_the_kernels_can_be_used(sizes, batch_size, precision, expected):
+    assert fusible(Stage(LlamaConfig(**sizes)), batch_size, precision) is expected
