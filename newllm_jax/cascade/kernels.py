@@ -19,6 +19,7 @@ from jax.experimental.pallas import triton as plgpu
 
 from newllm_jax.training.optimizer import BETAS, EPSILON
 
+ADAMW = 32, 4
 TILE = 64  # every width is a multiple of it
 
 
@@ -123,7 +124,7 @@ def adamw(
     """
     layers, inner, outer = trained.param.shape
     corrections = 1 - jnp.array(BETAS) ** count
-    grid = layers, inner // TILE, outer // TILE
+    grid = outer // TILE, inner // ADAMW[0], layers  # neighbours in memory are neighbours in time
     kernel = partial(_adamw_kernel, rate=learning_rate, decay=weight_decay, precision=precision)
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (*[trained.param.shape] * 3, grid)]
     *updated, squares = pl.pallas_call(
@@ -131,7 +132,7 @@ def adamw(
         out_shape=shapes,
         grid=grid,
         input_output_aliases={0: 0, 1: 1, 2: 2},
-        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=1),
+        compiler_params=plgpu.CompilerParams(num_warps=ADAMW[1], num_stages=1),
         interpret=interpret,
     )(*trained, operand, d_result, corrections)
     return Trained(*updated), jnp.sum(squares)
@@ -141,8 +142,8 @@ def _adamw_kernel(
     param: Any, mean: Any, square: Any, operand: Any, d_result: Any, corrections: Any,
     new_param: Any, new_mean: Any, new_square: Any, squares: Any, *, rate: float, decay: float, precision: Any,
 ) -> None:  # fmt: skip
-    layer, row, column = (pl.program_id(axis) for axis in range(3))
-    rows, columns = pl.ds(row * TILE, TILE), pl.ds(column * TILE, TILE)
+    column, row, layer = (pl.program_id(axis) for axis in range(3))
+    rows, columns = pl.ds(row * ADAMW[0], ADAMW[0]), pl.ds(column * TILE, TILE)
     here = layer, rows, columns
     old, moved, spread = param[here], mean[here], square[here]  # on their way before the product begins
     gradient = jnp.dot(
@@ -155,4 +156,4 @@ def _adamw_kernel(
     new_param[here] = old - rate * update
     new_mean[here] = moved
     new_square[here] = spread
-    squares[layer, row, column] = jnp.sum(gradient * gradient)
+    squares[column, row, layer] = jnp.sum(gradient * gradient)

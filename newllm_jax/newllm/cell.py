@@ -33,7 +33,7 @@ class Forward(NamedTuple):
 
     Attributes:
       contexts: `[time, batch, context]` before each step.
-      states: per layer `[time, batch, hidden]`, its activations.
+      states: per layer but the last `[time, batch, hidden]`, its activations.
       gates: `[time, batch, 3 * context]`, pre-activations.
       last: `[batch, context]` after the last step.
       outputs: `[time, batch, hidden]`, the last layer's activations, in the type in which `states` are kept.
@@ -53,7 +53,6 @@ class Backward(NamedTuple):
       d_context: `[batch, context]`, of the context before the first step.
       d_first: `[time, batch, hidden]`, of the first layer's pre-activation.
       d_gates: `[time, batch, 3 * context]`, of the gates' pre-activations.
-      d_gates_bias: `[3 * context]`, of the gates' bias.
       hidden: of kernel and bias of each further layer.
       norm: of scale and bias of the LayerNorm.
     """
@@ -61,7 +60,6 @@ class Backward(NamedTuple):
     d_context: jax.Array
     d_first: jax.Array
     d_gates: jax.Array
-    d_gates_bias: jax.Array
     hidden: tuple[tuple[jax.Array, jax.Array], ...]
     norm: tuple[jax.Array, jax.Array]
 

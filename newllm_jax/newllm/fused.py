@@ -16,7 +16,7 @@ from jax.experimental.pallas import triton as plgpu
 
 from newllm_jax.newllm.cell import Backward, CellParams, Forward
 from newllm_jax.newllm.kernel import Tiling, backward_kernel, forward_kernel
-from newllm_jax.training.precision import storage_type
+from newllm_jax.training.precision import product, storage_type
 
 
 def tiling_for(batch: int, low: Any) -> Tiling:
@@ -62,18 +62,19 @@ def forward(
     kernel = partial(forward_kernel, tiling=tiling, batch=batch, dropout=rate, precision=precision, alone=interpret)
     shapes = [
         ((steps, rows, width), jnp.float32),
-        ((layers, steps, rows, hidden), low),
+        ((layers - 1, steps, rows, hidden), low),
+        ((steps, rows, hidden), low),
         ((steps, rows, 3 * width), jnp.float32),
         ((rows, width), jnp.float32),
         ((steps + 1, rows, width), jnp.float32),
         ((steps + 1, rows, tiling.blocks), jnp.float32),
         ((steps + 1, rows, tiling.blocks), jnp.float32),
     ]
-    contexts, states, gates, last, *_ = _call(kernel, shapes, tiling, rows, interpret)(
+    contexts, states, outputs, gates, last, *_ = _call(kernel, shapes, tiling, rows, interpret)(
         tokens, seeds, context, params.context_in.T.astype(low), jnp.swapaxes(_stacked(params, low), 1, 2),
         jnp.stack([b for _, b in params.hidden]), params.gates[0].T.astype(low), params.gates[1], *params.norm,
     )  # fmt: skip
-    return Forward(contexts, states, gates, last[:batch], states[-1, :, :batch])
+    return Forward(contexts, states, gates, last[:batch], outputs)
 
 
 def backward(
@@ -93,27 +94,24 @@ def backward(
     kernel = partial(backward_kernel, tiling=tiling, scale=scale, precision=precision, alone=interpret)
     shapes = [
         (kept.states.shape, low),
+        (kept.states.shape[1:], low),
         ((steps, rows, 3 * width), low),
         ((steps, rows, width), jnp.float32),
         ((steps, rows, width), jnp.float32),
-        ((5, rows, width), jnp.float32),
-        ((len(kept.states), steps, rows // tiling.rows, kept.states.shape[-1]), jnp.float32),
+        ((2, rows, width), jnp.float32),
     ]
-    d_pre, d_gates, _, d_contexts, d_rows, d_biases = _call(kernel, shapes, tiling, rows, interpret)(
-        pad_rows(d_last, tiling.rows), pad_rows(d_outputs, tiling.rows), kept.contexts, kept.states, kept.gates,
-        params.context_in.astype(low), _stacked(params, low), params.gates[0].astype(low), *params.norm,
+    d_pre, d_first, d_gates, _, d_contexts, d_norm = _call(kernel, shapes, tiling, rows, interpret)(
+        pad_rows(d_last, tiling.rows), pad_rows(d_outputs, tiling.rows), kept.contexts, kept.states, kept.outputs,
+        kept.gates, params.context_in.astype(low), _stacked(params, low), params.gates[0].astype(low), *params.norm,
     )  # fmt: skip
-    # Slot l of d_pre belongs to layer l + 1, whose input slot l of the states is. The last pair is no pair, but leaving
-    # it out would copy both arrays.
-    products = jnp.einsum("ltbi,ltbo->lio", kept.states, d_pre, precision=precision, preferred_element_type=jnp.float32)
-    biases, of_gates_and_norm = jnp.sum(d_biases, (1, 2)), jnp.sum(d_rows, 1)
+    kernels = product("ltbi,ltbo->lio", kept.states, d_pre, precision)
+    biases = jnp.sum(d_pre, (1, 2), dtype=jnp.float32)
     return Backward(
         d_context=d_contexts[0, :batch],
-        d_first=d_pre[-1],
+        d_first=d_first,
         d_gates=d_gates,
-        d_gates_bias=of_gates_and_norm[:3].reshape(-1),
-        hidden=tuple((products[layer], biases[layer]) for layer in range(len(params.hidden))),
-        norm=(of_gates_and_norm[3], of_gates_and_norm[4]),
+        hidden=tuple((kernels[layer], biases[layer]) for layer in range(len(params.hidden))),
+        norm=(jnp.sum(d_norm[0], 0), jnp.sum(d_norm[1], 0)),
     )
 
 

@@ -2,7 +2,8 @@
 
 Texts are independent, so a *group* of thread blocks takes some rows of the batch through all steps by itself. Within a
 layer each block computes its own share of the columns; then the group meets at a counter in device memory, since the
-next layer reads all of them. What a phase needs besides is loaded before the meeting, to hide the wait.
+next layer reads all of them. What the others need not see by then is written, and what no block writes is loaded,
+between a block's arrival and the end of its wait.
 
 Written for Pallas's Triton backend. Every address is written once and read after a meeting only, so that no cache of a
 multiprocessor can hold what it was before; but for the sums that a block keeps for itself. `fused.py` calls these; the
@@ -63,7 +64,7 @@ class Group:
 
         Args:
           arrivals: how many there have been at earlier meetings.
-          meanwhile: what the next phase needs of what no block writes; it is computed while others arrive.
+          meanwhile: what to do while others arrive. What it writes, other blocks may read after the next meeting only.
 
         Returns:
           `arrivals` after this meeting; a zero that was computed from what was read, for an index with it added keeps
@@ -106,17 +107,18 @@ def _sigmoid(x: jax.Array) -> jax.Array:
 
 def forward_kernel(
     tokens, seeds, context, w_in, w_hidden, b_hidden, w_gates, b_gates, norm_scale, norm_bias, _,
-    contexts, states, gates, last, mixed, means, squares, counters,
+    contexts, states, outputs, gates, last, mixed, means, squares, counters,
     *, tiling: Tiling, batch: int, dropout: float, precision: Any, alone: bool,
 ):  # fmt: skip
     """All steps forward: references to the inputs, then to the results, as `fused.forward` lists them.
 
-    `filled` is the batch with the rows that fill up a group; kernels of weights are `[out, in]`. `means` and `squares`
+    `filled` is the batch with the rows that fill up a group; kernels of weights are `[out, in]`. `states` are of all
+    layers but the last, whose are `outputs`. `means` and `squares`
     are of each block's share of `mixed`, the context before its LayerNorm. The last input is the counters' memory,
     which is that of the last result.
     """
     steps, filled, hidden = tokens.shape
-    width, layers = context.shape[-1], states.shape[0]
+    width, layers = context.shape[-1], states.shape[0] + 1
     group = Group(tiling, counters, alone, precision, filled // tiling.rows)
     rows, here, own = group.rows, group.columns(hidden), group.columns(width)
     share = width // tiling.blocks
@@ -132,10 +134,18 @@ def forward_kernel(
             return None
         return keep(pair, dropout, numbers + ((t * layers + layer) * (batch * hidden)).astype(jnp.uint32))
 
-    def activate(x, kept, layer, t):
+    def activated(x, kept):
         x = jnp.maximum(x, 0.0)
         x = x if kept is None else jnp.where(kept, x * (1 / (1 - dropout)), 0.0)
-        states[layer, t, rows, here] = x.astype(states.dtype)
+        return x.astype(states.dtype)
+
+    def through_layer(index, t, zero, bias, kept):
+        """The activations of layer `index + 1`, from those of the layer below."""
+        [x] = group.product(
+            lambda k: states[index, t + zero, rows, k], [lambda k: w_hidden[index, here, k]], hidden,
+            hidden // tiling.blocks,
+        )  # fmt: skip
+        return activated(x + bias[None, :], kept)
 
     def statistics(t):
         """Mean and 1 / deviation of `mixed[t]`, from those of the blocks' shares (Chan et al. 1979)."""
@@ -168,34 +178,37 @@ def forward_kernel(
             lambda k: normed(now, k, mean, inverse).astype(states.dtype), [lambda k: w_in[here, k]], width,
             hidden // tiling.blocks,
         )  # fmt: skip
-        activate(x + token, kept, 0, t)
-        contexts[t, rows, own] = normed(now, own, mean, inverse)
-        carry = group.meet(arrivals, lambda: (b_hidden[0, here], drawn(1, t)))
+        states[0, t, rows, here] = activated(x + token, kept)
+
+        def meanwhile():
+            contexts[t, rows, own] = normed(now, own, mean, inverse)
+            return b_hidden[0, here], drawn(1, t)
+
+        carry = group.meet(arrivals, meanwhile)
 
         def layer(index, carry):
-            arrivals, zero, (bias, kept) = carry
-            [x] = group.product(
-                lambda k: states[index, t + zero, rows, k], [lambda k: w_hidden[index, here, k]], hidden,
-                hidden // tiling.blocks,
-            )  # fmt: skip
-            activate(x + bias[None, :], kept, index + 1, t)
-            after = index + 1
-            return group.meet(
-                arrivals, lambda: (b_hidden[jnp.minimum(after, layers - 2), here], drawn(after + 1, t))
-            )  # fmt: skip
+            arrivals, zero, needs = carry
+            states[index + 1, t, rows, here] = through_layer(index, t, zero, *needs)
+            return group.meet(arrivals, lambda: (b_hidden[index + 1, here], drawn(index + 2, t)))
 
-        arrivals, zero, _ = jax.lax.fori_loop(0, layers - 1, layer, carry)
+        arrivals, zero, needs = jax.lax.fori_loop(0, layers - 2, layer, carry)
+        outputs[t, rows, here] = through_layer(layers - 2, t, zero, *needs)
+        arrivals, zero, _ = group.meet(arrivals)
         before = contexts[t + zero, rows, own]
         parts = [group.columns(width, part) for part in range(3)]
         products = group.product(
-            lambda k: states[layers - 1, t + zero, rows, k],
+            lambda k: outputs[t + zero, rows, k],
             [lambda k, part=part: w_gates[part, k] for part in parts], hidden, share,
         )  # fmt: skip
         forget, update, delta = (x + b_gates[part][None, :] for x, part in zip(products, parts, strict=True))
-        for part, x in zip(parts, (forget, update, delta), strict=True):
-            gates[t, rows, part] = x
         keep_mixed(t + 1, _sigmoid(forget) * before + _sigmoid(update) * delta)
-        return group.meet(arrivals, lambda: first_needs(jnp.minimum(t + 1, steps - 1)))
+
+        def meanwhile():
+            for part, x in zip(parts, (forget, update, delta), strict=True):
+                gates[t, rows, part] = x
+            return first_needs(jnp.minimum(t + 1, steps - 1))
+
+        return group.meet(arrivals, meanwhile)
 
     keep_mixed(0, context[rows, own])
     _, zero, _ = jax.lax.fori_loop(0, steps, step, group.meet(jnp.int32(0), lambda: first_needs(jnp.int32(0))))
@@ -203,25 +216,24 @@ def forward_kernel(
 
 
 def backward_kernel(
-    d_last, d_outputs, contexts, states, gates, w_in, w_hidden, w_gates, norm_scale, norm_bias, _,
-    d_pre, d_gates, d_direct, d_contexts, d_rows, d_biases, counters,
+    d_last, d_outputs, contexts, states, outputs, gates, w_in, w_hidden, w_gates, norm_scale, norm_bias, _,
+    d_pre, d_first, d_gates, d_direct, d_contexts, d_norm, counters,
     *, tiling: Tiling, scale: float, precision: Any, alone: bool,
 ):  # fmt: skip
     """All steps backward, as `fused.backward` lists them; kernels of weights are `[in, out]`.
 
-    `d_pre` holds the gradient of layer l's pre-activation in slot l - 1, the first layer's in the last; `d_direct` is
-    the part of the context's gradient that does not come through the layers. Of what the texts of a batch add up,
-    `d_rows` holds a row's share: of the biases of the three gates, of scale and bias of the LayerNorm; and `d_biases`
-    a step's and group's share of the biases of the layers.
+    `d_pre` holds the gradients of the pre-activations of all layers but the first, whose are `d_first`; `d_direct` is
+    the part of the context's gradient that does not come through the layers; `d_norm` are the gradients of scale and
+    bias of the LayerNorm, summed over the steps.
     """
     steps, batch, hidden = d_outputs.shape
-    width, layers = d_last.shape[-1], states.shape[0]
+    width, layers = d_last.shape[-1], states.shape[0] + 1
     group = Group(tiling, counters, alone, precision, batch // tiling.rows)
     rows, own_rows, here, own = group.rows, group.own_rows, group.columns(hidden), group.columns(width)
 
     def norm_needs(t):
         parts = [gates[t, own_rows, pl.ds(part * width, width)] for part in range(3)]
-        return contexts[t, own_rows, :], parts, [d_rows[part, own_rows, :] for part in range(5)]
+        return contexts[t, own_rows, :], parts, [d_norm[part, own_rows, :] for part in range(2)]
 
     def through_norm(d_after, t, needs):
         """Gradients of the gates of step t and, but for the first layer's part, of the context before it."""
@@ -234,38 +246,32 @@ def backward_kernel(
         weight = norm_scale[:][None, :]
         inside = jnp.abs(unit * weight + norm_bias[:][None, :]) < CONTEXT_BOUND
         d_normed = jnp.where(inside, d_after, 0.0)
+        for part, x in enumerate((d_normed * unit, d_normed)):
+            d_norm[part, own_rows, :] = x + jnp.where(t < steps - 1, sums[part], 0.0)
         d_unit = d_normed * weight
         mean, along = jnp.sum(d_unit, -1) / width, jnp.sum(d_unit * unit, -1) / width
         d_mixed = (d_unit - mean[:, None] - unit * along[:, None]) * inverse
         d_forget, d_update = d_mixed * context * forget * (1 - forget), d_mixed * delta * update * (1 - update)
-        through_gates = d_forget, d_update, d_mixed * update
-        for part, x in enumerate(through_gates):
+        for part, x in enumerate((d_forget, d_update, d_mixed * update)):
             d_gates[t, own_rows, pl.ds(part * width, width)] = x.astype(d_gates.dtype)
         d_direct[t, own_rows, :] = d_mixed * forget
-        for part, x in enumerate((*through_gates, d_normed * unit, d_normed)):
-            d_rows[part, own_rows, :] = x + jnp.where(t < steps - 1, sums[part], 0.0)
+
+    def through_layer(gradient, passed):
+        return jnp.where(passed, gradient * scale, 0.0).astype(d_pre.dtype)
+
+    def below(index, t, zero):
+        """The gradient of the activations of layer `index`, from that of the layer above."""
+        [x] = group.product(
+            lambda k: d_pre[index, t + zero, rows, k], [lambda k: w_hidden[index, here, k]], hidden,
+            hidden // tiling.blocks,
+        )  # fmt: skip
+        return x
 
     def passed(layer, t):
         return states[layer, t, rows, here] > 0  # where ReLU passed it and dropout kept it
 
-    def slot(layer):
-        return jax.lax.rem(layer + layers - 1, layers)
-
-    def through_layer(gradient, passed, layer, t):
-        gradient = jnp.where(passed, gradient * scale, 0.0)
-        d_pre[slot(layer), t, rows, here] = gradient.astype(d_pre.dtype)
-        return gradient
-
-    def add_up(gradient, layer, t):
-        d_biases[slot(layer), t, group.index, here] = jnp.sum(gradient, 0)
-
-    def below(gradient, layer, t):
-        """While the group meets: the sum of a layer's gradient, and the mask that the layer below needs."""
-        add_up(gradient, layer, t)
-        return passed(jnp.maximum(layer - 1, 0), t)
-
     def last_needs(t):
-        return d_outputs[t, rows, here].astype(jnp.float32), passed(layers - 1, t)
+        return d_outputs[t, rows, here].astype(jnp.float32), outputs[t, rows, here] > 0
 
     def step(back, carry):
         arrivals, zero, (d_output, mask) = carry
@@ -273,22 +279,20 @@ def backward_kernel(
         [x] = group.product(
             lambda k: d_gates[t + zero, rows, k], [lambda k: w_gates[here, k]], 3 * width, hidden // tiling.blocks
         )
-        gradient = through_layer(x + d_output, mask, layers - 1, t)
-        carry = group.meet(arrivals, lambda: below(gradient, layers - 1, t))
+        d_pre[layers - 2, t, rows, here] = through_layer(x + d_output, mask)
+        carry = group.meet(arrivals, lambda: passed(layers - 2, t))
 
         def layer(down, carry):
             arrivals, zero, mask = carry
             index = layers - 2 - down
-            [x] = group.product(
-                lambda k: d_pre[index, t + zero, rows, k], [lambda k: w_hidden[index, here, k]], hidden,
-                hidden // tiling.blocks,
-            )  # fmt: skip
-            gradient = through_layer(x, mask, index, t)
-            return group.meet(arrivals, lambda: below(gradient, index, t))
+            d_pre[index - 1, t, rows, here] = through_layer(below(index, t, zero), mask)
+            return group.meet(arrivals, lambda: passed(index - 1, t))
 
-        arrivals, zero, _ = jax.lax.fori_loop(0, layers - 1, layer, carry)
+        arrivals, zero, mask = jax.lax.fori_loop(0, layers - 2, layer, carry)
+        d_first[t, rows, here] = through_layer(below(0, t, zero), mask)
+        arrivals, zero, _ = group.meet(arrivals)
         [x] = group.product(
-            lambda k: d_pre[layers - 1, t + zero, rows, k], [lambda k: w_in[own, k]], hidden, width // tiling.blocks
+            lambda k: d_first[t + zero, rows, k], [lambda k: w_in[own, k]], hidden, width // tiling.blocks
         )
         d_contexts[t, rows, own] = x + d_direct[t + zero, rows, own]
         earlier = jnp.maximum(t - 1, 0)

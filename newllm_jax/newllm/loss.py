@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.recurrence import over_steps
 from newllm_jax.newllm.wikitext import PAD
-from newllm_jax.training.precision import storage_type
+from newllm_jax.training.precision import product, storage_type
 from newllm_jax.training.step import LossFn, Params, Sums
 
 
@@ -68,7 +68,7 @@ def _forward(
     counted: jax.Array,
 ) -> tuple[Sums, Any]:
     kernel = kernel.astype(states.dtype)
-    logits = jnp.dot(states, kernel, precision=precision, preferred_element_type=jnp.float32) + bias
+    logits = product("tbh,hv->tbv", states, kernel, precision) + bias
     largest = jnp.max(logits, -1)
     normalizer = largest + jnp.log(jnp.sum(jnp.exp(logits - largest[..., None]), -1))
     label = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
@@ -85,11 +85,11 @@ def _backward(precision: jax.lax.PrecisionLike, saved: Any, cotangents: Sums) ->
     named = jax.nn.one_hot(targets, logits.shape[-1])
     weight = jnp.where(counted, cotangents.loss, 0)[..., None]
     d_logits = ((jnp.exp(logits - normalizer[..., None]) - named) * weight).astype(storage_type(precision))
-    d_states = jnp.einsum(
-        "tbv,hv->tbh", d_logits, kernel.astype(d_logits.dtype), precision=precision, preferred_element_type=jnp.float32
-    )
+    d_states = product("tbv,hv->tbh", d_logits, kernel.astype(d_logits.dtype), precision, states.dtype)
     d_bias = jnp.sum(d_logits, (0, 1), dtype=jnp.float32)
-    return over_steps(states, d_logits, precision), d_bias, d_states.astype(states.dtype), None, None
+    # Else XLA joins this product with that of the gates, which reads the same states, and copies both to do so.
+    states = jax.lax.optimization_barrier(states)
+    return over_steps(states, d_logits, precision), d_bias, d_states, None, None
 
 
 cross_entropy.defvjp(_forward, _backward)

@@ -115,5 +115,9 @@ class ContextVectorLM(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """As `__call__`, but what the logits are made of: the last layer's hidden states `[time, batch, hidden]`."""
         initial = self.initial_context(ids.shape[0]) if context is None else context
-        last, states = self.cell(initial, self.token_in(self.embed(ids.T)), deterministic)
+        if ids.size < self.vocabulary_size:
+            tokens = self.token_in(self.embed(ids.T))
+        else:  # the same, with each word's part computed once
+            tokens = self.token_in(self.embed.embedding)[ids.T]
+        last, states = self.cell(initial, tokens, deterministic)
         return states, last

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from newllm_jax.config import NewLLMConfig
 from newllm_jax.newllm.cell import Backward, CellParams, Forward, next_context, step
+from newllm_jax.training.precision import product
 
 
 def fusible(config: NewLLMConfig, precision: str) -> bool:
@@ -86,7 +87,7 @@ def _forward(
     if fused:
         from newllm_jax.newllm.fused import forward as loop
     kept = loop(params, context, tokens, seeds, dropout, precision)
-    return (kept.last, kept.outputs), (params, kept, seeds is not None)
+    return (kept.last, kept.outputs[:, : len(kept.last)]), (params, kept, seeds is not None)
 
 
 def _backward(
@@ -105,7 +106,7 @@ def _backward(
     gradients = CellParams(
         context_in=over_steps(kept.contexts, chain.d_first, precision),
         hidden=chain.hidden,
-        gates=(over_steps(kept.states[-1], chain.d_gates, precision), chain.d_gates_bias),
+        gates=(over_steps(kept.outputs, chain.d_gates, precision), _total(chain.d_gates)),
         norm=chain.norm,
     )
     batch = chain.d_context.shape[0]
@@ -130,7 +131,7 @@ def forward_loop(
         return after, (context, tuple(states), gates)
 
     last, (contexts, states, gates) = jax.lax.scan(body, context, (tokens, jnp.arange(len(tokens))))
-    return Forward(contexts, states, gates, last, states[-1])
+    return Forward(contexts, states[:-1], gates, last, states[-1])
 
 
 def backward_loop(
@@ -162,15 +163,14 @@ def backward_loop(
             d_pre.append(through(activated, dot(d_pre[-1], kernel.T)))
         return d_before + dot(d_pre[-1], params.context_in.T), (tuple(d_pre[::-1]), d_gates, d_context)
 
-    inputs = kept.contexts, kept.states, kept.gates, d_outputs
+    inputs = kept.contexts, (*kept.states, kept.outputs), kept.gates, d_outputs
     d_first, (d_pre, d_gates, d_contexts) = jax.lax.scan(body, d_last, inputs, reverse=True)
     _, norm_pullback = jax.vjp(lambda norm: next_context(kept.contexts, kept.gates, norm), params.norm)
-    pairs = zip(kept.states[:-1], d_pre[1:], strict=True)
+    pairs = zip(kept.states, d_pre[1:], strict=True)
     return Backward(
         d_context=d_first,
         d_first=d_pre[0],
         d_gates=d_gates,
-        d_gates_bias=_total(d_gates),
         hidden=tuple((over_steps(x, d, precision), _total(d)) for x, d in pairs),
         norm=norm_pullback(d_contexts)[0],
     )
@@ -178,8 +178,7 @@ def backward_loop(
 
 def over_steps(inputs: jax.Array, gradients: jax.Array, precision: jax.lax.PrecisionLike) -> jax.Array:
     """The gradient of a kernel from its inputs and the gradients of its products, over all steps and texts."""
-    inputs = inputs.astype(gradients.dtype)
-    return jnp.einsum("tbi,tbo->io", inputs, gradients, precision=precision, preferred_element_type=jnp.float32)
+    return product("tbi,tbo->io", inputs.astype(gradients.dtype), gradients, precision)
 
 
 def _total(gradients: jax.Array) -> jax.Array:

@@ -26,6 +26,19 @@ def storage_type(precision: jax.lax.PrecisionLike) -> Any:
     return jnp.bfloat16 if precision == PRECISIONS["bf16"] else jnp.float32
 
 
+def product(
+    subscripts: str,
+    left: jax.Array,
+    right: jax.Array,
+    precision: jax.lax.PrecisionLike,
+    result: Any = jnp.float32,
+) -> jax.Array:
+    """`jnp.einsum` of two operands of one type. Of bf16 nothing is left to round: XLA, told to, would copy them."""
+    if left.dtype == jnp.bfloat16:
+        precision = None
+    return jnp.einsum(subscripts, left, right, precision=precision, preferred_element_type=result)
+
+
 def supported_precisions() -> list[str]:
     """The precisions that the default device really has."""
     capability = str(getattr(jax.devices()[0], "compute_capability", ""))  # NVIDIA's is a number, AMD's is not

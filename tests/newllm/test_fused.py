@@ -47,7 +47,7 @@ def test_equals_the_loops(inputs):
     kernel = fused.forward(params, context, tokens, seeds, 0.25, HIGHEST, ALONE, interpret=True)
     assert float(jnp.abs(loop.contexts).max()) == 10
     close(kernel.last, loop.last)
-    close(kernel.outputs, loop.outputs)
+    close(kernel.outputs[:, :BATCH], loop.outputs)
     for ours, reference in zip(
         [kernel.contexts, kernel.gates, *kernel.states], [loop.contexts, loop.gates, *loop.states], strict=True
     ):
@@ -72,7 +72,7 @@ def test_bf16_without_dropout_keeps_activations_in_bf16_and_the_context_in_float
     assert {kernel.states.dtype, kernel.outputs.dtype} == {jnp.dtype("bfloat16")}
     assert {kernel.contexts.dtype, kernel.gates.dtype, kernel.last.dtype} == {jnp.dtype("float32")}
     strict = jax.jit(lambda: forward_loop(params, context, tokens, None, 0.25, HIGHEST))()
-    error = float(jnp.linalg.norm(kernel.outputs - strict.outputs) / jnp.linalg.norm(strict.outputs))
+    error = float(jnp.linalg.norm(kernel.outputs[:, :BATCH] - strict.outputs) / jnp.linalg.norm(strict.outputs))
     assert 1e-4 < error < 2e-2
 
 
