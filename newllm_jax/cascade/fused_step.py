@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from newllm_jax.cascade import single_token
-from newllm_jax.cascade.kernels import Trained, adamw, products
+from newllm_jax.cascade import kernels, single_token
 from newllm_jax.cascade.smollm import rms_norm
 from newllm_jax.cascade.stage import Stage, sums_of
 from newllm_jax.config import CascadeConfig
@@ -41,16 +40,19 @@ def stage_step(
     """
     hidden, targets = batch
     llama, precision = stage.config, stage.precision
-    multiply = partial(products, precision=precision, interpret=interpret)
+    products = single_token.Products(
+        partial(kernels.forward, precision=precision, interpret=interpret),
+        partial(kernels.backward, precision=precision, interpret=interpret),
+    )
     dot = partial(jnp.dot, precision=precision)
     params = _flat(state.params)
     blocks, embedding = state.params["backbone"]["blocks"], params[EMBEDDING]
 
-    residual, kept = single_token.forward(llama, multiply, blocks, hidden)
+    residual, kept = single_token.forward(llama, products, blocks, hidden)
     last, through_norm = jax.vjp(lambda x, scale: rms_norm(x, scale, llama.rms_norm_eps), residual, params[FINAL_NORM])
     d_logits, sums = jax.grad(_mean_loss, has_aux=True)(dot(last, embedding.T), targets, present)
     d_residual, d_norm = through_norm(dot(d_logits, embedding))
-    found = single_token.backward(llama, multiply, blocks, kept, d_residual)
+    found = single_token.backward(llama, products, blocks, kept, d_residual)
 
     factors: dict[Any, tuple[jax.Array, jax.Array]]
     factors = {(*BLOCKS, *single_token.KERNELS[name], "kernel"): pair for name, pair in found.kernels.items()}
@@ -74,8 +76,8 @@ def stage_step(
     squared_norm = jnp.square(optax.tree.norm(gradients))
     for path, (operand, d_result) in factors.items():
         shape = params[path].shape
-        trained = Trained(*(tree[path].reshape(-1, *shape[-2:]) for tree in (params, means, squares)))
-        trained, squared = adamw(
+        trained = kernels.Trained(*(tree[path].reshape(-1, *shape[-2:]) for tree in (params, means, squares)))
+        trained, squared = kernels.adamw(
             trained, operand, d_result, adam.count, learning_rate=config.learning_rate,
             weight_decay=config.weight_decay, precision=precision, interpret=interpret,
         )  # fmt: skip

@@ -1,7 +1,7 @@
 """The GPU kernels of a stage's update: products of few tokens with large weights, and AdamW in one pass.
 
 An update reads every weight for some tens of tokens, so what it costs is memory traffic and the wait at the start of
-every kernel. `products` reads its layer of a stack in place and cuts the inner dimension too, so that enough thread
+every kernel. A product reads its layer of a stack in place and cuts the inner dimension too, so that enough thread
 blocks read at once. `adamw` forms each gradient where it is used: none is ever written.
 
 Written for Pallas's Triton backend; `fused_step.py` calls these.
@@ -19,8 +19,8 @@ from jax.experimental.pallas import triton as plgpu
 
 from newllm_jax.training.optimizer import BETAS, EPSILON
 
-ADAMW = 32, 4
 TILE = 64  # every width is a multiple of it
+ROWS, WARPS = 16, 4  # of a thread block of `adamw`
 
 
 class Cut(NamedTuple):
@@ -28,15 +28,15 @@ class Cut(NamedTuple):
 
     Attributes:
       columns: of the result, for a thread block.
-      depth: the share of the inner dimension for a thread block, at most.
+      depth: of the inner dimension, for a thread block, at most.
       warps: of a thread block.
       stages: loads in flight.
     """
 
-    columns: int = 16
-    depth: int = 192
-    warps: int = 4
-    stages: int = 3
+    columns: int
+    depth: int
+    warps: int
+    stages: int
 
 
 class Trained(NamedTuple):
@@ -47,57 +47,66 @@ class Trained(NamedTuple):
     square: jax.Array
 
 
-CUT = Cut()  # what measured best on an H200
+CUT = Cut(columns=16, depth=192, warps=4, stages=4)  # what measured best on an H200
 
 
-def products(
-    operands: list[jax.Array],
-    stacks: list[jax.Array],
-    layer: int,
-    transposed: bool,
-    *,
-    precision: jax.lax.PrecisionLike,
-    cut: Cut = CUT,
-    interpret: bool = False,
+def forward(
+    operand: jax.Array, stacks: list[jax.Array], layer: int, *, precision: Any, interpret: bool = False
 ) -> list[jax.Array]:
-    """As `single_token.Products`, of operands of one shape with kernels of one shape.
+    """`single_token.Products.forward`, of stacks of one shape; the tokens are a power of two from 16 on.
 
     Args:
-      operands: `[tokens, in]`, where the number of tokens is a power of two from 16 on.
       interpret: without a GPU, for tests.
     """
+    return _products([operand], stacks, layer, False, precision, interpret)
+
+
+def backward(
+    gradients: list[jax.Array], stacks: list[jax.Array], layer: int, *, precision: Any, interpret: bool = False
+) -> jax.Array:
+    """`single_token.Products.backward`, likewise."""
+    [d_operand] = _products(gradients, stacks, layer, True, precision, interpret)
+    return d_operand
+
+
+def _products(
+    operands: list[jax.Array], stacks: list[jax.Array], layer: int, transposed: bool, precision: Any, interpret: bool
+) -> list[jax.Array]:
+    """One operand by each kernel; or, transposed, the sum of each operand by its kernel."""
     (tokens, inner), outer = operands[0].shape, stacks[0].shape[1 if transposed else 2]
-    share = max(size for size in range(TILE, min(cut.depth, inner) + 1, TILE) if inner % size == 0)
-    kernel = partial(
-        _product_kernel, count=len(stacks), share=share, transposed=transposed, precision=precision, cut=cut
-    )
+    depth = max(size for size in range(TILE, min(CUT.depth, inner) + 1, TILE) if inner % size == 0)
+    kernel = partial(_product_kernel, len(operands), len(stacks), CUT.columns, depth, transposed, precision)
+    shape = jax.ShapeDtypeStruct((inner // depth, tokens, outer), jnp.float32)
     parts = pl.pallas_call(
         kernel,
-        out_shape=[jax.ShapeDtypeStruct((inner // share, tokens, outer), jnp.float32)] * len(stacks),
-        grid=(outer // cut.columns, inner // share, len(stacks)),
-        compiler_params=plgpu.CompilerParams(num_warps=cut.warps, num_stages=cut.stages),
+        out_shape=[shape] * (1 if transposed else len(stacks)),
+        grid=(outer // CUT.columns, inner // depth),
+        compiler_params=plgpu.CompilerParams(num_warps=CUT.warps, num_stages=CUT.stages),
         interpret=interpret,
     )(jnp.array([layer], jnp.int32), *operands, *stacks)
     return [jnp.sum(part, 0) for part in parts]
 
 
-def _product_kernel(layer: Any, *refs: Any, count: int, share: int, transposed: bool, precision: Any, cut: Cut) -> None:
-    operands, stacks, parts = refs[:count], refs[count : 2 * count], refs[2 * count :]
-    columns, piece = pl.ds(pl.program_id(0) * cut.columns, cut.columns), pl.program_id(1)
-    number = layer[0]
-    for index, (operand, stack, part) in enumerate(zip(operands, stacks, parts, strict=True)):
+def _product_kernel(
+    operands: int, stacks: int, columns: int, depth: int, transposed: bool, precision: Any, layer: Any, *refs: Any
+) -> None:
+    xs, ws, parts = refs[:operands], refs[operands : operands + stacks], refs[operands + stacks :]
+    here, piece, number = pl.ds(pl.program_id(0) * columns, columns), pl.program_id(1), layer[0]
+    dot = partial(jnp.dot, precision=precision, preferred_element_type=jnp.float32)
 
-        @pl.when(pl.program_id(2) == index)
-        def _(operand: Any = operand, stack: Any = stack, part: Any = part) -> None:
-            def add(step: Any, total: jax.Array) -> jax.Array:
-                inner = pl.ds(piece * share + step * TILE, TILE)
-                kernel = stack[number, columns, inner].T if transposed else stack[number, inner, columns]
-                return total + jnp.dot(
-                    operand[:, inner], kernel, precision=precision, preferred_element_type=jnp.float32
-                )
+    def add(step: Any, sums: list[jax.Array]) -> list[jax.Array]:
+        inner = pl.ds(piece * depth + step * TILE, TILE)
+        if transposed:
+            [total] = sums
+            for x, w in zip(xs, ws, strict=True):
+                total += dot(x[:, inner], w[number, here, inner].T)
+            return [total]
+        x = xs[0][:, inner]
+        return [total + dot(x, w[number, inner, here]) for total, w in zip(sums, ws, strict=True)]
 
-            zeros = jnp.zeros((operand.shape[0], cut.columns), jnp.float32)
-            part[piece, :, columns] = jax.lax.fori_loop(0, share // TILE, add, zeros)
+    zeros = jnp.zeros((xs[0].shape[0], columns), jnp.float32)
+    for part, total in zip(parts, jax.lax.fori_loop(0, depth // TILE, add, [zeros] * len(parts)), strict=True):
+        part[piece, :, here] = total
 
 
 def adamw(
@@ -124,15 +133,15 @@ def adamw(
     """
     layers, inner, outer = trained.param.shape
     corrections = 1 - jnp.array(BETAS) ** count
-    grid = outer // TILE, inner // ADAMW[0], layers  # neighbours in memory are neighbours in time
-    kernel = partial(_adamw_kernel, rate=learning_rate, decay=weight_decay, precision=precision)
+    grid = outer // TILE, inner // ROWS, layers  # neighbours in memory are neighbours in time
+    kernel = partial(_adamw_kernel, height=ROWS, rate=learning_rate, decay=weight_decay, precision=precision)
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (*[trained.param.shape] * 3, grid)]
     *updated, squares = pl.pallas_call(
         kernel,
         out_shape=shapes,
         grid=grid,
         input_output_aliases={0: 0, 1: 1, 2: 2},
-        compiler_params=plgpu.CompilerParams(num_warps=ADAMW[1], num_stages=1),
+        compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=1),
         interpret=interpret,
     )(*trained, operand, d_result, corrections)
     return Trained(*updated), jnp.sum(squares)
@@ -140,10 +149,11 @@ def adamw(
 
 def _adamw_kernel(
     param: Any, mean: Any, square: Any, operand: Any, d_result: Any, corrections: Any,
-    new_param: Any, new_mean: Any, new_square: Any, squares: Any, *, rate: float, decay: float, precision: Any,
+    new_param: Any, new_mean: Any, new_square: Any, squares: Any,
+    *, height: int, rate: float, decay: float, precision: Any,
 ) -> None:  # fmt: skip
     column, row, layer = (pl.program_id(axis) for axis in range(3))
-    rows, columns = pl.ds(row * ADAMW[0], ADAMW[0]), pl.ds(column * TILE, TILE)
+    rows, columns = pl.ds(row * height, height), pl.ds(column * TILE, TILE)
     here = layer, rows, columns
     old, moved, spread = param[here], mean[here], square[here]  # on their way before the product begins
     gradient = jnp.dot(

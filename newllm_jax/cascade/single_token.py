@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,17 @@ KERNELS = {  # a product's name -> where its kernel is in the parameters of the 
 }
 NORMS = ("attention_norm", "mlp_norm")
 
-# (operands `[tokens, in]`, stacks of kernels `[layers, in, out]`, layer, transposed) -> operands @ kernels of the layer
-Products: TypeAlias = Callable[[list[jax.Array], list[jax.Array], int, bool], list[jax.Array]]
+
+class Products(NamedTuple):
+    """How to multiply with kernels that lie in stacks `[layers, in, out]`.
+
+    Attributes:
+      forward: (operand `[tokens, in]`, stacks, layer) -> by stack, operand @ kernel: `[tokens, out]`.
+      backward: (gradients of those, stacks, layer) -> that of the operand, `[tokens, in]`.
+    """
+
+    forward: Callable[[jax.Array, list[jax.Array], int], list[jax.Array]]
+    backward: Callable[[list[jax.Array], list[jax.Array], int], jax.Array]
 
 
 class Kept(NamedTuple):
@@ -69,7 +78,7 @@ def forward(config: LlamaConfig, products: Products, blocks: Any, x: jax.Array) 
     def product(layer: int, operand: jax.Array, *names: str) -> list[jax.Array]:
         for name in names:
             kept.read[name].append(operand)
-        return products([operand] * len(names), [stack(blocks, name) for name in names], layer, False)
+        return products.forward(operand, [stack(blocks, name) for name in names], layer)
 
     def normed(name: str, layer: int, x: jax.Array) -> jax.Array:
         kept.read[name].append(x)
@@ -91,10 +100,10 @@ def backward(config: LlamaConfig, products: Products, blocks: Any, kept: Kept, d
     """The gradients, from that of what `forward` returned."""
     d_results: dict[str, list[jax.Array]] = {name: [] for name in (*KERNELS, *NORMS)}
 
-    def product(layer: int, **d_by_name: jax.Array) -> list[jax.Array]:
+    def product(layer: int, **d_by_name: jax.Array) -> jax.Array:
         for name, d_result in d_by_name.items():
             d_results[name].insert(0, d_result)
-        return products(list(d_by_name.values()), [stack(blocks, name) for name in d_by_name], layer, True)
+        return products.backward(list(d_by_name.values()), [stack(blocks, name) for name in d_by_name], layer)
 
     def normed(name: str, layer: int, d_result: jax.Array) -> jax.Array:
         d_results[name].insert(0, d_result)
@@ -104,12 +113,11 @@ def backward(config: LlamaConfig, products: Products, blocks: Any, kept: Kept, d
 
     for layer in reversed(range(config.num_layers)):
         _, pullback = jax.vjp(_gated, kept.made["gate"][layer], kept.made["up"][layer])
-        d_gate, d_up = pullback(*product(layer, down=d_x))
-        d_x = d_x + normed("mlp_norm", layer, sum(product(layer, gate=d_gate, up=d_up), start=jnp.zeros(())))
-        [d_attended] = product(layer, output=d_x)
-        d_heads = d_attended.reshape(-1, config.num_kv_heads, *_shared(config))
+        d_gate, d_up = pullback(product(layer, down=d_x))
+        d_x = d_x + normed("mlp_norm", layer, product(layer, gate=d_gate, up=d_up))
+        d_heads = product(layer, output=d_x).reshape(-1, config.num_kv_heads, *_shared(config))
         d_value = jnp.sum(d_heads, axis=2).reshape(d_x.shape[0], -1)
-        d_x = d_x + normed("attention_norm", layer, *product(layer, value=d_value))
+        d_x = d_x + normed("attention_norm", layer, product(layer, value=d_value))
 
     def norm_gradient(name: str) -> jax.Array:
         unit = rms_norm(jnp.stack(kept.read[name]), jnp.ones(()), config.rms_norm_eps)
@@ -135,7 +143,7 @@ def through_blocks(config: LlamaConfig, precision: jax.lax.PrecisionLike, blocks
 
 
 def _forward(config: LlamaConfig, precision: jax.lax.PrecisionLike, blocks: Any, x: jax.Array) -> tuple[jax.Array, Any]:
-    x, kept = forward(config, partial(_products, precision), blocks, x)
+    x, kept = forward(config, _products(precision), blocks, x)
     return x, (kept, blocks)
 
 
@@ -143,7 +151,7 @@ def _backward(
     config: LlamaConfig, precision: jax.lax.PrecisionLike, saved: Any, d_x: jax.Array
 ) -> tuple[Any, jax.Array]:
     kept, blocks = saved
-    found = backward(config, partial(_products, precision), blocks, kept, d_x)
+    found = backward(config, _products(precision), blocks, kept, d_x)
     gradients = jax.tree.map(jnp.zeros_like, blocks)  # and so it stays for queries and keys
     for name, (part, kernel) in KERNELS.items():
         gradients[part][kernel]["kernel"] = jnp.einsum("lti,lto->lio", *found.kernels[name], precision=precision)
@@ -155,11 +163,15 @@ def _backward(
 through_blocks.defvjp(_forward, _backward)
 
 
-def _products(
-    precision: jax.lax.PrecisionLike, operands: list[jax.Array], stacks: list[jax.Array], layer: int, transposed: bool
-) -> list[jax.Array]:
-    kernels = [stack[layer].T if transposed else stack[layer] for stack in stacks]
-    return [jnp.dot(x, kernel, precision=precision) for x, kernel in zip(operands, kernels, strict=True)]
+def _products(precision: jax.lax.PrecisionLike) -> Products:
+    dot = partial(jnp.dot, precision=precision)
+    return Products(
+        forward=lambda x, stacks, layer: [dot(x, stack[layer]) for stack in stacks],
+        backward=lambda gradients, stacks, layer: sum(
+            (dot(d, stack[layer].T) for d, stack in zip(gradients[1:], stacks[1:], strict=True)),
+            start=dot(gradients[0], stacks[0][layer].T),
+        ),
+    )
 
 
 def _gated(gate: jax.Array, up: jax.Array) -> jax.Array:

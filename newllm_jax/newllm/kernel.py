@@ -134,18 +134,18 @@ def forward_kernel(
             return None
         return keep(pair, dropout, numbers + ((t * layers + layer) * (batch * hidden)).astype(jnp.uint32))
 
-    def activated(x, kept):
+    def activate(x, kept, layer, t):
         x = jnp.maximum(x, 0.0)
         x = x if kept is None else jnp.where(kept, x * (1 / (1 - dropout)), 0.0)
-        return x.astype(states.dtype)
+        x = x.astype(states.dtype)
 
-    def through_layer(index, t, zero, bias, kept):
-        """The activations of layer `index + 1`, from those of the layer below."""
-        [x] = group.product(
-            lambda k: states[index, t + zero, rows, k], [lambda k: w_hidden[index, here, k]], hidden,
-            hidden // tiling.blocks,
-        )  # fmt: skip
-        return activated(x + bias[None, :], kept)
+        @pl.when(layer < layers - 1)
+        def _():
+            states[layer, t, rows, here] = x
+
+        @pl.when(layer == layers - 1)
+        def _():
+            outputs[t, rows, here] = x
 
     def statistics(t):
         """Mean and 1 / deviation of `mixed[t]`, from those of the blocks' shares (Chan et al. 1979)."""
@@ -178,22 +178,25 @@ def forward_kernel(
             lambda k: normed(now, k, mean, inverse).astype(states.dtype), [lambda k: w_in[here, k]], width,
             hidden // tiling.blocks,
         )  # fmt: skip
-        states[0, t, rows, here] = activated(x + token, kept)
+        activate(x + token, kept, 0, t)
 
-        def meanwhile():
+        def keep_context():
             contexts[t, rows, own] = normed(now, own, mean, inverse)
             return b_hidden[0, here], drawn(1, t)
 
-        carry = group.meet(arrivals, meanwhile)
+        carry = group.meet(arrivals, keep_context)
 
         def layer(index, carry):
-            arrivals, zero, needs = carry
-            states[index + 1, t, rows, here] = through_layer(index, t, zero, *needs)
-            return group.meet(arrivals, lambda: (b_hidden[index + 1, here], drawn(index + 2, t)))
+            arrivals, zero, (bias, kept) = carry
+            [x] = group.product(
+                lambda k: states[index, t + zero, rows, k], [lambda k: w_hidden[index, here, k]], hidden,
+                hidden // tiling.blocks,
+            )  # fmt: skip
+            activate(x + bias[None, :], kept, index + 1, t)
+            above = jnp.minimum(index + 1, layers - 2)
+            return group.meet(arrivals, lambda: (b_hidden[above, here], drawn(index + 2, t)))
 
-        arrivals, zero, needs = jax.lax.fori_loop(0, layers - 2, layer, carry)
-        outputs[t, rows, here] = through_layer(layers - 2, t, zero, *needs)
-        arrivals, zero, _ = group.meet(arrivals)
+        arrivals, zero, _ = jax.lax.fori_loop(0, layers - 1, layer, carry)
         before = contexts[t + zero, rows, own]
         parts = [group.columns(width, part) for part in range(3)]
         products = group.product(
@@ -203,12 +206,12 @@ def forward_kernel(
         forget, update, delta = (x + b_gates[part][None, :] for x, part in zip(products, parts, strict=True))
         keep_mixed(t + 1, _sigmoid(forget) * before + _sigmoid(update) * delta)
 
-        def meanwhile():
+        def keep_gates():
             for part, x in zip(parts, (forget, update, delta), strict=True):
                 gates[t, rows, part] = x
             return first_needs(jnp.minimum(t + 1, steps - 1))
 
-        return group.meet(arrivals, meanwhile)
+        return group.meet(arrivals, keep_gates)
 
     keep_mixed(0, context[rows, own])
     _, zero, _ = jax.lax.fori_loop(0, steps, step, group.meet(jnp.int32(0), lambda: first_needs(jnp.int32(0))))

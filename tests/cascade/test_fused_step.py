@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from newllm_jax.cascade import kernels
 from newllm_jax.cascade.fused_step import stage_step
-from newllm_jax.cascade.kernels import Cut, products
 from newllm_jax.cascade.llama_config import LlamaConfig
 from newllm_jax.cascade.stage import Stage, fusible, init_stage, next_token_loss
 from newllm_jax.config import CascadeConfig
@@ -25,7 +25,7 @@ STAGE = Stage(
         vocab_size=128, hidden_size=128, intermediate_size=192, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=32
     )
 )
-KEY = jax.random.key(0)
+KEY, HIGHEST = jax.random.key(0), jax.lax.Precision.HIGHEST
 
 
 @pytest.fixture(scope="module")
@@ -64,16 +64,19 @@ def test_updates_equal_the_plain_ones(batch):
 
 
 @pytest.mark.parametrize("depth", [64, 192])
-@pytest.mark.parametrize("transposed", [False, True])
-def test_products_are_those_of_the_layer(depth, transposed):
+def test_products_are_those_of_the_layer(monkeypatch, depth):
+    monkeypatch.setattr(kernels, "CUT", kernels.CUT._replace(columns=32, depth=depth))
     draw = np.random.default_rng(0)
     stacks = [jnp.asarray(draw.standard_normal((3, 192, 128), np.float32)) for _ in range(2)]
-    operands = [jnp.asarray(draw.standard_normal((32, 128 if transposed else 192), np.float32)) for _ in range(2)]
-    highest = jax.lax.Precision.HIGHEST
-    found = products(operands, stacks, 1, transposed, precision=highest, cut=Cut(32, depth), interpret=True)
-    for one, operand, stack in zip(found, operands, stacks, strict=True):
-        expected = np.asarray(operand, np.float64) @ np.asarray(stack[1].T if transposed else stack[1], np.float64)
-        np.testing.assert_allclose(one, expected, rtol=1e-4, atol=1e-4)
+    operand = jnp.asarray(draw.standard_normal((32, 192), np.float32))
+    gradients = [jnp.asarray(draw.standard_normal((32, 128), np.float32)) for _ in range(2)]
+    exact = [np.asarray(stack[1], np.float64) for stack in stacks]
+    found = kernels.forward(operand, stacks, 1, precision=HIGHEST, interpret=True)
+    for one, kernel in zip(found, exact, strict=True):
+        np.testing.assert_allclose(one, np.asarray(operand) @ kernel, rtol=1e-4, atol=1e-4)
+    expected = sum(np.asarray(d) @ kernel.T for d, kernel in zip(gradients, exact, strict=True))
+    found = kernels.backward(gradients, stacks, 1, precision=HIGHEST, interpret=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
