@@ -41,7 +41,7 @@ def stage_step(
     hidden, targets = batch
     llama, precision = stage.config, stage.precision
     products = single_token.Products(
-        partial(kernels.forward, precision=precision, interpret=interpret),
+        partial(kernels.forward, epsilon=llama.rms_norm_eps, precision=precision, interpret=interpret),
         partial(kernels.backward, precision=precision, interpret=interpret),
     )
     dot = partial(jnp.dot, precision=precision)
@@ -60,8 +60,8 @@ def stage_step(
     gradients: dict[Any, jax.Array]
     gradients = {(*BLOCKS, name, "scale"): gradient for name, gradient in found.norms.items()}
     gradients[FINAL_NORM] = d_norm
-    unread = params.keys() - factors.keys() - gradients.keys()  # queries and keys
-    gradients |= {path: jnp.zeros_like(params[path]) for path in sorted(unread)}
+    for path in params.keys() - factors.keys() - gradients.keys():  # queries and keys only decay: no gradient ever
+        params[path] += -config.learning_rate * (config.weight_decay * params[path])
 
     adam: Any
     adam, *others = cast(Any, state.opt_state)

@@ -30,11 +30,12 @@ class Products(NamedTuple):
     """How to multiply with kernels that lie in stacks `[layers, in, out]`.
 
     Attributes:
-      forward: (operand `[tokens, in]`, stacks, layer) -> by stack, operand @ kernel: `[tokens, out]`.
+      forward: (operand `[tokens, in]`, stacks, layer, scales `[layers, in]` of an RMSNorm that the operand goes through
+        first, or None) -> by stack, operand @ kernel: `[tokens, out]`.
       backward: (gradients of those, stacks, layer) -> that of the operand, `[tokens, in]`.
     """
 
-    forward: Callable[[jax.Array, list[jax.Array], int], list[jax.Array]]
+    forward: Callable[[jax.Array, list[jax.Array], int, jax.Array | None], list[jax.Array]]
     backward: Callable[[list[jax.Array], list[jax.Array], int], jax.Array]
 
 
@@ -42,7 +43,7 @@ class Kept(NamedTuple):
     """What the way forward leaves for the way back, by product or norm, one `[tokens, ...]` a layer.
 
     Attributes:
-      read: what goes into each product and norm.
+      read: what goes into each norm, and into the products that read no normed operand.
       made: what the products gate and up give.
     """
 
@@ -73,22 +74,18 @@ def stack(blocks: Any, name: str) -> jax.Array:
 
 def forward(config: LlamaConfig, products: Products, blocks: Any, x: jax.Array) -> tuple[jax.Array, Kept]:
     """The residual stream `[tokens, hidden]` after all layers, from the one before the first."""
-    kept = Kept({name: [] for name in (*KERNELS, *NORMS)}, {"gate": [], "up": []})
+    kept = Kept({name: [] for name in ("output", "down", *NORMS)}, {"gate": [], "up": []})
 
-    def product(layer: int, operand: jax.Array, *names: str) -> list[jax.Array]:
-        for name in names:
-            kept.read[name].append(operand)
-        return products.forward(operand, [stack(blocks, name) for name in names], layer)
-
-    def normed(name: str, layer: int, x: jax.Array) -> jax.Array:
-        kept.read[name].append(x)
-        return rms_norm(x, blocks[name]["scale"][layer], config.rms_norm_eps)
+    def product(layer: int, operand: jax.Array, *names: str, norm: str = "") -> list[jax.Array]:
+        kept.read[norm or names[0]].append(operand)
+        scales = blocks[norm]["scale"] if norm else None
+        return products.forward(operand, [stack(blocks, name) for name in names], layer, scales)
 
     for layer in range(config.num_layers):
-        [value] = product(layer, normed("attention_norm", layer, x), "value")
+        [value] = product(layer, x, "value", norm="attention_norm")
         [attended] = product(layer, _to_query_heads(config, value), "output")
         x = x + attended
-        gate, up = product(layer, normed("mlp_norm", layer, x), "gate", "up")
+        gate, up = product(layer, x, "gate", "up", norm="mlp_norm")
         kept.made["gate"].append(gate)
         kept.made["up"].append(up)
         [lowered] = product(layer, _gated(gate, up), "down")
@@ -98,6 +95,14 @@ def forward(config: LlamaConfig, products: Products, blocks: Any, x: jax.Array) 
 
 def backward(config: LlamaConfig, products: Products, blocks: Any, kept: Kept, d_x: jax.Array) -> Gradients:
     """The gradients, from that of what `forward` returned."""
+    # All layers at once, and apart from the way forward: XLA would do this one by one inside the chain.
+    read: dict[str, Any] = jax.lax.optimization_barrier({name: jnp.stack(kept.read[name]) for name in kept.read})
+    inverses = {
+        name: jax.lax.rsqrt(jnp.mean(jnp.square(read[name]), -1, keepdims=True) + config.rms_norm_eps) for name in NORMS
+    }
+    units = {name: read[name] * inverses[name] for name in NORMS}
+    normed = {name: units[name] * blocks[name]["scale"][:, None, :] for name in NORMS}
+    read |= {"value": normed["attention_norm"], "gate": normed["mlp_norm"], "up": normed["mlp_norm"]}
     d_results: dict[str, list[jax.Array]] = {name: [] for name in (*KERNELS, *NORMS)}
 
     def product(layer: int, **d_by_name: jax.Array) -> jax.Array:
@@ -105,27 +110,22 @@ def backward(config: LlamaConfig, products: Products, blocks: Any, kept: Kept, d
             d_results[name].insert(0, d_result)
         return products.backward(list(d_by_name.values()), [stack(blocks, name) for name in d_by_name], layer)
 
-    def normed(name: str, layer: int, d_result: jax.Array) -> jax.Array:
-        d_results[name].insert(0, d_result)
-        scale = blocks[name]["scale"][layer]
-        _, pullback = jax.vjp(lambda x: rms_norm(x, scale, config.rms_norm_eps), kept.read[name][layer])
-        return pullback(d_result)[0]
+    def through_norm(name: str, layer: int, d_normed: jax.Array) -> jax.Array:
+        d_results[name].insert(0, d_normed)
+        unit, d_unit = units[name][layer], d_normed * blocks[name]["scale"][layer]
+        return (d_unit - unit * jnp.mean(unit * d_unit, -1, keepdims=True)) * inverses[name][layer]
 
     for layer in reversed(range(config.num_layers)):
         _, pullback = jax.vjp(_gated, kept.made["gate"][layer], kept.made["up"][layer])
         d_gate, d_up = pullback(product(layer, down=d_x))
-        d_x = d_x + normed("mlp_norm", layer, product(layer, gate=d_gate, up=d_up))
+        d_x = d_x + through_norm("mlp_norm", layer, product(layer, gate=d_gate, up=d_up))
         d_heads = product(layer, output=d_x).reshape(-1, config.num_kv_heads, *_shared(config))
         d_value = jnp.sum(d_heads, axis=2).reshape(d_x.shape[0], -1)
-        d_x = d_x + normed("attention_norm", layer, product(layer, value=d_value))
-
-    def norm_gradient(name: str) -> jax.Array:
-        unit = rms_norm(jnp.stack(kept.read[name]), jnp.ones(()), config.rms_norm_eps)
-        return jnp.sum(unit * jnp.stack(d_results[name]), axis=1)
+        d_x = d_x + through_norm("attention_norm", layer, product(layer, value=d_value))
 
     return Gradients(
-        {name: (jnp.stack(kept.read[name]), jnp.stack(d_results[name])) for name in KERNELS},
-        {name: norm_gradient(name) for name in NORMS},
+        {name: (read[name], jnp.stack(d_results[name])) for name in KERNELS},
+        {name: jnp.sum(units[name] * jnp.stack(d_results[name]), axis=1) for name in NORMS},
         d_x,
     )
 
@@ -143,7 +143,7 @@ def through_blocks(config: LlamaConfig, precision: jax.lax.PrecisionLike, blocks
 
 
 def _forward(config: LlamaConfig, precision: jax.lax.PrecisionLike, blocks: Any, x: jax.Array) -> tuple[jax.Array, Any]:
-    x, kept = forward(config, _products(precision), blocks, x)
+    x, kept = forward(config, _products(config, precision), blocks, x)
     return x, (kept, blocks)
 
 
@@ -151,7 +151,7 @@ def _backward(
     config: LlamaConfig, precision: jax.lax.PrecisionLike, saved: Any, d_x: jax.Array
 ) -> tuple[Any, jax.Array]:
     kept, blocks = saved
-    found = backward(config, _products(precision), blocks, kept, d_x)
+    found = backward(config, _products(config, precision), blocks, kept, d_x)
     gradients = jax.tree.map(jnp.zeros_like, blocks)  # and so it stays for queries and keys
     for name, (part, kernel) in KERNELS.items():
         gradients[part][kernel]["kernel"] = jnp.einsum("lti,lto->lio", *found.kernels[name], precision=precision)
@@ -163,15 +163,18 @@ def _backward(
 through_blocks.defvjp(_forward, _backward)
 
 
-def _products(precision: jax.lax.PrecisionLike) -> Products:
+def _products(config: LlamaConfig, precision: jax.lax.PrecisionLike) -> Products:
     dot = partial(jnp.dot, precision=precision)
-    return Products(
-        forward=lambda x, stacks, layer: [dot(x, stack[layer]) for stack in stacks],
-        backward=lambda gradients, stacks, layer: sum(
-            (dot(d, stack[layer].T) for d, stack in zip(gradients[1:], stacks[1:], strict=True)),
-            start=dot(gradients[0], stacks[0][layer].T),
-        ),
-    )
+
+    def forward(x: jax.Array, stacks: list[jax.Array], layer: int, scales: jax.Array | None) -> list[jax.Array]:
+        operand = x if scales is None else rms_norm(x, scales[layer], config.rms_norm_eps)
+        return [dot(operand, stack[layer]) for stack in stacks]
+
+    def backward(gradients: list[jax.Array], stacks: list[jax.Array], layer: int) -> jax.Array:
+        products = [dot(d, stack[layer].T) for d, stack in zip(gradients, stacks, strict=True)]
+        return sum(products[1:], start=products[0])
+
+    return Products(forward, backward)
 
 
 def _gated(gate: jax.Array, up: jax.Array) -> jax.Array:

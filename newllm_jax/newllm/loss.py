@@ -69,8 +69,7 @@ def _forward(
 ) -> tuple[Sums, Any]:
     kernel = kernel.astype(states.dtype)
     logits = product("tbh,hv->tbv", states, kernel, precision) + bias
-    largest = jnp.max(logits, -1)
-    normalizer = largest + jnp.log(jnp.sum(jnp.exp(logits - largest[..., None]), -1))
+    largest, normalizer = _log_normalizer(logits)
     label = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
     sums = Sums(
         loss=jnp.sum(normalizer - label, where=counted),
@@ -80,11 +79,26 @@ def _forward(
     return sums, (kernel, states, targets, counted, logits, normalizer)
 
 
+def _log_normalizer(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The largest logit and the logarithm of the sum of exponentials, over the last axis in one pass."""
+
+    def join(one: tuple[jax.Array, jax.Array], other: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        (largest, total), (value, added) = one, other
+        new = jnp.maximum(largest, value)
+        return new, total * jnp.exp(largest - new) + added * jnp.exp(value - new)
+
+    least = jnp.finfo(logits.dtype).min  # not -inf, whose difference from itself is no number
+    start = jnp.asarray(least, logits.dtype), jnp.zeros((), logits.dtype)
+    largest, total = jax.lax.reduce((logits, jnp.ones_like(logits)), start, join, (logits.ndim - 1,))
+    return largest, largest + jnp.log(total)
+
+
 def _backward(precision: jax.lax.PrecisionLike, saved: Any, cotangents: Sums) -> tuple[Any, ...]:
     kernel, states, targets, counted, logits, normalizer = saved
     named = jax.nn.one_hot(targets, logits.shape[-1])
     weight = jnp.where(counted, cotangents.loss, 0)[..., None]
     d_logits = ((jnp.exp(logits - normalizer[..., None]) - named) * weight).astype(storage_type(precision))
+    d_logits = jax.lax.optimization_barrier(d_logits)  # else they are computed anew for the sum, from wider numbers
     d_states = product("tbv,hv->tbh", d_logits, kernel.astype(d_logits.dtype), precision, states.dtype)
     d_bias = jnp.sum(d_logits, (0, 1), dtype=jnp.float32)
     # Else XLA joins this product with that of the gates, which reads the same states, and copies both to do so.

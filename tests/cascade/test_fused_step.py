@@ -12,6 +12,7 @@ import pytest
 from newllm_jax.cascade import kernels
 from newllm_jax.cascade.fused_step import stage_step
 from newllm_jax.cascade.llama_config import LlamaConfig
+from newllm_jax.cascade.smollm import rms_norm
 from newllm_jax.cascade.stage import Stage, fusible, init_stage, next_token_loss
 from newllm_jax.config import CascadeConfig
 from newllm_jax.training.optimizer import adamw
@@ -71,9 +72,12 @@ def test_products_are_those_of_the_layer(monkeypatch, depth):
     operand = jnp.asarray(draw.standard_normal((32, 192), np.float32))
     gradients = [jnp.asarray(draw.standard_normal((32, 128), np.float32)) for _ in range(2)]
     exact = [np.asarray(stack[1], np.float64) for stack in stacks]
-    found = kernels.forward(operand, stacks, 1, precision=HIGHEST, interpret=True)
-    for one, kernel in zip(found, exact, strict=True):
-        np.testing.assert_allclose(one, np.asarray(operand) @ kernel, rtol=1e-4, atol=1e-4)
+    scales = 1 + jnp.asarray(draw.standard_normal((3, 192), np.float32))
+    normed = rms_norm(operand, scales[1], 1e-5)
+    for given, expected in ((None, operand), (scales, normed)):
+        found = kernels.forward(operand, stacks, 1, given, epsilon=1e-5, precision=HIGHEST, interpret=True)
+        for one, kernel in zip(found, exact, strict=True):
+            np.testing.assert_allclose(one, np.asarray(expected) @ kernel, rtol=1e-4, atol=1e-4)
     expected = sum(np.asarray(d) @ kernel.T for d, kernel in zip(gradients, exact, strict=True))
     found = kernels.backward(gradients, stacks, 1, precision=HIGHEST, interpret=True)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
