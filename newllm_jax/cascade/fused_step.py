@@ -40,9 +40,11 @@ def stage_step(
     """
     hidden, targets = batch
     llama, precision = stage.config, stage.precision
+    how = {"precision": precision, "interpret": interpret}
     products = single_token.Products(
-        partial(kernels.forward, epsilon=llama.rms_norm_eps, precision=precision, interpret=interpret),
-        partial(kernels.backward, precision=precision, interpret=interpret),
+        partial(kernels.forward, epsilon=llama.rms_norm_eps, **how),
+        partial(kernels.backward, **how),
+        partial(kernels.backward_normed, epsilon=llama.rms_norm_eps, **how),
     )
     dot = partial(jnp.dot, precision=precision)
     params = _flat(state.params)
@@ -73,19 +75,19 @@ def stage_step(
     params |= cast(Any, optax.apply_updates(small, updates))
     means |= adam.mu
     squares |= adam.nu
-    squared_norm = jnp.square(optax.tree.norm(gradients))
+    squared = [jnp.square(gradient).ravel() for gradient in gradients.values()]
     for path, (operand, d_result) in factors.items():
         shape = params[path].shape
         trained = kernels.Trained(*(tree[path].reshape(-1, *shape[-2:]) for tree in (params, means, squares)))
-        trained, squared = kernels.adamw(
+        trained, squares_of_tiles = kernels.adamw(
             trained, operand, d_result, adam.count, learning_rate=config.learning_rate,
             weight_decay=config.weight_decay, precision=precision, interpret=interpret,
         )  # fmt: skip
         params[path], means[path], squares[path] = (array.reshape(shape) for array in trained)
-        squared_norm += squared
+        squared.append(squares_of_tiles.ravel())
     adam = adam._replace(mu=unflatten_dict(means), nu=unflatten_dict(squares))
     after = TrainState(unflatten_dict(params), (adam, *others), state.loss_scale)
-    return after, Totals(sums, jnp.sqrt(squared_norm))
+    return after, Totals(sums, jnp.sqrt(jnp.sum(jnp.concatenate(squared))))
 
 
 def _flat(tree: Any) -> dict[Any, jax.Array]:

@@ -82,6 +82,50 @@ def backward(
     return jnp.sum(_products(gradients, stacks, layer, [], True, precision, interpret)[0], 0)
 
 
+def backward_normed(
+    gradients: list[jax.Array],
+    stacks: list[jax.Array],
+    layer: int,
+    scales: jax.Array,
+    x: jax.Array,
+    d_around: jax.Array,
+    *,
+    epsilon: float,
+    precision: Any,
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """`single_token.Products.backward_normed`, likewise: the pieces' sum and the norm's gradient in one kernel."""
+    parts, _ = _products(gradients, stacks, layer, [], True, precision, interpret)
+    d_normed, d_x = pl.pallas_call(
+        partial(_norm_kernel, epsilon),
+        out_shape=[jax.ShapeDtypeStruct(x.shape, jnp.float32)] * 2,
+        grid=(len(x),),
+        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=1),
+        interpret=interpret,
+    )(jnp.array([layer], jnp.int32), parts, scales, x, d_around)
+    return d_normed, d_x
+
+
+def _norm_kernel(epsilon: float, layer: Any, parts: Any, scales: Any, x: Any, d_around: Any, *results: Any) -> None:
+    """One token: its gradient through the norm from the pieces of that of the normed operand."""
+    hidden, row = x.shape[1], pl.program_id(0)
+    width = pl.next_power_of_2(hidden)
+    columns, present = pl.ds(0, width), jax.lax.iota(jnp.int32, width) < hidden
+
+    def load(ref: Any, *index: Any) -> jax.Array:
+        shape = (*[1] * len(index), width)
+        place = ref.at[(*(pl.ds(i, 1) for i in index), columns)]
+        return plgpu.load(place, mask=present.reshape(shape), other=0.0).reshape(width)
+
+    d_normed = sum((load(parts, piece, row) for piece in range(1, parts.shape[0])), start=load(parts, 0, row))
+    value = load(x, row)
+    inverse = jax.lax.rsqrt(jnp.sum(value * value) / hidden + epsilon)
+    unit, d_unit = value * inverse, d_normed * load(scales, layer[0])
+    d_x = load(d_around, row) + (d_unit - unit * (jnp.sum(unit * d_unit) / hidden)) * inverse
+    for ref, result in zip(results, (d_normed, d_x), strict=True):
+        plgpu.store(ref.at[row, columns], result, mask=present)
+
+
 def _products(
     operands: list[jax.Array],
     stacks: list[jax.Array],
@@ -166,7 +210,7 @@ def adamw(
       count: this update's number, from 1.
 
     Returns:
-      The same, written over what was given, and the gradient's sum of squares.
+      The same, written over what was given, and the gradient's sums of squares, by tile.
     """
     layers, inner, outer = trained.param.shape
     corrections = 1 - jnp.array(BETAS) ** count
@@ -181,7 +225,7 @@ def adamw(
         compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=1),
         interpret=interpret,
     )(*trained, operand, d_result, corrections)
-    return Trained(*updated), jnp.sum(squares)
+    return Trained(*updated), squares
 
 
 def _adamw_kernel(

@@ -33,10 +33,16 @@ class Products(NamedTuple):
       forward: (operand `[tokens, in]`, stacks, layer, scales `[layers, in]` of an RMSNorm that the operand goes through
         first, or None) -> by stack, operand @ kernel: `[tokens, out]`.
       backward: (gradients of those, stacks, layer) -> that of the operand, `[tokens, in]`.
+      backward_normed: for an operand that went through an RMSNorm: (gradients, stacks, layer, scales, what went into
+        the norm, gradient of what went around it) -> gradients of the operand and of what went into the norm, with
+        that of what went around it added.
     """
 
     forward: Callable[[jax.Array, list[jax.Array], int, jax.Array | None], list[jax.Array]]
     backward: Callable[[list[jax.Array], list[jax.Array], int], jax.Array]
+    backward_normed: Callable[
+        [list[jax.Array], list[jax.Array], int, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]
+    ]
 
 
 class Kept(NamedTuple):
@@ -95,34 +101,34 @@ def forward(config: LlamaConfig, products: Products, blocks: Any, x: jax.Array) 
 
 def backward(config: LlamaConfig, products: Products, blocks: Any, kept: Kept, d_x: jax.Array) -> Gradients:
     """The gradients, from that of what `forward` returned."""
-    # All layers at once, and apart from the way forward: XLA would do this one by one inside the chain.
-    read: dict[str, Any] = jax.lax.optimization_barrier({name: jnp.stack(kept.read[name]) for name in kept.read})
-    inverses = {
-        name: jax.lax.rsqrt(jnp.mean(jnp.square(read[name]), -1, keepdims=True) + config.rms_norm_eps) for name in NORMS
-    }
-    units = {name: read[name] * inverses[name] for name in NORMS}
-    normed = {name: units[name] * blocks[name]["scale"][:, None, :] for name in NORMS}
-    read |= {"value": normed["attention_norm"], "gate": normed["mlp_norm"], "up": normed["mlp_norm"]}
     d_results: dict[str, list[jax.Array]] = {name: [] for name in (*KERNELS, *NORMS)}
 
-    def product(layer: int, **d_by_name: jax.Array) -> jax.Array:
+    def given(d_by_name: dict[str, jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
         for name, d_result in d_by_name.items():
             d_results[name].insert(0, d_result)
-        return products.backward(list(d_by_name.values()), [stack(blocks, name) for name in d_by_name], layer)
+        return list(d_by_name.values()), [stack(blocks, name) for name in d_by_name]
 
-    def through_norm(name: str, layer: int, d_normed: jax.Array) -> jax.Array:
-        d_results[name].insert(0, d_normed)
-        unit, d_unit = units[name][layer], d_normed * blocks[name]["scale"][layer]
-        return (d_unit - unit * jnp.mean(unit * d_unit, -1, keepdims=True)) * inverses[name][layer]
+    def product(layer: int, **d_by_name: jax.Array) -> jax.Array:
+        return products.backward(*given(d_by_name), layer)
+
+    def normed(norm: str, layer: int, d_around: jax.Array, **d_by_name: jax.Array) -> jax.Array:
+        into, scales = kept.read[norm][layer], blocks[norm]["scale"]
+        d_normed, d_x = products.backward_normed(*given(d_by_name), layer, scales, into, d_around)
+        d_results[norm].insert(0, d_normed)
+        return d_x
 
     for layer in reversed(range(config.num_layers)):
         _, pullback = jax.vjp(_gated, kept.made["gate"][layer], kept.made["up"][layer])
         d_gate, d_up = pullback(product(layer, down=d_x))
-        d_x = d_x + through_norm("mlp_norm", layer, product(layer, gate=d_gate, up=d_up))
+        d_x = normed("mlp_norm", layer, d_x, gate=d_gate, up=d_up)
         d_heads = product(layer, output=d_x).reshape(-1, config.num_kv_heads, *_shared(config))
-        d_value = jnp.sum(d_heads, axis=2).reshape(d_x.shape[0], -1)
-        d_x = d_x + through_norm("attention_norm", layer, product(layer, value=d_value))
+        d_x = normed("attention_norm", layer, d_x, value=jnp.sum(d_heads, axis=2).reshape(d_x.shape[0], -1))
 
+    # All layers at once, and apart from the way forward: XLA would do this one by one inside the chain.
+    read: dict[str, Any] = jax.lax.optimization_barrier({name: jnp.stack(kept.read[name]) for name in kept.read})
+    units = {name: rms_norm(read[name], jnp.ones(()), config.rms_norm_eps) for name in NORMS}
+    operands = {name: units[name] * blocks[name]["scale"][:, None, :] for name in NORMS}
+    read |= {"value": operands["attention_norm"], "gate": operands["mlp_norm"], "up": operands["mlp_norm"]}
     return Gradients(
         {name: (read[name], jnp.stack(d_results[name])) for name in KERNELS},
         {name: jnp.sum(units[name] * jnp.stack(d_results[name]), axis=1) for name in NORMS},
@@ -174,7 +180,19 @@ def _products(config: LlamaConfig, precision: jax.lax.PrecisionLike) -> Products
         products = [dot(d, stack[layer].T) for d, stack in zip(gradients, stacks, strict=True)]
         return sum(products[1:], start=products[0])
 
-    return Products(forward, backward)
+    def backward_normed(
+        gradients: list[jax.Array],
+        stacks: list[jax.Array],
+        layer: int,
+        scales: jax.Array,
+        x: jax.Array,
+        d_around: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:
+        d_normed = backward(gradients, stacks, layer)
+        _, pullback = jax.vjp(lambda x: rms_norm(x, scales[layer], config.rms_norm_eps), x)
+        return d_normed, d_around + pullback(d_normed)[0]
+
+    return Products(forward, backward, backward_normed)
 
 
 def _gated(gate: jax.Array, up: jax.Array) -> jax.Array:
