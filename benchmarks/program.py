@@ -122,7 +122,7 @@ class Program:
         if found["platform"] == "cpu" and found["load_average"] > found["cores"] / 2:
             print(f"warning: the machine is busy (load {found['load_average']:.1f}); the times will be too long, "
                   "PyTorch's most of all", file=sys.stderr)  # fmt: skip
-        command = shlex.join(["python", "-m", f"benchmarks.{self.name}", *sys.argv[1:]])
+        command = shlex.join([*self.parser.prog.split(), *sys.argv[1:]])
         self.results = {"schema_version": SCHEMA_VERSION, "benchmark": self.name, "command": command, **machine}
         self.results["peers"] = "measured" if has_torch() else "absent: PyTorch is not installed"
         return found

@@ -67,28 +67,48 @@ def tilings(load: Load) -> str:
 
 def unmoved(load: Load) -> str:
     """Final figures before and after the fast path."""
-    rows = []
-    for config, seeds in (("baseline", (0,)), ("advanced", (0, 1, 2))):
-        before = [load(f"newllm/{config}-seed{seed}.json")["best"]["val_ppl"] for seed in (0, 1, 2)]
-        after = [load(f"newllm/{config}-fused-bf16-seed{seed}.json")["best"]["val_ppl"] for seed in seeds]
-        rows.append([f"`{config}`, best val PPL", "tf32", _each(before), "bf16", _each(after)])
-    before, after = load("cascade/ratio06.json"), load("cascade/ratio06-single-token.json")
+
+    def perplexities(stem: str, seeds: int) -> str:
+        runs = [load(f"newllm/{stem}-seed{seed}.json") for seed in range(seeds)]
+        return " / ".join(f"{run['best']['val_ppl']:.2f}" for run in runs)
+
+    rows = [
+        ["`baseline`, best val PPL", perplexities("baseline", 3), perplexities("baseline-fused-tf32", 1), "-",
+         perplexities("baseline-fused-bf16-first", 1)],
+        ["`advanced`, best val PPL", perplexities("advanced", 3), perplexities("advanced-fused-tf32", 2),
+         perplexities("advanced-fused-bf16", 3), perplexities("advanced-fused-bf16-first", 3)],
+    ]  # fmt: skip
+    before, after = load("cascade/ratio06.json"), load("cascade/ratio06-fused.json")
     for name, figure in (
         ("stage 1, best hard-token PPL", lambda run: run["stages"][0]["best"]["val_ppl"]),
         ("Base+1, val PPL", lambda run: run["ensemble"][1]["val_ppl"]),
         ("Base+5, val PPL", lambda run: run["ensemble"][-1]["val_ppl"]),
     ):
-        rows.append([f"CASCADE 0.6, {name}", "tf32", number(figure(before)), "tf32", number(figure(after))])
-    return markdown_table(["what", "in", "separate kernels", "in", "fast path"], rows)
+        rows.append([f"CASCADE 0.6, {name}", number(figure(before)), number(figure(after)), "-", "-"])
+    header = ["what", "before, tf32", "fast path, tf32", "fast path, bf16", "its first version, bf16"]
+    return markdown_table(header, rows)
 
 
-def _each(values: list[float]) -> str:
-    return " / ".join(f"{value:.2f}" for value in values)
+def tried(load: Load) -> str:
+    """Pairs of forms, timed side by side, and which was kept."""
+    rows = [
+        [row["what"], f"{row['first_ms']:.3f}", f"{row['second_ms']:.3f}", row["kept"]]
+        for row in load("benchmarks/loops-h200.json")["tried"]
+    ]
+    return markdown_table(["one form / another", "first, ms", "second, ms", "kept"], rows)
+
+
+def products(load: Load) -> str:
+    """The rate of small products in a loop, without a GPU."""
+    rows = [[what, f"{rate:.0f}"] for what, rate in load("benchmarks/products-cpu.json")["rows"]]
+    return markdown_table(["63 x 6 products of 32 x 512 by 512 x 512, one after the other", "GFLOP/s"], rows)
 
 
 SPEED_TABLES: dict[str, Callable[[Load], str]] = {
     "speed": speed,
     "speed loops": loops,
     "speed tilings": tilings,
+    "speed tried": tried,
     "speed unmoved": unmoved,
+    "speed products": products,
 }

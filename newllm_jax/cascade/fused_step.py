@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,9 @@ from newllm_jax.cascade.smollm import rms_norm
 from newllm_jax.cascade.stage import Stage, sums_of
 from newllm_jax.config import CascadeConfig
 from newllm_jax.training.step import Totals, TrainState
+
+Path: TypeAlias = tuple[str, ...]  # of an array in the parameters
+Factors: TypeAlias = dict[Path, tuple[jax.Array, jax.Array]]  # as `single_token.Gradients.kernels` has them
 
 BLOCKS, FINAL_NORM, EMBEDDING = ("backbone", "blocks"), ("backbone", "norm", "scale"), ("embed", "embedding")
 
@@ -36,6 +39,7 @@ def stage_step(
 
     Args:
       batch: `hidden [batch, hidden]` and `targets [batch]`.
+      key: of no use, there is no dropout.
       interpret: without a GPU, for tests.
     """
     hidden, targets = batch
@@ -56,18 +60,31 @@ def stage_step(
     d_residual, d_norm = through_norm(dot(d_logits, embedding))
     found = single_token.backward(llama, products, blocks, kept, d_residual)
 
-    factors: dict[Any, tuple[jax.Array, jax.Array]]
+    factors: Factors
     factors = {(*BLOCKS, *single_token.KERNELS[name], "kernel"): pair for name, pair in found.kernels.items()}
     factors[EMBEDDING] = d_logits[None], last[None]
-    gradients: dict[Any, jax.Array]
+    gradients: dict[Path, jax.Array]
     gradients = {(*BLOCKS, name, "scale"): gradient for name, gradient in found.norms.items()}
     gradients[FINAL_NORM] = d_norm
-    for path in params.keys() - factors.keys() - gradients.keys():  # queries and keys only decay: no gradient ever
-        params[path] += -config.learning_rate * (config.weight_decay * params[path])
+    after, norm = _adamw(config, optimizer, state, factors, gradients, how)
+    return after, Totals(sums, norm)
 
+
+def _adamw(
+    config: CascadeConfig,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    factors: Factors,
+    gradients: dict[Path, jax.Array],
+    how: Any,
+) -> tuple[TrainState, jax.Array]:
+    """The state after an update, and the gradient's norm: each kernel from its factors, the rest by Optax."""
     adam: Any
     adam, *others = cast(Any, state.opt_state)
-    means, squares = _flat(adam.mu), _flat(adam.nu)
+    params, means, squares = _flat(state.params), _flat(adam.mu), _flat(adam.nu)
+    for path in sorted(params.keys() - factors.keys() - gradients.keys()):  # queries and keys: no gradient ever
+        params[path] += -config.learning_rate * (config.weight_decay * params[path])
+
     small, small_means, small_squares = ({path: tree[path] for path in gradients} for tree in (params, means, squares))
     updates, (adam, *others) = cast(
         Any, optimizer.update(gradients, (adam._replace(mu=small_means, nu=small_squares), *others), small)
@@ -79,19 +96,19 @@ def stage_step(
     for path, (operand, d_result) in factors.items():
         shape = params[path].shape
         trained = kernels.Trained(*(tree[path].reshape(-1, *shape[-2:]) for tree in (params, means, squares)))
-        trained, squares_of_tiles = kernels.adamw(
+        trained, sums_of_squares = kernels.adamw(
             trained, operand, d_result, adam.count, learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay, precision=precision, interpret=interpret,
+            weight_decay=config.weight_decay, **how,
         )  # fmt: skip
         params[path], means[path], squares[path] = (array.reshape(shape) for array in trained)
-        squared.append(squares_of_tiles.ravel())
+        squared.append(sums_of_squares.ravel())
     adam = adam._replace(mu=unflatten_dict(means), nu=unflatten_dict(squares))
-    after = TrainState(unflatten_dict(params), (adam, *others), state.loss_scale)
-    return after, Totals(sums, jnp.sqrt(jnp.sum(jnp.concatenate(squared))))
+    after = TrainState(unflatten_dict(params), cast(Any, (adam, *others)), state.loss_scale)
+    return after, jnp.sqrt(jnp.sum(jnp.concatenate(squared)))
 
 
-def _flat(tree: Any) -> dict[Any, jax.Array]:
-    return cast(dict[Any, jax.Array], flatten_dict(tree))
+def _flat(tree: Any) -> dict[Path, jax.Array]:
+    return cast(dict[Path, jax.Array], flatten_dict(tree))
 
 
 def _mean_loss(logits: jax.Array, targets: jax.Array, present: jax.Array) -> tuple[jax.Array, Any]:
