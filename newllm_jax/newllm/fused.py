@@ -15,7 +15,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from newllm_jax.newllm.cell import Backward, CellParams, Forward
-from newllm_jax.newllm.kernel import Tiling, backward_kernel, forward_kernel
+from newllm_jax.newllm.group import Tiling
+from newllm_jax.newllm.kernel import backward_kernel, forward_kernel
 from newllm_jax.training.precision import product, storage_type
 
 

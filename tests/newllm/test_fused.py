@@ -9,7 +9,7 @@ import pytest
 
 from newllm_jax.newllm import fused
 from newllm_jax.newllm.cell import CellParams
-from newllm_jax.newllm.kernel import Tiling
+from newllm_jax.newllm.group import Tiling
 from newllm_jax.newllm.recurrence import backward_loop, forward_loop
 
 pytestmark = pytest.mark.quick
