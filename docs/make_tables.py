@@ -167,16 +167,15 @@ def render(text: str) -> str:
 
 
 def main() -> int:
-    check, stale = "--check" in sys.argv, False
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        if render(text) == text:
-            continue
-        stale = True
+    check = "--check" in sys.argv
+    before = {page: page.read_text(encoding="utf-8") for page in PAGES}
+    after = {page: render(text) for page, text in before.items()}  # all, before any is written
+    stale = [page for page in PAGES if after[page] != before[page]]
+    for page in stale:
         print(f"{page.relative_to(ROOT)} {'is not up to date' if check else 'written'}")
         if not check:
-            page.write_text(render(text), encoding="utf-8")
-    return int(check and stale)
+            page.write_text(after[page], encoding="utf-8")
+    return int(check and bool(stale))
 
 
 if __name__ == "__main__":

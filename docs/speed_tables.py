@@ -79,11 +79,13 @@ def unmoved(load: Load) -> str:
          perplexities("advanced-fused-bf16", 3), perplexities("advanced-fused-bf16-first", 3)],
     ]  # fmt: skip
     before, after = load("cascade/ratio06.json"), load("cascade/ratio06-fused.json")
-    for name, figure in (
-        ("stage 1, best hard-token PPL", lambda run: run["stages"][0]["best"]["val_ppl"]),
-        ("Base+1, val PPL", lambda run: run["ensemble"][1]["val_ppl"]),
-        ("Base+5, val PPL", lambda run: run["ensemble"][-1]["val_ppl"]),
-    ):
+    figures: list[tuple[str, Callable[[Any], float]]] = [
+        (f"stage {number}, best hard-token PPL", lambda run, at=number - 1: run["stages"][at]["best"]["val_ppl"])
+        for number in range(1, 6)
+    ]
+    figures.append(("Base+1, val PPL", lambda run: run["ensemble"][1]["val_ppl"]))
+    figures.append(("Base+5, val PPL", lambda run: run["ensemble"][-1]["val_ppl"]))
+    for name, figure in figures:
         rows.append([f"CASCADE 0.6, {name}", number(figure(before)), number(figure(after)), "-", "-"])
     header = ["what", "before, tf32", "fast path, tf32", "fast path, bf16", "its first version, bf16"]
     return markdown_table(header, rows)

@@ -131,9 +131,9 @@ def finetune(
         })  # fmt: skip
 
         optimizer = adamw(config.learning_rate, config.weight_decay)
-        trained = base.model.clone(precision=PRECISIONS[precision])
+        in_training = base.model.clone(precision=PRECISIONS[precision])
         trainer = Trainer(
-            make_updates(partial(train_step, sequence_loss(trained), optimizer)),
+            make_updates(partial(train_step, sequence_loss(in_training), optimizer)),
             make_evaluation(sequence_loss(base.model)),
             optax.constant_schedule(config.learning_rate),
             None,

@@ -78,7 +78,10 @@ def _adamw(
     gradients: dict[Path, jax.Array],
     how: Any,
 ) -> tuple[TrainState, jax.Array]:
-    """The state after an update, and the gradient's norm: each kernel from its factors, the rest by Optax."""
+    """The state after an update, and the gradient's norm: each kernel from its factors, the rest by `optimizer`.
+
+    It is `optimizer.adamw` of the configuration, as `kernels.adamw` is.
+    """
     adam: Any
     adam, *others = cast(Any, state.opt_state)
     params, means, squares = _flat(state.params), _flat(adam.mu), _flat(adam.nu)

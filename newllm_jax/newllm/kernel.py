@@ -2,7 +2,7 @@
 
 Texts are independent, so a *group* of thread blocks takes some rows of the batch through all steps by itself. Within a
 layer each block computes its own share of the columns; then the group meets at a counter in device memory, since the
-next layer reads all of them. What the others need not see by then is written, and what no block writes is loaded,
+next layer reads all of them. What the others need not see by then is written, and what none of them writes is loaded,
 between a block's arrival and the end of its wait.
 
 Written for Pallas's Triton backend. Every address is written once and read after a meeting only, so that no cache of a

@@ -80,7 +80,17 @@ def _forward(
 
 
 def _log_normalizer(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The largest logit and the logarithm of the sum of exponentials, over the last axis in one pass."""
+    """The largest logit and the logarithm of the sum of exponentials, over the last axis."""
+    return jax.lax.platform_dependent(logits, cpu=_in_two_passes, default=_in_one_pass)
+
+
+def _in_two_passes(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    largest = jnp.max(logits, -1)
+    return largest, largest + jnp.log(jnp.sum(jnp.exp(logits - largest[..., None]), -1))
+
+
+def _in_one_pass(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """For GPUs, which wait for memory; a CPU would compute for longer than it reads."""
 
     def join(one: tuple[jax.Array, jax.Array], other: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         (largest, total), (value, added) = one, other

@@ -70,7 +70,11 @@ def scan(
     precision: jax.lax.PrecisionLike,
     fused: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """`scan_plain` with the backward pass described above; `fused`: its loops are those of `fused.py`."""
+    """`scan_plain` with the backward pass described above.
+
+    Args:
+      fused: whether its loops are those of `fused.py`, whose hidden states are of the precision's `storage_type`.
+    """
     return _forward(params, context, tokens, seeds, dropout, precision, fused)[0]
 
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from newllm_jax.errors import InputError
 
-# bf16 and fp16 round the float32 operands inside each product; its sums and its result are float32.
+# bf16 and fp16 round the float32 operands inside each product; its sums are float32, and so is its result unless
+# `storage_type` says that it may be kept narrower.
 PRECISIONS: dict[str, Any] = {
     "fp32": jax.lax.Precision.HIGHEST,
     "tf32": jax.lax.Precision.HIGH,

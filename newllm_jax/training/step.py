@@ -38,7 +38,7 @@ class Sums:
 
     Attributes:
       loss: summed cross-entropy (nats).
-      hits: targets that the arg-max of the logits named.
+      hits: targets whose logit is the largest; of equal ones the first alone need count.
       count: targets.
     """
 

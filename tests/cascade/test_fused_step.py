@@ -21,9 +21,16 @@ from newllm_jax.training.step import init_state, train_step
 pytestmark = pytest.mark.quick
 
 BATCH = 16
+HIDDEN = 192  # no power of two, as that of SmolLM2
 STAGE = Stage(
     LlamaConfig(
-        vocab_size=128, hidden_size=128, intermediate_size=192, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=32
+        vocab_size=128,
+        hidden_size=HIDDEN,
+        intermediate_size=256,
+        num_layers=2,
+        num_heads=6,
+        num_kv_heads=2,
+        head_dim=32,
     )
 )
 KEY, HIGHEST = jax.random.key(0), jax.lax.Precision.HIGHEST
@@ -32,7 +39,7 @@ KEY, HIGHEST = jax.random.key(0), jax.lax.Precision.HIGHEST
 @pytest.fixture(scope="module")
 def batch():
     draw = np.random.default_rng(0)
-    hidden = jnp.asarray(draw.standard_normal((BATCH, 128), np.float32))
+    hidden = jnp.asarray(draw.standard_normal((BATCH, HIDDEN), np.float32))
     return hidden, jnp.asarray(draw.integers(0, 128, BATCH), jnp.int32)
 
 

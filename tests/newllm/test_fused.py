@@ -19,8 +19,8 @@ HIGHEST = jax.lax.Precision.HIGHEST
 ALONE = Tiling(rows=16, blocks=1, depth=16, warps=4, stages=1)  # the interpreter runs one block after the other
 
 
-@pytest.fixture(scope="module")
-def inputs():
+@pytest.fixture(scope="module", params=[LAYERS, 2])
+def inputs(request):
     draw = np.random.default_rng(0)
 
     def array(*shape: int) -> jax.Array:
@@ -28,7 +28,7 @@ def inputs():
 
     params = CellParams(
         context_in=array(CONTEXT, HIDDEN),
-        hidden=tuple((array(HIDDEN, HIDDEN), array(HIDDEN)) for _ in range(LAYERS - 1)),
+        hidden=tuple((array(HIDDEN, HIDDEN), array(HIDDEN)) for _ in range(request.param - 1)),
         gates=(array(HIDDEN, 3 * CONTEXT), array(3 * CONTEXT)),
         norm=(1 + 20 * array(CONTEXT), array(CONTEXT)),  # large, so that some of the context is clipped
     )

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from newllm_jax.newllm.loss import cross_entropy
+from newllm_jax.newllm.loss import _in_one_pass, _in_two_passes, cross_entropy
 
 HIGHEST = jax.lax.Precision.HIGHEST
 TIME, BATCH, HIDDEN, VOCABULARY = 5, 3, 8, 11
@@ -65,3 +65,23 @@ def test_counts_only_what_is_counted(inputs):
     one, two = (cross_entropy(HIGHEST, *floats, ids, counted) for ids in (targets, other))
     assert one == two
     assert int(one.count) == int(counted.sum())
+
+
+def test_nothing_counted_is_nothing_lost(inputs):
+    *floats, targets, counted = inputs
+    value, gradients = jax.value_and_grad(
+        lambda *floats: cross_entropy(HIGHEST, *floats, targets, jnp.zeros_like(counted)).loss, (0, 1, 2)
+    )(*floats)
+    assert float(value) == 0
+    assert not any(np.any(gradient) for gradient in gradients)
+
+
+@pytest.mark.parametrize("normalizer", [_in_one_pass, _in_two_passes])
+def test_the_logarithm_of_the_sum_of_exponentials(normalizer):
+    logits = np.random.default_rng(0).normal(scale=30, size=(4, 7, 300)).astype(np.float32)
+    logits[0, 0] = -400
+    largest, found = normalizer(jnp.asarray(logits))
+    wide = logits.astype(np.float64)
+    expected = wide.max(-1) + np.log(np.exp(wide - wide.max(-1, keepdims=True)).sum(-1))
+    assert (largest == logits.max(-1)).all()
+    np.testing.assert_allclose(found, expected, rtol=1e-6)

@@ -108,6 +108,15 @@ def test_dropout_is_drawn_anew_for_every_step_and_layer_and_off_in_evaluation(pa
     assert (run(params, ids)[0] == run(params, ids, model=MODEL.clone(dropout=0.0))[0]).all()
 
 
+def test_many_ids_read_a_table_of_the_words_few_do_not(params, ids):
+    text = jnp.tile(ids[:1], (1, -(-MODEL.vocabulary_size // ids.shape[1])))
+    assert text.size >= MODEL.vocabulary_size > 1
+    whole, context = run(params, text)[0], None
+    for place in range(text.shape[1]):
+        logits, context = run(params, text[:, place : place + 1], context)
+        np.testing.assert_allclose(logits[:, 0], whole[:, place], atol=1e-5)
+
+
 def test_the_loss_counts_words_not_padding(params):
     loss = next_word_loss(MODEL)
     ids = jnp.array([[2, 5, 7, 3, 0, 0], [2, 6, 8, 9, 4, 3]])
