@@ -113,7 +113,7 @@ class ContextVectorLM(nn.Module):
     def hidden_states(
         self, ids: jax.Array, context: jax.Array | None = None, *, deterministic: bool = True
     ) -> tuple[jax.Array, jax.Array]:
-        """As `__call__`, but the last hidden states `[time, batch, hidden]`, as they are kept, in place of the logits."""
+        """As `__call__`, but the last hidden states `[time, batch, hidden]`, as they are kept, instead of logits."""
         initial = self.initial_context(ids.shape[0]) if context is None else context
         if ids.size < self.vocabulary_size:
             tokens = self.token_in(self.embed(ids.T))
