@@ -30,13 +30,15 @@ class Work:
 def newllm_update(config: NewLLMConfig, vocabulary: int) -> Work:
     """One update of New-LLM: all steps of a batch, forward and backward, clipping, Adam."""
     embed, hidden, context = config.embed_dim, config.hidden_dim, config.context_dim
-    kernels = hidden * (embed + context + (config.num_layers - 1) * hidden + 3 * context + vocabulary)
+    repeated = hidden * (context + (config.num_layers - 1) * hidden + 3 * context + vocabulary)
+    kernels = repeated + hidden * embed
     biases = config.num_layers * hidden + 3 * context + vocabulary
     weights = kernels + biases + 2 * context + vocabulary * embed
     positions = config.batch_size * (config.sequence_length - 1)
     activations = positions * (embed + hidden + config.num_layers * hidden + 4 * context + vocabulary)
+    words = min(positions, vocabulary)  # a word's part of the first layer is the same in all its places
     return Work(
-        flops=3 * 2 * positions * kernels, bytes=FLOAT * ((PASSES + 1) * weights + 3 * activations)
+        flops=3 * 2 * (positions * repeated + words * hidden * embed), bytes=FLOAT * ((PASSES + 1) * weights + 3 * activations)
     )  # fmt: skip
 
 

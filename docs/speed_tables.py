@@ -78,7 +78,8 @@ def unmoved(load: Load) -> str:
         ["`advanced`, best val PPL", perplexities("advanced", 3), perplexities("advanced-fused-tf32", 2),
          perplexities("advanced-fused-bf16", 3), perplexities("advanced-fused-bf16-first", 3)],
     ]  # fmt: skip
-    before, after = load("cascade/ratio06.json"), load("cascade/ratio06-fused.json")
+    before = [load(f"cascade/{stem}.json") for stem in ("ratio06", "ratio06-single-token")]
+    after = load("cascade/ratio06-fused.json")
     figures: list[tuple[str, Callable[[Any], float]]] = [
         (f"stage {number}, best hard-token PPL", lambda run, at=number - 1: run["stages"][at]["best"]["val_ppl"])
         for number in range(1, 6)
@@ -86,7 +87,9 @@ def unmoved(load: Load) -> str:
     figures.append(("Base+1, val PPL", lambda run: run["ensemble"][1]["val_ppl"]))
     figures.append(("Base+5, val PPL", lambda run: run["ensemble"][-1]["val_ppl"]))
     for name, figure in figures:
-        rows.append([f"CASCADE 0.6, {name}", number(figure(before)), number(figure(after)), "-", "-"])
+        rows.append(
+            [f"CASCADE 0.6, {name}", " / ".join(map(number, map(figure, before))), number(figure(after)), "-", "-"]
+        )
     header = ["what", "before, tf32", "fast path, tf32", "fast path, bf16", "its first version, bf16"]
     return markdown_table(header, rows)
 
