@@ -38,8 +38,9 @@ def newllm_update(config: NewLLMConfig, vocabulary: int) -> Work:
     activations = positions * (embed + hidden + config.num_layers * hidden + 4 * context + vocabulary)
     words = min(positions, vocabulary)  # a word's part of the first layer is the same in all its places
     return Work(
-        flops=3 * 2 * (positions * repeated + words * hidden * embed), bytes=FLOAT * ((PASSES + 1) * weights + 3 * activations)
-    )  # fmt: skip
+        flops=3 * 2 * (positions * repeated + words * hidden * embed),
+        bytes=FLOAT * ((PASSES + 1) * weights + 3 * activations),
+    )
 
 
 def block_kernels(llama: LlamaConfig) -> tuple[int, int]:
