@@ -110,7 +110,8 @@ def _norm_kernel(epsilon: float, layer: Any, parts: Any, scales: Any, x: Any, d_
     """One token: its gradient through the norm from the pieces of that of the normed operand."""
     hidden, row = x.shape[1], pl.program_id(0)
     width = pl.next_power_of_2(hidden)
-    columns, present = pl.ds(0, width), jax.lax.iota(jnp.int32, width) < hidden
+    # The start is computed, for JAX from 0.12 on refuses a slice that it sees to be too wide, whatever the mask.
+    columns, present = pl.ds(row * 0, width), jax.lax.iota(jnp.int32, width) < hidden
 
     def load(ref: Any, *index: Any) -> jax.Array:
         shape = (*[1] * len(index), width)
