@@ -4,7 +4,8 @@ Operations are those of the matrix products (a multiply and an add are two); the
 each of the forward pass. Bytes are the fewest that a forward pass, a backward pass and an optimiser one after the other
 can move: float32, every weight read by both passes, its gradient written and read, Adam's two moments and the weight
 read and written (ten passes; clipping by the global norm reads the gradients once more), and what a product or the loss
-reads written once and read once by each pass. Weights read again at every time step are taken to stay in the cache.
+reads written once and read once by each pass. Weights read again at every time step are taken to stay in the cache. A
+stage whose optimiser forms the gradients itself moves fewer.
 """
 
 from __future__ import annotations
