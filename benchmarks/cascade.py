@@ -65,7 +65,7 @@ def compare(
     chunks = arguments.chunks or (CPU_CHUNKS if cpu else PUBLISHED_CHUNKS)
     config = config.override({"train_chunks": chunks})
     task = {
-        "config": config.to_dict(), "precision": environment["precision"], "real": real,
+        "config": config.to_dict(), "precision": arguments.precision, "real": real,
         "repeats": arguments.repeats or (2 if cpu else 7), "updates": arguments.updates or (2 if cpu else 200),
         "agreement_updates": 1 if cpu else 16, "llama": dataclasses.asdict(LlamaConfig()),
         "token_count": CPU_TOKENS if cpu else PUBLISHED_TOKENS,

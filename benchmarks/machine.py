@@ -36,8 +36,9 @@ def device_slug(device: str) -> str:
 
 
 def measure(task: dict[str, Any]) -> dict[str, Any]:
-    """The environment with `precision` resolved, and where the task asks for them the ceilings of the device."""
-    found = environment(resolve_precision(task["precision"]))
+    """The environment, and where the task asks for them the ceilings of the device. A bad precision is refused."""
+    resolve_precision(task["precision"])
+    found = environment(task["precision"])
     for package in ("torch", "transformers"):
         try:
             found[package] = version(package)

@@ -77,12 +77,12 @@ def compare(program: Program, configs: dict[str, NewLLMConfig], peers: list[str]
     for name, config in configs.items():
         data = load_wikitext(config)
         task = prepare(program, name, config, data, (updates, repeats, 2 if cpu else 16))
-        task["precision"] = environment["precision"]
+        task["precision"] = program.arguments.precision
         ours = program.measure("benchmarks.ours_newllm:measure", task, f"{name}: newllm_jax", fatal=True)
         rows = [{"name": "newllm_jax", **ours}]
         for precision in names(program.arguments.also, list(PRECISIONS), "also"):
-            row = program.measure("benchmarks.ours_newllm:measure", task | {"precision": precision},
-                                  f"{name}: newllm_jax, {precision}")  # fmt: skip
+            other = task | {"config": config.override({"precision": precision}).to_dict()}
+            row = program.measure("benchmarks.ours_newllm:measure", other, f"{name}: newllm_jax, {precision}")
             rows.append({"name": "newllm_jax", **row})
         for kind in peers if has_torch() else []:
             limit = program.arguments.compile_limit if "compile" in kind else None

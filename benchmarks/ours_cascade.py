@@ -24,7 +24,7 @@ from newllm_jax.cascade.stage import Stage, init_stage, stage_config
 from newllm_jax.cascade.stage_trainer import StageTrainer
 from newllm_jax.cascade.weights import save_model
 from newllm_jax.config import CascadeConfig
-from newllm_jax.training.precision import PRECISIONS
+from newllm_jax.training.precision import PRECISIONS, resolve_precision
 from newllm_jax.training.step import init_state
 
 
@@ -68,12 +68,12 @@ def synthetic_tokens(path: str, tokens: int, llama: LlamaConfig) -> None:
     np.savez(path, hidden=hidden, targets=(ranks - 1).astype(np.int32))
 
 
-def stage_training(config: CascadeConfig, precision: str, llama: LlamaConfig, path: str, updates: int) -> JaxTraining:
+def stage_training(config: CascadeConfig, llama: LlamaConfig, path: str, updates: int) -> JaxTraining:
     """The training of stage 1 as `StageTrainer` makes it."""
+    precision = resolve_precision(config.precision)
     stage = Stage(stage_config(llama, config.stage_layers), PRECISIONS[precision])
-    made = StageTrainer(
-        stage, config, precision, cast(Any, None), print, 0.0
-    )  # its run directory is for `train_stage` only
+    no_run = cast(Any, None)  # its run directory is for `train_stage` only
+    made = StageTrainer(stage, config, precision, no_run, print, 0.0)
     with np.load(path) as tokens:
         data = tokens["hidden"], tokens["targets"]
     order = orders(config.seed, len(data[1]), config.batch_size, updates)
@@ -88,12 +88,12 @@ def measure_stage(task: dict[str, Any]) -> dict[str, Any]:
     if not task["real"]:
         synthetic_tokens(task["tokens"], task["token_count"], llama)
     needed = updates_needed(task["updates"], task["repeats"], task["agreement_updates"])
-    ours = stage_training(config, task["precision"], llama, task["tokens"], needed)
+    ours = stage_training(config, llama, task["tokens"], needed)
     np.save(task["order"], np.asarray(ours.order))
     parameters = write_weights(Path(task["weights"]), ours.state.params)
-    row = {"parameters": parameters, "precision": task["precision"], "token_count": len(ours.data[1])}
+    row = {"parameters": parameters, "precision": resolve_precision(config.precision), "token_count": len(ours.data[1])}
     row |= time_updates(ours, task["updates"], task["repeats"]) | jax_memory()
     row["planned_memory_bytes"] = ours.planned_bytes
     del ours
-    strict = stage_training(config, "fp32", llama, task["tokens"], needed)
+    strict = stage_training(config.override({"precision": "fp32"}), llama, task["tokens"], needed)
     return {**row, "losses_strict": loss_curve(strict, task["agreement_updates"])}

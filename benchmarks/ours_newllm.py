@@ -13,7 +13,7 @@ from benchmarks.ours import JaxTraining, write_weights
 from benchmarks.timing import loss_curve, time_updates, updates_needed
 from newllm_jax.config import NewLLMConfig
 from newllm_jax.newllm.run import init_params
-from newllm_jax.newllm.trainer import build, training_model
+from newllm_jax.newllm.trainer import build, training_model, training_precision
 from newllm_jax.training.step import epoch_order, init_state
 
 
@@ -24,11 +24,9 @@ def orders(seed: int, examples: int, batch: int, updates: int) -> np.ndarray:
     return flat[: updates * batch].reshape(updates, batch)
 
 
-def training(
-    config: NewLLMConfig, precision: str, vocabulary: int, sequences: np.ndarray, updates: int, seed: int = 0
-) -> JaxTraining:
+def training(config: NewLLMConfig, vocabulary: int, sequences: np.ndarray, updates: int, seed: int = 0) -> JaxTraining:
     """The training of a configuration from its own initial weights. `seed` is that of dropout alone."""
-    model = training_model(config, vocabulary, precision)
+    model = training_model(config, vocabulary, training_precision(config))
     trainer, optimizer = build(config, model, steps_per_epoch(config, len(sequences)))
     state = init_state(init_params(model, config.seed), optimizer)
     order = orders(config.seed, len(sequences), config.batch_size, updates)
@@ -50,14 +48,14 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     sequences, vocabulary = np.load(task["sequences"]), task["vocabulary"]
     updates, repeats = task["updates"], task["repeats"]
     needed = updates_needed(updates, repeats, task["agreement_updates"])
-    ours = training(config, task["precision"], vocabulary, sequences, needed)
+    ours = training(config, vocabulary, sequences, needed)
     parameters = write_weights(Path(task["weights"]), ours.state.params)
-    row = {"parameters": parameters, "precision": task["precision"], "dropout": config.dropout}
+    row = {"parameters": parameters, "precision": training_precision(config), "dropout": config.dropout}
     row |= time_updates(ours, updates, repeats) | jax_memory() | {"planned_memory_bytes": ours.planned_bytes}
-    other = training(config, task["precision"], vocabulary, sequences, needed, seed=1)
+    other = training(config, vocabulary, sequences, needed, seed=1)
     row["losses_other_dropout"] = time_updates(other, updates, repeats)["losses"]
-    plain = config.override({"dropout": 0.0})
-    row["losses_strict"] = loss_curve(training(plain, "fp32", vocabulary, sequences, needed), task["agreement_updates"])
+    plain = config.override({"dropout": 0.0, "precision": "fp32"})
+    row["losses_strict"] = loss_curve(training(plain, vocabulary, sequences, needed), task["agreement_updates"])
     return row
 
 
@@ -76,10 +74,11 @@ def measure_sizes(task: dict[str, Any]) -> dict[str, Any]:
             shape = (config.batch_size * 2, config.sequence_length)
             sequences = np.random.default_rng(0).integers(1, vocabulary, shape).astype(np.uint16)
         row: dict[str, Any] = {**size, "batch_size": config.batch_size, "sequence_length": config.sequence_length}
+        row["precision"] = training_precision(config)
         updates, repeats = task["updates"], task["repeats"]
         needed = updates_needed(updates, repeats)
         try:
-            ours = training(config, task["precision"], vocabulary, sequences, needed)
+            ours = training(config, vocabulary, sequences, needed)
             measured = time_updates(ours, updates, repeats)
             targets = np.count_nonzero(sequences[np.asarray(ours.order)][..., 1:]) / needed
         except jax.errors.JaxRuntimeError as error:

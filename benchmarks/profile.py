@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
         environment = program.start(arguments.precision, ceilings=False)
         folder = Path(arguments.trace).absolute() if arguments.trace else program.folder / "trace"
         updates = arguments.updates or (1 if environment["platform"] == "cpu" else 5)
-        task = {"what": arguments.what, "updates": updates, "precision": environment["precision"]}
+        task = {"what": arguments.what, "updates": updates, "precision": arguments.precision}
         task["trace"] = str(folder)
         steps = program.measure("benchmarks.profile:measure", task, f"trace of {arguments.what}", fatal=True)
         kernels, device = read_trace(folder)
@@ -65,47 +65,49 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     import jax
 
     system, name = task["what"].split(":")
-    run, steps, unit = (newllm if system == "newllm" else cascade)(name, task)
+    run, steps, unit, precision = (newllm if system == "newllm" else cascade)(name, task)
     run()
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0  # its events would crowd out the kernels
     with jax.profiler.trace(task["trace"], profiler_options=options):
         run()
-    return {"steps": steps, "unit": unit}
+    return {"steps": steps, "unit": unit, "precision": precision}
 
 
-def newllm(name: str, task: dict[str, Any]) -> tuple[Callable[[], Any], int, str]:
+def newllm(name: str, task: dict[str, Any]) -> tuple[Callable[[], Any], int, str, str]:
     """The updates of a configuration on synthetic ids."""
     import numpy as np
 
     from benchmarks.ours_newllm import training
     from newllm_jax.config import load_config
+    from newllm_jax.newllm.trainer import training_precision
 
-    config = load_config(name)
+    config = load_config(name, {"precision": task["precision"]})
     shape = (config.batch_size, config.sequence_length)
     sequences = np.random.default_rng(0).integers(1, VOCABULARY, shape).astype(np.uint16)
     updates = task["updates"]
-    ours = training(config, task["precision"], VOCABULARY, sequences, 2 * updates)
+    ours = training(config, VOCABULARY, sequences, 2 * updates)
     ours.prepare()
-    return lambda: ours.run(updates), config.sequence_length - 1, "time step"
+    return lambda: ours.run(updates), config.sequence_length - 1, "time step", training_precision(config)
 
 
-def cascade(name: str, task: dict[str, Any]) -> tuple[Callable[[], Any], int, str]:
+def cascade(name: str, task: dict[str, Any]) -> tuple[Callable[[], Any], int, str, str]:
     """The updates of a stage, or batches of chunks through a base with random weights."""
     from benchmarks.ours_cascade import base_and_chunks, stage_training, synthetic_tokens
     from newllm_jax.cascade.extraction import batch_chunks, extract
     from newllm_jax.cascade.llama_config import LlamaConfig
     from newllm_jax.config import CascadeConfig
+    from newllm_jax.training.precision import resolve_precision
 
-    config, updates = CascadeConfig(), task["updates"]
+    config, updates = CascadeConfig(precision=task["precision"]), task["updates"]
     if name == "stage":
         path = str(Path(task["folder"]) / "tokens.npz")
         synthetic_tokens(path, config.batch_size, LlamaConfig())
-        ours = stage_training(config, task["precision"], LlamaConfig(), path, 2 * updates)
+        ours = stage_training(config, LlamaConfig(), path, 2 * updates)
         ours.prepare()
-        return lambda: ours.run(updates), config.stage_layers, "layer"
+        return lambda: ours.run(updates), config.stage_layers, "layer", resolve_precision(config.precision)
     base, params, chunks = base_and_chunks(config.override({"train_chunks": updates * batch_chunks()}), real=False)
-    return lambda: extract(base, params, chunks, config.criterion), base.config.num_layers, "layer"
+    return lambda: extract(base, params, chunks, config.criterion), base.config.num_layers, "layer", "fp32"
 
 
 def read_trace(folder: Path) -> tuple[list[Kernel], str]:
@@ -194,7 +196,7 @@ def profile_text(results: dict[str, Any], top: int) -> str:
     ])  # fmt: skip
     left = len(results["kernels"]) - top
     return (
-        f"{results['what']}, {results['environment']['device']}, {results['environment']['precision']}, "
+        f"{results['what']}, {results['environment']['device']}, {results['precision']}, "
         f"{results['updates']} updates, {results['of']}\n"
         f"an update: {results['span_us_per_update']:,.0f} us from its first kernel to its last, "
         f"{results['busy_us_per_update']:,.0f} us in {results['kernels_per_update']:,.0f} kernels, "

@@ -49,7 +49,7 @@ def over_sizes(
     by_length = arguments.sweep == "length"
     chosen = chosen or (LENGTHS if by_length else BATCHES)[: 2 if cpu else None]
     task: dict[str, Any] = {
-        "precision": environment["precision"], "vocabulary": VOCABULARY, "sequences": None,
+        "vocabulary": VOCABULARY, "sequences": None,
         "updates": arguments.updates or (1 if cpu else 20), "repeats": arguments.repeats or (2 if cpu else 5),
     }  # fmt: skip
     program.results["data"] = "synthetic ids" if by_length else None

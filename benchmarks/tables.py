@@ -30,7 +30,6 @@ def machine_table(results: dict[str, Any]) -> str:
     return markdown_table(["machine", "value"], [
         ["device", f"{environment['device']}, {environment['cores']} cores"],
         ["versions", f"jax {environment['jax']}, torch {torch}, Python {environment['python']}"],
-        ["precision", environment["precision"]],
         ["large product, TFLOP/s", rates],
         ["large copy, GB/s", f"{ceilings['bytes_per_second'] / 1e9:.4g}"],
         ["load when it began", f"{environment['load_average']:.1f}"],

@@ -16,7 +16,7 @@ from newllm_jax.config import NewLLMConfig
 from newllm_jax.errors import InputError
 from newllm_jax.newllm.loss import next_word_loss
 from newllm_jax.newllm.run import SYSTEM, NewLLMRun, check_same_data, init_params, resumed_newllm_config
-from newllm_jax.newllm.trainer import build, training_model
+from newllm_jax.newllm.trainer import build, training_model, training_precision
 from newllm_jax.newllm.wikitext import Wikitext, load_wikitext
 from newllm_jax.report.plots import save_curves
 from newllm_jax.report.progress import TrainingProgress, boxed
@@ -27,7 +27,6 @@ from newllm_jax.training.checkpoint import Checkpoints
 from newllm_jax.training.early_stopping import best_epoch
 from newllm_jax.training.loop import evaluate, fit, stopped_early
 from newllm_jax.training.loss_scale import initial_loss_scale
-from newllm_jax.training.precision import resolve_precision
 from newllm_jax.training.step import init_state, make_evaluation
 
 Narrate = Callable[[str], None]
@@ -73,11 +72,11 @@ def train_newllm(
         if resume is not None:
             run = stack.enter_context(RunDir.open(resume))
             config = resumed_newllm_config(run, overrides or {})
-            precision = resolve_precision(config.precision)
+            precision = training_precision(config)
             data = load_wikitext(config)
         else:
             config = (config or NewLLMConfig()).override(overrides or {})
-            precision = resolve_precision(config.precision)
+            precision = training_precision(config)
             data = load_wikitext(config)
             run = stack.enter_context(RunDir.create(run_root, f"{name}{'-builtin' if data.fallback else ''}"))
         model = training_model(config, len(data.tokenizer), precision)

@@ -27,12 +27,23 @@ def restrict(logits: jax.Array, sampling: Sampling) -> jax.Array:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def next_word(
-    model: ContextVectorLM, sampling: Sampling, params: Params, context: jax.Array, word: jax.Array, key: jax.Array
+    model: ContextVectorLM,
+    sampling: Sampling,
+    params: Params,
+    context: jax.Array,
+    word: jax.Array,
+    key: jax.Array,
+    position: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Feeds a word (scalar id) to `context [1, context]`: the word chosen after it, and the context vector by then."""
+    """Feeds a word (scalar id) to `context [1, context]`: the word chosen after it, and the context vector by then.
+
+    Args:
+      key: of the whole text.
+      position: of the chosen word in it; each has a draw of its own.
+    """
     logits, context = model.apply({"params": params}, word[None, None], context)  # type: ignore[misc]
     logits = restrict(logits[0, 0], sampling)
-    return choose(logits, sampling, key), context
+    return choose(logits, sampling, jax.random.fold_in(key, position)), context
 
 
 def generate(
@@ -61,8 +72,7 @@ def _words(run: NewLLMRun, prompt: str, max_words: int, seed: int, sampling: Sam
         context = _read(run.model, run.params, context, jnp.array([[index]]))
     word, key = jnp.int32(last), jax.random.key(seed)
     for position in range(max_words):
-        chosen = jax.random.fold_in(key, position)
-        word, context = next_word(run.model, sampling, run.params, context, word, chosen)
+        word, context = next_word(run.model, sampling, run.params, context, word, key, position)
         if int(word) == EOS:
             return
         yield run.tokenizer.words[int(word)]

@@ -10,11 +10,10 @@ import jax.numpy as jnp
 
 from newllm_jax.config import NewLLMConfig
 from newllm_jax.newllm.run import SYSTEM, init_params
-from newllm_jax.newllm.trainer import build, training_model
+from newllm_jax.newllm.trainer import build, training_model, training_precision
 from newllm_jax.newllm.wikitext import SPLITS, load_wikitext
 from newllm_jax.report.run_dir import environment, peak_memory_bytes
 from newllm_jax.training.loss_scale import initial_loss_scale
-from newllm_jax.training.precision import resolve_precision
 from newllm_jax.training.step import Totals, init_state
 
 
@@ -23,7 +22,7 @@ def plan_newllm(config: NewLLMConfig) -> dict[str, Any]:
 
     The memory is XLA's own plan of the compiled update, with the data; on a CPU, with what the process holds by then.
     """
-    precision = resolve_precision(config.precision)
+    precision = training_precision(config)
     data = load_wikitext(config)
     model = training_model(config, len(data.tokenizer), precision)
     summary = data.summary(config.batch_size)

@@ -50,6 +50,8 @@ def supported_precisions() -> list[str]:
 def resolve_precision(name: str) -> str:
     """`auto` becomes `tf32` on a GPU that has it and `fp32` elsewhere; any other name stands for itself.
 
+    New-LLM has a rule of its own for `auto`: `newllm.trainer.training_precision`.
+
     Raises:
       InputError: a precision that the default device would replace by another one, or does not have.
     """
