@@ -73,7 +73,7 @@ def newllm_epochs(config: str) -> str:
 
 def newllm_extended() -> str:
     """The planned continuation of the advanced run to 100 epochs."""
-    epochs = load("newllm/advanced-seed0-resumed100.json")["epochs"]
+    epochs = load("newllm/advanced-loops-seed0-resumed100.json")["epochs"]
     marks = [50, 60, 70, 80, 90, 100]
     figures = [f"{epochs[mark - 1]['val_ppl']:.2f}" for mark in marks]
     return markdown_table(["epoch", *map(str, marks)], [["val PPL", *figures]])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable
 from typing import Any
 
 from newllm_jax.report.tables import markdown_table, number
 
 Load = Callable[[str], Any]  # a path under docs/results -> its JSON
+FAST = ("tf32", "bf16")
 
 
 def speed(load: Load) -> str:
@@ -65,33 +68,40 @@ def tilings(load: Load) -> str:
     return markdown_table(["config", "precision", cut, "forward, ms", "backward, ms"], rows)
 
 
-def unmoved(load: Load) -> str:
-    """Final figures before and after the fast path."""
-
-    def perplexities(stem: str, seeds: int) -> str:
-        runs = [load(f"newllm/{stem}-seed{seed}.json") for seed in range(seeds)]
-        return " / ".join(f"{run['best']['val_ppl']:.2f}" for run in runs)
-
-    rows = [
-        ["`baseline`, best val PPL", perplexities("baseline", 3), perplexities("baseline-fused-tf32", 1), "-",
-         perplexities("baseline-fused-bf16-first", 1)],
-        ["`advanced`, best val PPL", perplexities("advanced", 3), perplexities("advanced-fused-tf32", 2),
-         perplexities("advanced-fused-bf16", 3), perplexities("advanced-fused-bf16-first", 3)],
-    ]  # fmt: skip
-    before = [load(f"cascade/{stem}.json") for stem in ("ratio06", "ratio06-single-token")]
-    after = load("cascade/ratio06-fused.json")
-    figures: list[tuple[str, Callable[[Any], float]]] = [
-        (f"stage {number}, best hard-token PPL", lambda run, at=number - 1: run["stages"][at]["best"]["val_ppl"])
-        for number in range(1, 6)
-    ]
-    figures.append(("Base+1, val PPL", lambda run: run["ensemble"][1]["val_ppl"]))
-    figures.append(("Base+5, val PPL", lambda run: run["ensemble"][-1]["val_ppl"]))
-    for name, figure in figures:
-        rows.append(
-            [f"CASCADE 0.6, {name}", " / ".join(map(number, map(figure, before))), number(figure(after)), "-", "-"]
-        )
-    header = ["what", "before, tf32", "fast path, tf32", "fast path, bf16", "its first version, bf16"]
+def ends(load: Load) -> str:
+    """Where training of New-LLM ends by the form of its loops and the precision, over seeds."""
+    runs = load("studies/precision-h200.json")["rows"]
+    rows = []
+    for config in ("baseline", "advanced"):
+        own = [load(f"newllm/{config}-seed{seed}.json") for seed in range(3)]
+        separate = [load(f"newllm/{config}-loops-seed{seed}.json") for seed in range(3)]
+        studied = {name: [run for run in runs if (run["config"], run["precision"]) == (config, name)] for name in FAST}
+        for form, precision, group in (
+            ("separate kernels", "tf32", separate),
+            ("one kernel each way", "tf32", studied["tf32"]),
+            ("one kernel each way", "bf16", studied["bf16"] + own),
+        ):
+            losses = [run["best"]["val_loss"] for run in group]
+            spread = statistics.stdev(losses)
+            low, high = (math.exp(edge(losses)) for edge in (min, max))
+            rows.append([
+                f"`{config}`", form, precision, str(len(group)),
+                f"{statistics.mean(losses):.4f} +- {spread / math.sqrt(len(group)):.4f}", f"{spread:.4f}",
+                f"{math.exp(statistics.mean(losses)):.2f}", f"{low:.2f} to {high:.2f}",
+            ])  # fmt: skip
+    header = ["config", "time loop", "precision", "runs", "best val loss, mean +- its error", "spread of runs",
+              "PPL of the mean", "lowest to highest PPL"]  # fmt: skip
     return markdown_table(header, rows)
+
+
+def stages(load: Load) -> str:
+    """CASCADE at 0.6 by the form of a stage's update and the seed."""
+    rows = [
+        [run["form"], str(run["seed"]), *(number(stage["best"]["val_ppl"]) for stage in run["stages"]),
+         *(number(run["ensemble"][at]["val_ppl"]) for at in (0, 1, -1))]
+        for run in load("studies/stages-h200.json")["rows"]
+    ]  # fmt: skip
+    return markdown_table(["update", "seed", *(f"stage {n}" for n in range(1, 6)), "Base", "Base+1", "Base+5"], rows)
 
 
 def tried(load: Load) -> str:
@@ -114,6 +124,7 @@ SPEED_TABLES: dict[str, Callable[[Load], str]] = {
     "speed loops": loops,
     "speed tilings": tilings,
     "speed tried": tried,
-    "speed unmoved": unmoved,
+    "speed ends": ends,
+    "speed stages": stages,
     "speed products": products,
 }
