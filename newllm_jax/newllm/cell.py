@@ -88,12 +88,12 @@ def keep(seeds: Any, rate: float, numbers: jax.Array) -> jax.Array:
     return mix(mix(numbers + seeds[0]) ^ seeds[1]) >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
 
 
-def next_context(context: jax.Array, gates: jax.Array, norm: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """clip(LayerNorm(f * c + i * d), -10, 10) from the gates' pre-activations `[batch, 3 * context]`."""
-    forget, update, delta = jnp.split(gates, 3, axis=-1)
+def next_context(context: jax.Array, gates: jax.Array, norm: tuple[jax.Array, jax.Array], axis: int = -1) -> jax.Array:
+    """clip(LayerNorm(f * c + i * d), -10, 10) from the gates' pre-activations, `3 * context` along `axis`."""
+    forget, update, delta = jnp.split(gates, 3, axis=axis)
     mixed = jax.nn.sigmoid(forget) * context + jax.nn.sigmoid(update) * delta
-    centred = mixed - jnp.mean(mixed, -1, keepdims=True)
-    variance = jnp.mean(jnp.square(centred), -1, keepdims=True)
+    centred = mixed - jnp.mean(mixed, axis, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis, keepdims=True)
     scale, bias = norm
     normed = centred * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON) * scale + bias
     return jnp.clip(normed, -CONTEXT_BOUND, CONTEXT_BOUND)

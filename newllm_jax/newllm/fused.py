@@ -1,4 +1,4 @@
-"""The time loop of New-LLM through the GPU kernels of `kernel.py`, for `recurrence.scan`.
+"""The time loop of New-LLM as a GPU kernel each way, those of `kernel.py`.
 
 `recurrence.fusible` says where they can be used.
 """

@@ -19,7 +19,7 @@ from flax.linen.initializers import normal, ones, zeros
 
 from newllm_jax.config import NewLLMConfig
 from newllm_jax.newllm.cell import CellParams, dropout_seeds
-from newllm_jax.newllm.recurrence import scan
+from newllm_jax.newllm.recurrence import Loops, scan
 
 WEIGHT_STD = 0.02
 
@@ -31,7 +31,7 @@ class ContextCell(nn.Module):
     num_layers: int
     dropout: float
     precision: jax.lax.PrecisionLike
-    fused: bool
+    loops: Loops
 
     @nn.compact
     def __call__(self, context: jax.Array, tokens: jax.Array, deterministic: bool) -> tuple[jax.Array, jax.Array]:
@@ -52,7 +52,7 @@ class ContextCell(nn.Module):
         )
         dropped = not deterministic and self.dropout > 0
         seeds = dropout_seeds(self.make_rng("dropout")) if dropped else None
-        return scan(params, context, tokens, seeds, self.dropout, self.precision, self.fused)
+        return scan(params, context, tokens, seeds, self.dropout, self.precision, self.loops)
 
 
 class ContextVectorLM(nn.Module):
@@ -61,7 +61,7 @@ class ContextVectorLM(nn.Module):
     Attributes:
       dropout: the share of activations that training drops after every ReLU.
       precision: of every matrix product.
-      fused: its time loops are GPU kernels; see `recurrence.fusible`.
+      loops: the form of its time loops; see `recurrence.loops_for`.
     """
 
     vocabulary_size: int = 1000
@@ -71,7 +71,7 @@ class ContextVectorLM(nn.Module):
     num_layers: int = 6
     dropout: float = 0.1
     precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST
-    fused: bool = False
+    loops: Loops = "rows"
 
     @classmethod
     def from_config(
@@ -91,7 +91,7 @@ class ContextVectorLM(nn.Module):
         weights = {"kernel_init": normal(WEIGHT_STD), "precision": self.precision}
         self.embed = nn.Embed(self.vocabulary_size, self.embed_dim, embedding_init=normal(WEIGHT_STD))
         self.token_in = nn.Dense(self.hidden_dim, **weights)
-        self.cell = ContextCell(self.hidden_dim, self.num_layers, self.dropout, self.precision, self.fused)
+        self.cell = ContextCell(self.hidden_dim, self.num_layers, self.dropout, self.precision, self.loops)
         self.logits = nn.Dense(self.vocabulary_size, **weights)
 
     def __call__(

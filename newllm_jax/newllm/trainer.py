@@ -9,7 +9,7 @@ import optax
 from newllm_jax.config import NewLLMConfig
 from newllm_jax.newllm.loss import next_word_loss
 from newllm_jax.newllm.model import ContextVectorLM
-from newllm_jax.newllm.recurrence import fusible
+from newllm_jax.newllm.recurrence import fusible, loops_for
 from newllm_jax.training.loop import Trainer
 from newllm_jax.training.optimizer import clipped_adam, clipping_schedule, learning_rate_schedule
 from newllm_jax.training.precision import PRECISIONS, resolve_precision, supported_precisions
@@ -31,9 +31,9 @@ def training_precision(config: NewLLMConfig) -> str:
 
 
 def training_model(config: NewLLMConfig, vocabulary_size: int, precision: str) -> ContextVectorLM:
-    """The model of a configuration as it is trained, in a resolved precision: on GPUs that can, its loops are fused."""
+    """The model of a configuration as it is trained, in a resolved precision."""
     model = ContextVectorLM.from_config(config, vocabulary_size, PRECISIONS[precision])
-    return model.clone(fused=fusible(config, precision))
+    return model.clone(loops=loops_for(config, precision))
 
 
 def build(
@@ -44,6 +44,6 @@ def build(
     rate = learning_rate_schedule(config.schedule, config.learning_rate, config.warmup_steps, horizon)
     clip = clipping_schedule(config.clip_norms, config.clip_epochs, steps_per_epoch)
     optimizer = clipped_adam(rate, clip)
-    strict = model.clone(precision=PRECISIONS["fp32"], fused=False)
+    strict = training_model(config, model.vocabulary_size, "fp32")
     updates = make_updates(partial(train_step, next_word_loss(model), optimizer))
     return Trainer(updates, make_evaluation(next_word_loss(strict)), rate, clip), optimizer

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from newllm_jax.newllm import fused
+from newllm_jax.newllm import fused, rows
 from newllm_jax.newllm.cell import CellParams
 from newllm_jax.newllm.group import Tiling
-from newllm_jax.newllm.recurrence import backward_loop, forward_loop
 
 pytestmark = pytest.mark.quick
 
@@ -43,7 +42,7 @@ def close(ours: jax.Array, reference: jax.Array) -> None:
 
 def test_equals_the_loops(inputs):
     (params, context, tokens, seeds), scale = inputs, 1 / 0.75
-    loop = jax.jit(lambda: forward_loop(params, context, tokens, seeds, 0.25, HIGHEST))()
+    loop = jax.jit(lambda: rows.forward(params, context, tokens, seeds, 0.25, HIGHEST))()
     kernel = fused.forward(params, context, tokens, seeds, 0.25, HIGHEST, ALONE, interpret=True)
     assert float(jnp.abs(loop.contexts).max()) == 10
     close(kernel.last, loop.last)
@@ -54,7 +53,7 @@ def test_equals_the_loops(inputs):
         close(ours[:, :BATCH], reference)
 
     d_last, d_outputs = (jax.random.normal(jax.random.key(part.ndim), part.shape) for part in (loop.last, loop.outputs))
-    expected = jax.jit(lambda: backward_loop(params, loop, d_last, d_outputs, scale, HIGHEST))()
+    expected = jax.jit(lambda: rows.backward(params, loop, d_last, d_outputs, scale, HIGHEST))()
     found = fused.backward(params, kernel, d_last, d_outputs, scale, HIGHEST, ALONE, interpret=True)
     close(found.d_context, expected.d_context)
     for name in ("d_first", "d_gates"):
@@ -71,7 +70,7 @@ def test_bf16_without_dropout_keeps_activations_in_bf16_and_the_context_in_float
     kernel = fused.forward(params, context, tokens, None, 0.25, bf16, ALONE, interpret=True)
     assert {kernel.states.dtype, kernel.outputs.dtype} == {jnp.dtype("bfloat16")}
     assert {kernel.contexts.dtype, kernel.gates.dtype, kernel.last.dtype} == {jnp.dtype("float32")}
-    strict = jax.jit(lambda: forward_loop(params, context, tokens, None, 0.25, HIGHEST))()
+    strict = jax.jit(lambda: rows.forward(params, context, tokens, None, 0.25, HIGHEST))()
     error = float(jnp.linalg.norm(kernel.outputs[:, :BATCH] - strict.outputs) / jnp.linalg.norm(strict.outputs))
     assert 1e-4 < error < 2e-2
 

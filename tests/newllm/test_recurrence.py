@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +12,7 @@ import pytest
 
 from newllm_jax.config import NewLLMConfig
 from newllm_jax.newllm.cell import CellParams, keep
-from newllm_jax.newllm.recurrence import fusible, scan, scan_plain
+from newllm_jax.newllm.recurrence import fusible, loops_for, scan, scan_plain
 
 pytestmark = pytest.mark.quick
 
@@ -21,7 +24,8 @@ def strict_promotion():
         yield
 
 
-TIME, BATCH, HIDDEN, CONTEXT, LAYERS = 9, 3, 8, 6, 4
+TIME, HIDDEN, CONTEXT, LAYERS = 9, 8, 6, 4
+FORMS = {"rows": scan, "columns": partial(scan, loops="columns")}  # `fused` has its own tests
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -39,17 +43,17 @@ def random_params(scale: float = 0.5) -> CellParams:
     )
 
 
-@pytest.fixture
-def inputs():
+@pytest.fixture(params=[3, 4], ids=["three texts", "four texts"])  # an odd number is not halved
+def inputs(request):
     draw = np.random.default_rng(1)
-    context = jnp.asarray(draw.standard_normal((BATCH, CONTEXT)), jnp.float32)
-    tokens = jnp.asarray(draw.standard_normal((TIME, BATCH, HIDDEN)), jnp.float32)
+    context = jnp.asarray(draw.standard_normal((request.param, CONTEXT)), jnp.float32)
+    tokens = jnp.asarray(draw.standard_normal((TIME, request.param, HIDDEN)), jnp.float32)
     return context, tokens, jnp.array([7, 2**31 + 5], jnp.uint32)
 
 
 def numpy_scan(params, context, tokens, seeds, dropout):
     """The equations of the report, one token of one text at a time, in float64."""
-    shape = TIME, LAYERS, BATCH, HIDDEN
+    shape = TIME, LAYERS, len(context), HIDDEN
     kept = None
     if seeds is not None:
         kept = np.asarray(keep(seeds, dropout, jnp.arange(np.prod(shape), dtype=jnp.uint32))).reshape(shape)
@@ -76,7 +80,7 @@ def numpy_scan(params, context, tokens, seeds, dropout):
     return context, outputs
 
 
-@pytest.mark.parametrize("form", [scan, scan_plain], ids=["scan", "scan_plain"])
+@pytest.mark.parametrize("form", [*FORMS.values(), scan_plain], ids=[*FORMS, "plain"])
 @pytest.mark.parametrize("dropped", [False, True])
 def test_equals_the_equations_step_by_step(form, dropped, inputs):
     context, tokens, seeds = inputs
@@ -94,13 +98,13 @@ def test_dropout_matters(inputs):
     assert float(jnp.abs(with_dropout - without).max()) > 0.1
 
 
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("dropped", [False, True])
-def test_own_backward_pass_equals_the_plain_scans(dropped, inputs):
+def test_own_backward_pass_equals_the_plain_scans(form, dropped, inputs):
     context, tokens, seeds = inputs
     seeds = seeds if dropped else None
     weights_last, weights_hidden = (
-        jax.random.normal(jax.random.key(index), shape)
-        for index, shape in enumerate([(BATCH, CONTEXT), (TIME, BATCH, HIDDEN)])
+        jax.random.normal(jax.random.key(index), shape) for index, shape in enumerate([context.shape, tokens.shape])
     )
 
     def objective(form, params, context, tokens):
@@ -108,7 +112,7 @@ def test_own_backward_pass_equals_the_plain_scans(dropped, inputs):
         return jnp.sum(last * weights_last) + jnp.sum(hidden * weights_hidden)
 
     own, plain = (
-        jax.grad(objective, argnums=(1, 2, 3))(form, random_params(), context, tokens) for form in (scan, scan_plain)
+        jax.grad(objective, argnums=(1, 2, 3))(each, random_params(), context, tokens) for each in (form, scan_plain)
     )
     for ours, reference in zip(jax.tree.leaves(own), jax.tree.leaves(plain), strict=True):
         assert float(jnp.abs(reference).max()) > 1e-3
@@ -128,3 +132,12 @@ def test_fused_loops_are_for_tensor_cores_and_even_sizes():
     assert not fusible(config(context_dim=128), "tf32")
     assert not fusible(config(num_layers=1), "tf32")
     assert not fusible(config(sequence_length=8192, batch_size=512), "tf32")
+
+
+@pytest.mark.parametrize(
+    ("platform", "precision", "expected"),
+    [("cpu", "fp32", "columns"), ("gpu", "fp32", "rows"), ("gpu", "fp16", "rows"), ("gpu", "bf16", "fused")],
+)
+def test_the_form_of_the_loops_follows_the_device(monkeypatch, platform, precision, expected):
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(platform=platform)])
+    assert loops_for(config(), precision) == expected
