@@ -34,6 +34,7 @@ def forward(
         return x if seeds is None else jnp.where(keep(seeds, dropout, numbers), x / (1 - dropout), 0)
 
     def step(context: jax.Array, token: jax.Array, numbers: jax.Array, layer_size: jax.Array) -> Any:
+        """One time step of one chain; `numbers` are those of the first layer's activations."""
         states = [activate(token + dot(context_in, context), numbers)]
         for layer, (kernel, bias) in enumerate(hidden, 1):
             states.append(activate(dot(kernel, states[-1]) + bias, numbers + layer * layer_size))
@@ -44,9 +45,8 @@ def forward(
     def body(contexts: list[jax.Array], inputs: tuple[jax.Array, jax.Array]) -> tuple[list[jax.Array], Any]:
         token, time = inputs
         size = jnp.uint32(token.size)
-        numbers = time.astype(jnp.uint32) * layers * size + jnp.arange(token.size, dtype=jnp.uint32).reshape(
-            token.shape
-        )
+        ordinals = jnp.arange(token.size, dtype=jnp.uint32).reshape(token.shape)
+        numbers = time.astype(jnp.uint32) * layers * size + ordinals
         chains = zip(contexts, _halves(token), _halves(numbers), strict=True)
         afters, kept = zip(*(step(*chain, size) for chain in chains), strict=True)
         return list(afters), jax.tree.map(_joined, *kept)
