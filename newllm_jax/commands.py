@@ -154,6 +154,8 @@ def compare(argv: Sequence[str]) -> None:
     from newllm_jax.sources.cache import whole_file
 
     results = [read_results(run) for run in arguments.runs]
+    if arguments.published and all(run["system"] == "new-llm" for run in results):
+        raise InputError("published: only CASCADE has published runs here, and these are runs of New-LLM")
     text = comparison([*(PUBLISHED_RUNS if arguments.published else []), *results])
     with whole_file(Path(arguments.output)) as partial:
         partial.write_text(text, encoding="utf-8")
@@ -203,9 +205,9 @@ def doctor(argv: Sequence[str]) -> None:
     from newllm_jax.report.run_dir import environment
     from newllm_jax.sources.cache import cache_folder
     from newllm_jax.sources.hub import hub_answers, hub_is_offline
-    from newllm_jax.training.precision import resolve_precision, supported_precisions
+    from newllm_jax.training.precision import supported_precisions
 
-    found = environment(resolve_precision("auto"))
+    found = environment("auto")
     found |= {"precisions": supported_precisions(), "devices": len(jax.devices())}
     found |= {"cores": os.cpu_count(), "cache": str(cache_folder())}
     print(json.dumps({**found, "hub": not hub_is_offline() and hub_answers()}, indent=2))

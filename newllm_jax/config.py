@@ -46,7 +46,9 @@ class RunConfig:
     dataset_config: str = setting("", "configuration of the data set, where it has several")
     fallback: Fallback = setting("builtin", "what replaces a Hub that is out of reach; error ends the run instead")
     seed: int = setting(0, "of the initial weights, the order of the data and dropout")
-    precision: Precision = setting("auto", "of matrix products; fp32 is strict float32, auto chooses by the device")
+    precision: Precision = setting(
+        "auto", "of matrix products; fp32 is strict float32, auto chooses by device and model"
+    )
     num_epochs: int = setting(50, "epochs to train, early stopping aside")
     batch_size: int = setting(32, "examples an update")
     learning_rate: float = setting(1e-4, "peak learning rate")

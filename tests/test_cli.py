@@ -96,4 +96,4 @@ def test_doctor(newllm):
     found = json.loads(out)
     assert (code, err, found["hub"]) == (0, "", False)
     assert {"python", "jax", "platform", "precision", "cache"} <= set(found)
-    assert (found["precision"], found["precisions"]) == ("fp32", ["fp32"])
+    assert (found["precision"], found["precisions"]) == ("auto", ["fp32"])

@@ -95,8 +95,8 @@ def backward(
 
 
 def _halves(texts: jax.Array) -> list[jax.Array]:
-    """Texts `[batch, width]` as columns: `[width, batch / 2]` twice, or an odd number of them `[width, batch]` once."""
-    return [half.T for half in jnp.split(texts, 1 if len(texts) % 2 else 2)]
+    """Texts `[batch, width]` as columns, `[width, batch / 2]` twice; of an odd number the second half is the larger."""
+    return [half.T for half in jnp.split(texts, [len(texts) // 2])] if len(texts) > 1 else [texts.T]
 
 
 def _joined(*halves: jax.Array) -> jax.Array:

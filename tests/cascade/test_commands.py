@@ -112,11 +112,14 @@ def test_generate_tells_the_exits(newllm, finished):
     assert "tokens by exit: base " in out
 
 
-def test_compare(newllm, refused, finished, tmp_path):
+def test_compare(newllm, refused, finished, small_run, tmp_path):
     code, out, _ = newllm("compare", finished, finished / "results.json", "--published")
     assert code == 0
     assert finished.name in out
     assert (tmp_path / "comparison.md").read_text() in out
+    assert refused("compare", small_run, "--published") == (
+        "published: only CASCADE has published runs here, and these are runs of New-LLM"
+    )
     assert refused("compare", tmp_path / "none") == f"{tmp_path / 'none'}: no such run directory"
 
 
