@@ -202,12 +202,14 @@ def doctor(argv: Sequence[str]) -> None:
     Parser(prog="newllm doctor", description="Print versions and devices.", allow_abbrev=False).parse_all(argv)
     import jax
 
+    from newllm_jax.newllm.trainer import training_precision
     from newllm_jax.report.run_dir import environment
     from newllm_jax.sources.cache import cache_folder
     from newllm_jax.sources.hub import hub_answers, hub_is_offline
-    from newllm_jax.training.precision import supported_precisions
+    from newllm_jax.training.precision import resolve_precision, supported_precisions
 
-    found = environment("auto")
+    found: dict[str, Any] = environment("auto")
+    found["precision"] = {"train": training_precision(NewLLMConfig()), "cascade": resolve_precision("auto")}
     found |= {"precisions": supported_precisions(), "devices": len(jax.devices())}
     found |= {"cores": os.cpu_count(), "cache": str(cache_folder())}
     print(json.dumps({**found, "hub": not hub_is_offline() and hub_answers()}, indent=2))

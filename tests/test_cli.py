@@ -96,4 +96,4 @@ def test_doctor(newllm):
     found = json.loads(out)
     assert (code, err, found["hub"]) == (0, "", False)
     assert {"python", "jax", "platform", "precision", "cache"} <= set(found)
-    assert (found["precision"], found["precisions"]) == ("auto", ["fp32"])
+    assert (found["precision"], found["precisions"]) == ({"train": "fp32", "cascade": "fp32"}, ["fp32"])

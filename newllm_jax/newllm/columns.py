@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from newllm_jax.newllm.cell import Backward, CellParams, Forward, keep, next_context
-from newllm_jax.newllm.gradients import of_layers, of_norm
+from newllm_jax.newllm.gradients import of_layers, of_norm, through
 
 
 def forward(
@@ -66,15 +66,12 @@ def backward(
     """All steps backward; arguments as of `rows.backward`."""
     dot = partial(jnp.dot, precision=precision)
 
-    def through(activated: jax.Array, gradient: jax.Array) -> jax.Array:
-        return jnp.where(activated > 0, gradient * scale, 0)  # as in `rows.backward`
-
     def step(d_context: jax.Array, context: jax.Array, states: Any, gates: jax.Array, d_output: jax.Array) -> Any:
         _, pullback = jax.vjp(lambda c, g: next_context(c, g, _columns(params.norm), axis=0), context, gates)
         d_before, d_gates = pullback(d_context)
-        d_pre = [through(states[-1], dot(params.gates[0], d_gates) + d_output)]
+        d_pre = [through(states[-1], dot(params.gates[0], d_gates) + d_output, scale)]
         for (kernel, _), activated in zip(params.hidden[::-1], states[-2::-1], strict=True):
-            d_pre.append(through(activated, dot(kernel, d_pre[-1])))
+            d_pre.append(through(activated, dot(kernel, d_pre[-1]), scale))
         return d_before + dot(params.context_in, d_pre[-1]), (tuple(d_pre[::-1]), d_gates, d_context)
 
     def body(d_contexts: list[jax.Array], inputs: Any) -> tuple[list[jax.Array], Any]:

@@ -1,4 +1,4 @@
-"""Gradients of New-LLM's weights from all steps at once: what a chain back through time leaves for after its loop."""
+"""Gradients that every form of the time loop takes alike: through an activation, and of the weights over all steps."""
 
 from __future__ import annotations
 
@@ -10,6 +10,15 @@ import jax.numpy as jnp
 
 from newllm_jax.newllm.cell import Forward, next_context
 from newllm_jax.training.precision import product
+
+
+def through(activated: jax.Array, gradient: jax.Array, scale: float) -> jax.Array:
+    """The gradient of what ReLU and dropout read; an activation is positive exactly where both let it pass.
+
+    Args:
+      scale: of the activations that dropout kept.
+    """
+    return jnp.where(activated > 0, gradient * scale, 0)
 
 
 def over_steps(inputs: jax.Array, gradients: jax.Array, precision: jax.lax.PrecisionLike) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from newllm_jax.newllm.cell import Backward, CellParams, Forward, next_context, step
-from newllm_jax.newllm.gradients import of_layers, of_norm
+from newllm_jax.newllm.gradients import of_layers, of_norm, through
 
 
 def forward(
@@ -46,17 +46,13 @@ def backward(
     """
     dot = partial(jnp.dot, precision=precision)
 
-    def through(activated: jax.Array, gradient: jax.Array) -> jax.Array:
-        # An activation is positive exactly where ReLU passed it and dropout kept it.
-        return jnp.where(activated > 0, gradient * scale, 0)
-
     def body(d_context: jax.Array, inputs: Any) -> tuple[jax.Array, Any]:
         context, states, gates, d_output = inputs
         _, pullback = jax.vjp(lambda c, g: next_context(c, g, params.norm), context, gates)
         d_before, d_gates = pullback(d_context)
-        d_pre = [through(states[-1], dot(d_gates, params.gates[0].T) + d_output)]
+        d_pre = [through(states[-1], dot(d_gates, params.gates[0].T) + d_output, scale)]
         for (kernel, _), activated in zip(params.hidden[::-1], states[-2::-1], strict=True):
-            d_pre.append(through(activated, dot(d_pre[-1], kernel.T)))
+            d_pre.append(through(activated, dot(d_pre[-1], kernel.T), scale))
         return d_before + dot(d_pre[-1], params.context_in.T), (tuple(d_pre[::-1]), d_gates, d_context)
 
     inputs = kept.contexts, (*kept.states, kept.outputs), kept.gates, d_outputs
