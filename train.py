@@ -2,7 +2,7 @@
 
 import sys
 
-from newllm_jax.cli import main
+from newllm_jax.cli.process import main
 
 if __name__ == "__main__":
     sys.exit(main(["train", *sys.argv[1:]]))

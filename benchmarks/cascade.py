@@ -16,9 +16,9 @@ from benchmarks.comparison import complete, shares
 from benchmarks.program import Program, has_torch, names, positive, run_program
 from benchmarks.sweeps import MEMORY_LIMIT
 from benchmarks.tables import benchmark_tables
-from newllm_jax.cascade.alpaca import STRIDE
-from newllm_jax.cascade.llama_config import LlamaConfig
 from newllm_jax.config import CascadeConfig, load_config
+from newllm_jax.smollm.alpaca import STRIDE
+from newllm_jax.smollm.llama_config import LlamaConfig
 
 PEERS = {"eager": "PyTorch eager", "graph": "PyTorch CUDA graph"}
 MEASURED = ["extraction", "stage"]

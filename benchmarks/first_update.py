@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-HOME = "newllm_jax.report.progress"
+HOME = "newllm_jax.records.progress"
 POLL_SECONDS = 0.002
 
 
@@ -31,7 +31,7 @@ def watch(mark: Path) -> None:
 def main() -> int:
     """Runs the command; its exit code, 130 where all went well."""
     threading.Thread(target=watch, args=(Path(sys.argv[1]),), daemon=True).start()
-    from newllm_jax.cli import main as command_line
+    from newllm_jax.cli.process import main as command_line
 
     return command_line(sys.argv[2:])
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.timing import timed
-from newllm_jax.report.run_dir import environment
+from newllm_jax.records.machine import environment
 from newllm_jax.training.precision import resolve_precision
 
 REPEATS = 7

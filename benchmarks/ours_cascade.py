@@ -14,16 +14,16 @@ from benchmarks.memory import jax_memory
 from benchmarks.ours import JaxTraining, write_weights
 from benchmarks.ours_newllm import orders
 from benchmarks.timing import loss_curve, spread, time_updates, timed, updates_needed
-from newllm_jax.cascade.alpaca import CHUNK, load_alpaca
 from newllm_jax.cascade.extraction import Tokens, batch_chunks, extract
 from newllm_jax.cascade.hardness import hardness_threshold, select_hard
-from newllm_jax.cascade.llama_config import LlamaConfig
-from newllm_jax.cascade.pretrained import load_smollm2
-from newllm_jax.cascade.smollm import SmolLM2
-from newllm_jax.cascade.stage import Stage, init_stage, stage_config
-from newllm_jax.cascade.stage_trainer import StageTrainer
-from newllm_jax.cascade.weights import save_model
+from newllm_jax.cascade.stage.model import Stage, init_stage, stage_config
+from newllm_jax.cascade.stage.training import StageTrainer
 from newllm_jax.config import CascadeConfig
+from newllm_jax.smollm.alpaca import CHUNK, load_alpaca
+from newllm_jax.smollm.llama_config import LlamaConfig
+from newllm_jax.smollm.model import SmolLM2
+from newllm_jax.smollm.pretrained import load_smollm2
+from newllm_jax.smollm.weights import save_model
 from newllm_jax.training.precision import PRECISIONS, resolve_precision
 from newllm_jax.training.step import init_state
 

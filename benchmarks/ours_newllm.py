@@ -13,7 +13,7 @@ from benchmarks.ours import JaxTraining, write_weights
 from benchmarks.timing import loss_curve, time_updates, updates_needed
 from newllm_jax.config import NewLLMConfig
 from newllm_jax.newllm.run import init_params
-from newllm_jax.newllm.trainer import build, training_model, training_precision
+from newllm_jax.newllm.updates import build, training_model, training_precision
 from newllm_jax.training.step import epoch_order, init_state
 
 

@@ -80,7 +80,7 @@ def newllm(name: str, task: dict[str, Any]) -> tuple[Callable[[], Any], int, str
 
     from benchmarks.ours_newllm import training
     from newllm_jax.config import load_config
-    from newllm_jax.newllm.trainer import training_precision
+    from newllm_jax.newllm.updates import training_precision
 
     config = load_config(name, {"precision": task["precision"]})
     shape = (config.batch_size, config.sequence_length)
@@ -95,8 +95,8 @@ def cascade(name: str, task: dict[str, Any]) -> tuple[Callable[[], Any], int, st
     """The updates of a stage, or batches of chunks through a base with random weights."""
     from benchmarks.ours_cascade import base_and_chunks, stage_training, synthetic_tokens
     from newllm_jax.cascade.extraction import batch_chunks, extract
-    from newllm_jax.cascade.llama_config import LlamaConfig
     from newllm_jax.config import CascadeConfig
+    from newllm_jax.smollm.llama_config import LlamaConfig
     from newllm_jax.training.precision import resolve_precision
 
     config, updates = CascadeConfig(precision=task["precision"]), task["updates"]

@@ -16,10 +16,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from newllm_jax.commands import Parser
+from newllm_jax.cli.commands import Parser
 from newllm_jax.config import NewLLMConfig, load_config
 from newllm_jax.errors import InputError
-from newllm_jax.sources.cache import whole_file
+from newllm_jax.files import whole_file
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results" / "benchmarks"

@@ -12,8 +12,8 @@ import numpy as np
 
 from benchmarks.timing import loss_curve, spread, time_updates
 from benchmarks.torch_training import Tensor, TorchTraining, device, memory, read_weights, set_precision, torch
-from newllm_jax.cascade.llama_config import LlamaConfig
 from newllm_jax.config import CascadeConfig
+from newllm_jax.smollm.llama_config import LlamaConfig
 
 functional: Any = torch.nn.functional
 BLOCKS = "backbone/blocks/"

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from newllm_jax.cascade.llama_config import LlamaConfig
 from newllm_jax.config import NewLLMConfig
+from newllm_jax.smollm.llama_config import LlamaConfig
 
 FLOAT = 4  # bytes
 PASSES = 10  # of a weight through memory in an update: forward, backward, gradient 2, Adam 6

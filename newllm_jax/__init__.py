@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from newllm_jax.cascade import hardness
-    from newllm_jax.cascade.alpaca import load_alpaca
     from newllm_jax.cascade.ensemble import evaluate_ensemble
     from newllm_jax.cascade.experiment import CascadeResult, train_cascade
-    from newllm_jax.cascade.finetune import FinetuneResult, finetune
-    from newllm_jax.cascade.pretrained import load_smollm2
     from newllm_jax.cascade.run import CascadeRun
-    from newllm_jax.cascade.smollm import SmolLM2
-    from newllm_jax.cascade.stage import Stage
+    from newllm_jax.cascade.stage.model import Stage
     from newllm_jax.config import CascadeConfig, FinetuneConfig, NewLLMConfig, load_config
+    from newllm_jax.decoding.sampling import Sampling
     from newllm_jax.errors import InputError, NumericalError
+    from newllm_jax.finetuning.experiment import FinetuneResult, finetune
     from newllm_jax.newllm.experiment import NewLLMResult, train_newllm
     from newllm_jax.newllm.model import ContextVectorLM
     from newllm_jax.newllm.run import NewLLMRun
     from newllm_jax.newllm.wikitext import WordTokenizer, load_wikitext
-    from newllm_jax.runs import generate, restore
-    from newllm_jax.sampling import Sampling
+    from newllm_jax.smollm.alpaca import load_alpaca
+    from newllm_jax.smollm.model import SmolLM2
+    from newllm_jax.smollm.pretrained import load_smollm2
+    from newllm_jax.systems import generate, restore
 
 __version__ = "0.1.0"
 
@@ -35,25 +35,25 @@ _HOMES = {
     "CascadeRun": "cascade.run",
     "ContextVectorLM": "newllm.model",
     "FinetuneConfig": "config",
-    "FinetuneResult": "cascade.finetune",
+    "FinetuneResult": "finetuning.experiment",
     "InputError": "errors",
     "NewLLMConfig": "config",
     "NewLLMResult": "newllm.experiment",
     "NewLLMRun": "newllm.run",
     "NumericalError": "errors",
-    "Sampling": "sampling",
-    "SmolLM2": "cascade.smollm",
-    "Stage": "cascade.stage",
+    "Sampling": "decoding.sampling",
+    "SmolLM2": "smollm.model",
+    "Stage": "cascade.stage.model",
     "WordTokenizer": "newllm.wikitext",
     "evaluate_ensemble": "cascade.ensemble",
-    "finetune": "cascade.finetune",
-    "generate": "runs",
+    "finetune": "finetuning.experiment",
+    "generate": "systems",
     "hardness": "cascade.hardness",
-    "load_alpaca": "cascade.alpaca",
+    "load_alpaca": "smollm.alpaca",
     "load_config": "config",
-    "load_smollm2": "cascade.pretrained",
+    "load_smollm2": "smollm.pretrained",
     "load_wikitext": "newllm.wikitext",
-    "restore": "runs",
+    "restore": "systems",
     "train_cascade": "cascade.experiment",
     "train_newllm": "newllm.experiment",
 }

@@ -2,6 +2,6 @@
 
 import sys
 
-from newllm_jax.cli import main
+from newllm_jax.cli.process import main
 
 sys.exit(main())

@@ -73,7 +73,7 @@ def heavy_modules(code: str, *argv: str) -> set[str]:
     return HEAVY & set(ran.stderr.split())
 
 
-COMMAND = "from newllm_jax.cli import main; sys.exit(main(sys.argv[1:]))"
+COMMAND = "from newllm_jax.cli.process import main; sys.exit(main(sys.argv[1:]))"
 
 
 def test_import_is_light():

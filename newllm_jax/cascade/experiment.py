@@ -13,11 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from newllm_jax.cascade.alpaca import AlpacaChunks, load_alpaca
 from newllm_jax.cascade.ensemble import evaluate_ensemble
 from newllm_jax.cascade.extraction import Tokens, extract
 from newllm_jax.cascade.hardness import stage_counts
-from newllm_jax.cascade.pretrained import Pretrained
 from newllm_jax.cascade.run import (
     RESUMABLE,
     SYSTEM,
@@ -28,16 +26,20 @@ from newllm_jax.cascade.run import (
     narrate_sources,
     run_name,
 )
-from newllm_jax.cascade.smollm import count_parameters
-from newllm_jax.cascade.stage import Stage, init_stage, stage_config
-from newllm_jax.cascade.stage_trainer import SPLITS, StageTrainer
+from newllm_jax.cascade.stage.model import Stage, init_stage, stage_config
+from newllm_jax.cascade.stage.training import SPLITS, StageTrainer
 from newllm_jax.config import CascadeConfig
+from newllm_jax.records.directory import RunDir
+from newllm_jax.records.machine import command_line, environment, peak_memory_bytes
+from newllm_jax.records.progress import progress_bar
+from newllm_jax.records.results import SCHEMA_VERSION
+from newllm_jax.records.stored_config import resumed_config
+from newllm_jax.records.trackers import check_tracker
 from newllm_jax.report.cascade_tables import cascade_report, ensemble_table, verdict
 from newllm_jax.report.plots import save_stage_curves
-from newllm_jax.report.progress import progress_bar
-from newllm_jax.report.run_dir import SCHEMA_VERSION, RunDir, command_line, environment, peak_memory_bytes
-from newllm_jax.report.stored_config import resumed_config
-from newllm_jax.report.trackers import check_tracker
+from newllm_jax.smollm.alpaca import AlpacaChunks, load_alpaca
+from newllm_jax.smollm.model import count_parameters
+from newllm_jax.smollm.pretrained import Pretrained
 from newllm_jax.training.precision import PRECISIONS, resolve_precision
 
 

@@ -20,10 +20,10 @@ import numpy as np
 import optax
 
 from newllm_jax.cascade.hardness import token_scores
-from newllm_jax.cascade.smollm import SmolLM2
-from newllm_jax.cascade.stage import Stage
+from newllm_jax.cascade.stage.model import Stage
 from newllm_jax.config import Criterion
-from newllm_jax.sources.cache import whole_file
+from newllm_jax.files import whole_file
+from newllm_jax.smollm.model import SmolLM2
 from newllm_jax.training.step import Params
 
 PIECE_BATCHES = 4  # in a file

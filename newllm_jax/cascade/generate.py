@@ -16,12 +16,12 @@ import jax.numpy as jnp
 
 from newllm_jax.cascade.ensemble import TrainedStage
 from newllm_jax.cascade.hardness import token_scores
-from newllm_jax.cascade.pretrained import Pretrained
-from newllm_jax.cascade.smollm import KVCache, SmolLM2, empty_cache
-from newllm_jax.cascade.stage import Stage
-from newllm_jax.cascade.tokenizer import Tokenizer
+from newllm_jax.cascade.stage.model import Stage
 from newllm_jax.config import Criterion, check
-from newllm_jax.sampling import Sampling, choose, narrow
+from newllm_jax.decoding.sampling import Sampling, choose, narrow
+from newllm_jax.smollm.model import KVCache, SmolLM2, empty_cache
+from newllm_jax.smollm.pretrained import Pretrained
+from newllm_jax.smollm.tokenizer import Tokenizer
 from newllm_jax.training.step import Params
 
 PROMPT_PIECE = 32

@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from newllm_jax.cascade import extraction
-from newllm_jax.cascade.alpaca import CHUNK, AlpacaChunks, load_alpaca
 from newllm_jax.cascade.hardness import stage_counts
-from newllm_jax.cascade.pretrained import open_files, read_description
 from newllm_jax.cascade.run import SYSTEM
-from newllm_jax.cascade.smollm import SmolLM2, count_parameters, parameter_shapes
-from newllm_jax.cascade.stage import Stage, init_stage, stage_config, stage_updates
+from newllm_jax.cascade.stage.model import Stage, init_stage, stage_config
+from newllm_jax.cascade.stage.updates import stage_updates
 from newllm_jax.config import CascadeConfig
-from newllm_jax.report.run_dir import environment, peak_memory_bytes
+from newllm_jax.records.machine import environment, peak_memory_bytes
+from newllm_jax.smollm.alpaca import CHUNK, AlpacaChunks, load_alpaca
+from newllm_jax.smollm.model import SmolLM2, count_parameters, parameter_shapes
+from newllm_jax.smollm.pretrained import open_files, read_description
 from newllm_jax.sources.weights import PACKAGE, open_weights
 from newllm_jax.training.loss_scale import initial_loss_scale
 from newllm_jax.training.optimizer import adamw

@@ -9,18 +9,18 @@ from typing import Any
 
 import jax
 
-from newllm_jax.cascade.alpaca import AlpacaChunks
 from newllm_jax.cascade.ensemble import TrainedStage
-from newllm_jax.cascade.pretrained import Pretrained, load_smollm2
-from newllm_jax.cascade.smollm import count_parameters
-from newllm_jax.cascade.stage import Stage, init_stage, stage_config
-from newllm_jax.cascade.tokenizer import Tokenizer
+from newllm_jax.cascade.stage.model import Stage, init_stage, stage_config
 from newllm_jax.config import CascadeConfig, ChunkConfig
 from newllm_jax.errors import InputError
-from newllm_jax.report.progress import boxed
-from newllm_jax.report.run_dir import RunDir
-from newllm_jax.report.stored_config import stored_config
-from newllm_jax.training.early_stopping import best_epoch
+from newllm_jax.records.directory import RunDir
+from newllm_jax.records.progress import boxed
+from newllm_jax.records.stored_config import stored_config
+from newllm_jax.smollm.alpaca import AlpacaChunks
+from newllm_jax.smollm.model import count_parameters
+from newllm_jax.smollm.pretrained import Pretrained, load_smollm2
+from newllm_jax.smollm.tokenizer import Tokenizer
+from newllm_jax.training.history import best_epoch
 from newllm_jax.training.loop import stopped_early
 
 Narrate = Callable[[str], None]

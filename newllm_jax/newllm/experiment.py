@@ -16,15 +16,17 @@ from newllm_jax.config import NewLLMConfig
 from newllm_jax.errors import InputError
 from newllm_jax.newllm.loss import next_word_loss
 from newllm_jax.newllm.run import SYSTEM, NewLLMRun, check_same_data, init_params, resumed_newllm_config
-from newllm_jax.newllm.trainer import build, training_model, training_precision
+from newllm_jax.newllm.updates import build, training_model, training_precision
 from newllm_jax.newllm.wikitext import Wikitext, load_wikitext
+from newllm_jax.records.directory import RunDir
+from newllm_jax.records.machine import command_line, environment, peak_memory_bytes
+from newllm_jax.records.progress import TrainingProgress, boxed
+from newllm_jax.records.results import SCHEMA_VERSION
+from newllm_jax.records.trackers import open_tracker
 from newllm_jax.report.plots import save_curves
-from newllm_jax.report.progress import TrainingProgress, boxed
-from newllm_jax.report.run_dir import SCHEMA_VERSION, RunDir, command_line, environment, peak_memory_bytes
 from newllm_jax.report.tables import newllm_report
-from newllm_jax.report.trackers import open_tracker
 from newllm_jax.training.checkpoint import Checkpoints
-from newllm_jax.training.early_stopping import best_epoch
+from newllm_jax.training.history import best_epoch
 from newllm_jax.training.loop import evaluate, fit, stopped_early
 from newllm_jax.training.loss_scale import initial_loss_scale
 from newllm_jax.training.step import init_state, make_evaluation

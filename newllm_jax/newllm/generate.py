@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from newllm_jax.config import check
+from newllm_jax.decoding.sampling import Sampling, choose, narrow
 from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.run import NewLLMRun
 from newllm_jax.newllm.wikitext import BOS, EOS, PAD, UNK
-from newllm_jax.sampling import Sampling, choose, narrow
 from newllm_jax.training.step import Params
 
 PROMPT_PIECE = 64

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from newllm_jax.newllm.gradients import over_steps
 from newllm_jax.newllm.model import ContextVectorLM
+from newllm_jax.newllm.recurrence.gradients import over_steps
 from newllm_jax.newllm.wikitext import PAD
 from newllm_jax.training.precision import product, storage_type
 from newllm_jax.training.step import LossFn, Params, Sums

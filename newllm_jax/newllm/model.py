@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from flax.linen.initializers import normal, ones, zeros
 
 from newllm_jax.config import NewLLMConfig
-from newllm_jax.newllm.cell import CellParams, dropout_seeds
-from newllm_jax.newllm.recurrence import Loops, scan
+from newllm_jax.newllm.recurrence.cell import CellParams, dropout_seeds
+from newllm_jax.newllm.recurrence.scan import Loops, scan
 
 WEIGHT_STD = 0.02
 

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 from newllm_jax.config import NewLLMConfig
 from newllm_jax.newllm.run import SYSTEM, init_params
-from newllm_jax.newllm.trainer import build, training_model, training_precision
+from newllm_jax.newllm.updates import build, training_model, training_precision
 from newllm_jax.newllm.wikitext import SPLITS, load_wikitext
-from newllm_jax.report.run_dir import environment, peak_memory_bytes
+from newllm_jax.records.machine import environment, peak_memory_bytes
 from newllm_jax.training.loss_scale import initial_loss_scale
 from newllm_jax.training.step import Totals, init_state
 

@@ -14,9 +14,9 @@ from newllm_jax.config import NewLLMConfig
 from newllm_jax.errors import InputError
 from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.wikitext import Wikitext, WordTokenizer
-from newllm_jax.report.run_dir import RunDir
-from newllm_jax.report.stored_config import resumed_config, stored_config
-from newllm_jax.training.early_stopping import best_epoch
+from newllm_jax.records.directory import RunDir
+from newllm_jax.records.stored_config import resumed_config, stored_config
+from newllm_jax.training.history import best_epoch
 from newllm_jax.training.step import Params
 
 SYSTEM = "new-llm"

@@ -16,7 +16,7 @@ import numpy as np
 
 from newllm_jax.config import NewLLMConfig
 from newllm_jax.errors import InputError
-from newllm_jax.sources.cache import cache_folder, whole_file
+from newllm_jax.files import cache_folder, whole_file
 from newllm_jax.sources.text import TextSource, open_source
 
 PAD, UNK, BOS, EOS = range(4)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from newllm_jax.errors import InputError
+from newllm_jax.records.directory import RunDir
 from newllm_jax.report.cascade_tables import configuration_name
-from newllm_jax.report.run_dir import RunDir
 from newllm_jax.report.tables import markdown_table, number
 
 SYSTEMS = ("new-llm", "cascade", "finetune")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from newllm_jax.sources.cache import whole_file
+from newllm_jax.files import whole_file
 
 
 def save_curves(

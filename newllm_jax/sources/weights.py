@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from newllm_jax.errors import InputError
-from newllm_jax.sources.cache import cache_folder, whole_file
+from newllm_jax.files import cache_folder, whole_file
 from newllm_jax.sources.hub import HubOutOfReach, hub_folder
 
 DEFAULT_BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"

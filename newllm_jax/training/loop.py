@@ -15,17 +15,8 @@ import optax
 
 from newllm_jax.config import RunConfig
 from newllm_jax.errors import NumericalError
-from newllm_jax.training.early_stopping import patience_exhausted
-from newllm_jax.training.step import (
-    Data,
-    EvalFn,
-    Sums,
-    Totals,
-    TrainState,
-    UpdateFn,
-    batches,
-    epoch_order,
-)
+from newllm_jax.training.history import patience_exhausted
+from newllm_jax.training.step import Data, EvalFn, Sums, Totals, TrainState, UpdateFn, batches, epoch_order
 
 if TYPE_CHECKING:  # Orbax takes its time, and a dry run has no use for it
     from newllm_jax.training.checkpoint import Checkpoints

@@ -10,8 +10,9 @@ from flax.traverse_util import flatten_dict
 
 from benchmarks import work
 from benchmarks.ours import write_weights
-from newllm_jax.cascade.llama_config import LlamaConfig
-from newllm_jax.cascade.stage import Stage, init_stage, next_token_loss
+from newllm_jax.cascade.stage.model import Stage, init_stage
+from newllm_jax.cascade.stage.updates import next_token_loss
+from newllm_jax.smollm.llama_config import LlamaConfig
 
 SIZES = {"hidden_size": 64, "intermediate_size": 256, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
 LLAMA = LlamaConfig(**SIZES, head_dim=4, vocab_size=100)

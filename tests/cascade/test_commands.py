@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from newllm_jax import cli
-from newllm_jax.cascade import experiment, stage_trainer
+from newllm_jax.cascade import experiment
+from newllm_jax.cascade.stage import training as stage_trainer
+from newllm_jax.cli import process as cli
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
@@ -79,7 +80,7 @@ def test_out_of_memory_says_what_to_lower(refused, options, monkeypatch):
 
 
 def test_dry_run_is_json_and_reads_no_weights(newllm, options, monkeypatch, tmp_path):
-    from newllm_jax.cascade import pretrained
+    from newllm_jax.smollm import pretrained
 
     monkeypatch.setattr(pretrained, "read_params", None)
     code, out, _ = newllm("cascade", *options, "--dry_run")

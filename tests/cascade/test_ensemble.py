@@ -10,8 +10,8 @@ import pytest
 from newllm_jax.cascade.ensemble import TrainedStage, evaluate_ensemble
 from newllm_jax.cascade.extraction import Tokens, batch_tokens, extract, run_stage
 from newllm_jax.cascade.hardness import token_scores
-from newllm_jax.cascade.pretrained import load_smollm2
-from newllm_jax.cascade.stage import Stage, init_stage, stage_config
+from newllm_jax.cascade.stage.model import Stage, init_stage, stage_config
+from newllm_jax.smollm.pretrained import load_smollm2
 
 
 @pytest.fixture(scope="module")

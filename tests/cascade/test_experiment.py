@@ -14,9 +14,9 @@ import newllm_jax
 from newllm_jax.cascade import experiment, extraction
 from newllm_jax.cascade.experiment import train_cascade
 from newllm_jax.cascade.plan import plan_cascade
-from newllm_jax.cascade.pretrained import load_smollm2
 from newllm_jax.config import CascadeConfig
 from newllm_jax.errors import InputError
+from newllm_jax.smollm.pretrained import load_smollm2
 from newllm_jax.training.checkpoint import Checkpoints
 
 TIMINGS = {"tokens_per_second", "seconds"}
@@ -241,7 +241,7 @@ def test_the_report_says_that_handing_on_makes_it_worse(whole):
 
 @pytest.mark.quick
 def test_evaluate_measures_the_same_again(whole):
-    from newllm_jax.runs import evaluate
+    from newllm_jax.systems import evaluate
 
     before = (whole.run_dir / "config.json").stat().st_mtime_ns
     again = evaluate(whole.run_dir)["ensemble"]
@@ -258,8 +258,8 @@ def test_too_few_rows(tiny, tmp_path):
 def test_builtin_rows_give_what_they_have(tiny, tmp_path):
     told: list[str] = []
     config = tiny.override({"dataset": "builtin", "train_chunks": 10**6, "validation_chunks": 10**5})
-    from newllm_jax.cascade.alpaca import load_alpaca
     from newllm_jax.cascade.run import narrate_sources
+    from newllm_jax.smollm.alpaca import load_alpaca
 
     base = load_smollm2(tiny.base_model)
     data = load_alpaca(base.tokenizer, config)

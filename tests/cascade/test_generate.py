@@ -10,10 +10,10 @@ import pytest
 from newllm_jax.cascade.ensemble import TrainedStage
 from newllm_jax.cascade.generate import Exits, generate_tokens, prompt_ids, stream_text
 from newllm_jax.cascade.hardness import token_scores
-from newllm_jax.cascade.pretrained import load_smollm2
-from newllm_jax.cascade.stage import Stage, init_stage, stage_config
+from newllm_jax.cascade.stage.model import Stage, init_stage, stage_config
+from newllm_jax.decoding.sampling import Sampling
 from newllm_jax.errors import InputError
-from newllm_jax.sampling import Sampling
+from newllm_jax.smollm.pretrained import load_smollm2
 
 pytestmark = pytest.mark.quick
 

@@ -269,7 +269,7 @@ def test_dry_run_plans_what_a_run_measures(config, whole, tmp_path):
 
 
 def test_evaluating_on_other_texts_is_refused(config, whole, tmp_path):
-    from newllm_jax.runs import evaluate
+    from newllm_jax.systems import evaluate
 
     measured = evaluate(whole.run_dir)
     assert measured["test"] == whole.results["test"]

@@ -1,0 +1,1 @@
+"""One stage of CASCADE: model, updates, training."""

@@ -1,0 +1,1 @@
+"""The command line: the process, the commands, compiled programs."""

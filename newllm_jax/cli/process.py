@@ -1,0 +1,150 @@
+"""The process: signals, quiet libraries, and every error as one line and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import logging
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn, TextIO
+
+import absl.logging
+
+from newllm_jax.cli.commands import COMMANDS
+from newllm_jax.cli.programs import forget_programs, program_folder
+from newllm_jax.config import nearest
+from newllm_jax.errors import InputError, NumericalError, causes, disk_fault
+
+PATH_ERRORS = {
+    errno.EACCES,
+    errno.ENOENT,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+}
+
+CACHE_SETTINGS = "JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE"
+
+
+class Terminated(BaseException):
+    """SIGTERM: unwinds like Ctrl-C, so that a checkpoint being written is finished."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command. Returns 0, 2 (bad input), 3 (failed by its numbers), 130 or 143 (stopped by a signal)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    argv = [argument for argument in argv if argument != "--debug"]
+    signal.signal(signal.SIGTERM, _terminate)
+    if not debug:
+        _quiet()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a prompt may be no text in the terminal's encoding
+    try:
+        return _dispatch(argv)
+    except (InputError, NumericalError) as error:
+        if debug:
+            raise
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("stopped; --resume RUN_DIR goes on after the last whole epoch", 130)
+    except Terminated:
+        return _fail("terminated; --resume RUN_DIR goes on after the last whole epoch", 143)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: nothing more to say
+        return 0
+    except Exception as error:
+        reason = _environment_fault(error)
+        if debug or reason is None:
+            raise
+        return _fail(reason, 2)
+
+
+def _dispatch(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: newllm COMMAND ...   (--help after a command tells its options)\n")
+        print("\n".join(command.__doc__ or "" for command in COMMANDS.values()))
+        return 0
+    if argv[0] not in COMMANDS:
+        raise InputError(f"{argv[0]}: no such command{nearest(argv[0], COMMANDS)}")
+    _keep_programs()
+    COMMANDS[argv[0]](argv[1:])
+    return 0
+
+
+def _keep_programs() -> None:
+    """Tells JAX, which is not imported yet, where compiled programs are kept, unless the user told it.
+
+    A program that cannot be written or read costs its compilation, and no word.
+    """
+    if "jax" in sys.modules or not os.environ.keys().isdisjoint(CACHE_SETTINGS):
+        return
+    try:
+        folder = program_folder()
+    except OSError:
+        return
+    except InputError as error:
+        print(f"note: {error}", file=sys.stderr)
+        return
+    os.environ[CACHE_SETTINGS[0]] = str(folder)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    show = warnings.showwarning
+
+    def show_others(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int,
+        file: TextIO | None = None, line: str | None = None,
+    ) -> None:  # fmt: skip
+        if str(message).startswith("Error reading persistent compilation cache entry"):
+            with contextlib.suppress(OSError):
+                forget_programs(folder)
+        elif not str(message).startswith("Error writing persistent compilation cache entry"):
+            show(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show_others
+
+
+def _quiet() -> None:
+    """Silences what the threads of a checkpoint say of an error beside raising it: `main` says it once, in a line."""
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    sys.unraisablehook = _main_thread_only
+
+
+def _main_thread_only(unraisable: sys.UnraisableHookArgs) -> None:
+    if threading.current_thread() is threading.main_thread():
+        sys.__unraisablehook__(unraisable)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _environment_fault(error: BaseException) -> str | None:
+    """A line for what is the machine's fault, not the library's: paths, a disk that takes no more, full memory."""
+    fault = disk_fault(error)
+    named = next((link for link in causes(error) if isinstance(link, OSError) and link.filename is not None), None)
+    if fault:
+        where = named.filename if named else "disk"
+        return f"{where}: {fault}; make room or choose another place (what was written before is whole)"
+    if named and named.errno in PATH_ERRORS:
+        return f"{named.filename}: {named.strerror}"
+    if any("RESOURCE_EXHAUSTED" in str(cause) or isinstance(cause, MemoryError) for cause in causes(error)):
+        return "out of memory; lower batch_size (CASCADE: stage_layers or train_chunks, where batch_size is small)"
+    return None

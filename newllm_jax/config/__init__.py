@@ -1,0 +1,26 @@
+"""Every setting, once, typed and checked: a file a system; configurations from TOML, JSON and `--field value`."""
+
+from newllm_jax.config.base import AskedPrecision, Config, Precision, RunConfig, check
+from newllm_jax.config.cascade import CascadeConfig, Criterion
+from newllm_jax.config.chunks import ChunkConfig
+from newllm_jax.config.finetune import FinetuneConfig
+from newllm_jax.config.load import config_names, load_config
+from newllm_jax.config.newllm import NewLLMConfig
+from newllm_jax.config.parsing import nearest, parse
+
+__all__ = [
+    "AskedPrecision",
+    "CascadeConfig",
+    "ChunkConfig",
+    "Config",
+    "Criterion",
+    "FinetuneConfig",
+    "NewLLMConfig",
+    "Precision",
+    "RunConfig",
+    "check",
+    "config_names",
+    "load_config",
+    "nearest",
+    "parse",
+]

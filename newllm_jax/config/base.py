@@ -1,0 +1,94 @@
+"""What every training run has among its settings, and how a setting is declared and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self, TypeVar
+
+from newllm_jax.config.parsing import convert, type_of
+from newllm_jax.errors import InputError
+
+Fallback = Literal["builtin", "error"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+AskedPrecision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
+Schedule = Literal["constant", "cosine"]
+Tracker = Literal["none", "tensorboard", "wandb"]
+
+LARGEST_BATCH = 2**20
+
+
+def check(field: str, value: Any, rule: str, holds: bool) -> None:
+    """Raises InputError naming the field, its value and the rule it breaks."""
+    if not holds:
+        raise InputError(f"{field}: must be {rule}, not {value!r}")
+
+
+def setting(default: Any, help: str) -> Any:
+    """A field of a configuration, with the words that `--help` says of it."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What every training run has, whatever the model.
+
+    Attributes:
+      system: its name in the files of a run.
+      configurations: the folder of `configs/` that holds its named configurations.
+    """
+
+    system: ClassVar[str]
+    configurations: ClassVar[str]
+
+    dataset: str = setting("", "Hub name, local folder or file, or builtin")
+    dataset_config: str = setting("", "configuration of the data set, where it has several")
+    fallback: Fallback = setting("builtin", "what replaces a Hub that is out of reach; error ends the run instead")
+    seed: int = setting(0, "of the initial weights, the order of the data and dropout")
+    precision: AskedPrecision = setting(
+        "auto", "of matrix products; fp32 is strict float32, auto chooses by device and model"
+    )
+    num_epochs: int = setting(50, "epochs to train, early stopping aside")
+    batch_size: int = setting(32, "examples an update")
+    learning_rate: float = setting(1e-4, "peak learning rate")
+    patience: int = setting(15, "epochs without a gain that stop a run early")
+    minimum_gain: float = setting(0.0, "how far the validation loss must fall to count as a gain (nats)")
+    checkpoint_every: int = setting(5, "epochs between the checkpoints kept beside the best and the latest")
+    tracker: Tracker = setting("none", "where else the metrics go")
+
+    def __post_init__(self) -> None:
+        check("seed", self.seed, "from 0 to 2147483647", 0 <= self.seed < 2**31)
+        for name in ("num_epochs", "batch_size", "patience", "checkpoint_every"):
+            check(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
+        check("batch_size", self.batch_size, f"at most {LARGEST_BATCH}", self.batch_size <= LARGEST_BATCH)
+        check("learning_rate", self.learning_rate, "above 0 and finite", 0 < self.learning_rate < math.inf)
+        check("minimum_gain", self.minimum_gain, "0 or more", 0 <= self.minimum_gain < math.inf)
+        for field in dataclasses.fields(self):
+            choices, value = typing.get_args(type_of(type(self), field.name)), getattr(self, field.name)
+            if choices and isinstance(choices[0], str):
+                check(field.name, value, "one of " + ", ".join(choices), value in choices)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON types."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
+        """A configuration from JSON or TOML values; what is not named keeps its default.
+
+        Raises:
+          InputError: an unknown field (the nearest one is named), a wrong type, or a value out of range.
+        """
+        return cls().override(settings)
+
+    def override(self, settings: Mapping[str, Any]) -> Self:
+        """This configuration with some fields replaced (JSON or TOML values)."""
+        fields = {name: convert(type(self), name, value) for name, value in settings.items()}
+        return dataclasses.replace(self, **fields)
+
+
+Config = TypeVar("Config", bound=RunConfig)

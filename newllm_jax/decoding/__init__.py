@@ -1,0 +1,1 @@
+"""How text is made from logits; knows no model."""

@@ -1,0 +1,1 @@
+"""Fine-tuning of a whole SmolLM2: the control experiment of CASCADE."""

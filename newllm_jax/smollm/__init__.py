@@ -1,0 +1,1 @@
+"""SmolLM2, and any Llama of its family: what CASCADE and fine-tuning share."""

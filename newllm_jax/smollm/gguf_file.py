@@ -1,0 +1,111 @@
+"""GGUF files of Llamas: metadata, architecture and dequantised tensors. Reading them needs the `gguf` package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from newllm_jax.errors import InputError
+from newllm_jax.smollm.llama_config import LlamaConfig
+
+
+class GGUFFile:
+    """An opened GGUF file. Opening reads the header, which takes seconds for a large vocabulary; tensors are mapped."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises InputError: no such file, not GGUF, corrupt or truncated, or the `gguf` package is not installed."""
+        if not path.is_file():
+            raise InputError(f"{path}: no such file")
+        try:
+            from gguf import GGUFReader
+        except ImportError as error:
+            raise InputError(
+                f"{path}: to read GGUF, install the gguf package: pip install 'newllm-jax[gguf]'"
+            ) from error
+        self.path = path
+        try:
+            self._reader = GGUFReader(path)
+        # The reader checks little and has no error of its own: bytes of any kind end in one of these.
+        except (ValueError, IndexError, KeyError, OverflowError, RecursionError) as error:
+            with path.open("rb") as stream:
+                reason = "truncated or corrupt" if stream.read(4) == b"GGUF" else "not a GGUF file"
+            detail = next(iter(str(error).splitlines()), type(error).__name__)
+            raise InputError(f"{path}: {reason} ({detail})") from error
+
+    def metadata(self, key: str, default: Any = None) -> Any:
+        """A metadata value as a Python value. Raises InputError where it is absent and there is no default."""
+        field = self._reader.get_field(key)
+        if field is None and default is None:
+            raise InputError(f"{self.path}: metadata {key} is missing")
+        try:
+            return default if field is None else field.contents()
+        except (ValueError, IndexError) as error:
+            raise InputError(f"{self.path}: metadata {key} is corrupt ({error})") from error
+
+    def config(self) -> LlamaConfig:
+        """The architecture. Raises InputError where it is not a plain Llama."""
+        architecture = self.metadata("general.architecture")
+        if architecture != "llama":
+            raise InputError(f"{self.path}: architecture {architecture!r} is not supported, only llama is")
+
+        def llama(key: str, default: Any = None) -> Any:
+            return self.metadata(f"llama.{key}", default)
+
+        scaling = llama("rope.scaling.type", "none")
+        if scaling != "none":
+            raise InputError(f"{self.path}: rotary scaling {scaling!r} is not supported")
+        heads = llama("attention.head_count")
+        epsilon = np.float32(llama("attention.layer_norm_rms_epsilon"))
+        config = LlamaConfig.from_dict(
+            {
+                "model_type": "llama",
+                "vocab_size": len(self.metadata("tokenizer.ggml.tokens")),
+                "hidden_size": llama("embedding_length"),
+                "intermediate_size": llama("feed_forward_length"),
+                "num_hidden_layers": llama("block_count"),
+                "num_attention_heads": heads,
+                "num_key_value_heads": llama("attention.head_count_kv", heads),
+                "head_dim": llama("attention.key_length", 0) or None,
+                "max_position_embeddings": llama("context_length"),
+                "rope_theta": llama("rope.freq_base", 10000.0),
+                "rms_norm_eps": float(str(epsilon)),  # 1e-05 as it was written, not 9.999999747378752e-06
+                "tie_word_embeddings": all(tensor.name != "output.weight" for tensor in self._reader.tensors),
+            },
+            str(self.path),
+        )
+        if llama("rope.dimension_count", config.head_dim) != config.head_dim:
+            raise InputError(f"{self.path}: rotary positions on a part of each head are not supported")
+        return config
+
+    def tensors(self, config: LlamaConfig) -> Iterator[tuple[Path, str, np.ndarray]]:
+        """Each tensor with its name, as float32, query and key rows in the order of the Hugging Face layout.
+
+        Raises:
+          InputError: a quantisation that the `gguf` package cannot undo.
+        """
+        from gguf.quants import dequantize
+
+        heads = {"attn_q.weight": config.num_heads, "attn_k.weight": config.num_kv_heads}
+        for tensor in self._reader.tensors:
+            try:
+                values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+            except (NotImplementedError, ValueError, IndexError) as error:
+                kind = getattr(tensor.tensor_type, "name", tensor.tensor_type)
+                raise InputError(
+                    f"{self.path}: tensor {tensor.name!r}: quantisation {kind} cannot be read ({error})"
+                ) from error
+            rotated = heads.get(tensor.name.split(".", 2)[-1])  # blk.N.attn_q.weight
+            yield self.path, tensor.name, values if rotated is None else halves_apart(values, rotated)
+
+
+def halves_apart(rows: np.ndarray, heads: int) -> np.ndarray:
+    """Undoes GGUF's order of a head's rows, in which the two rows of a rotary plane stand side by side.
+
+    GGUF has rows 0, d/2, 1, d/2 + 1, ... of each head of d rows; Llama rotates row i with row i + d/2.
+    """
+    if rows.ndim != 2 or rows.shape[0] % (2 * heads):
+        return rows  # of a wrong shape, which `assemble` reports
+    return rows.reshape(heads, -1, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)

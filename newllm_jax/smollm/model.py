@@ -1,0 +1,301 @@
+"""SmolLM2, and any Llama of its family, in Flax linen.
+
+A decoder of pre-normalised blocks (Llama, Touvron et al. 2023; SmolLM2, Allal et al. 2025): RMSNorm (Zhang and Sennrich
+2019), rotary positions (Su et al. 2021), grouped-query attention (Ainslie et al. 2023) and SwiGLU (Shazeer 2020).
+
+    x = x + Attention(RMSNorm(x));  x = x + SwiGLU(RMSNorm(x))      x: the residual stream [batch, time, hidden]
+
+The blocks are one scanned module whose parameters have a leading layer axis: compiling takes the time of one block, and
+a range of layers is a slice (`take_layers`). Whatever starts from a residual stream rather than from ids, a stage or a
+re-entry at layer n, is a `SmolLM2` with fewer layers, called through `from_hidden`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from flax.linen.initializers import normal
+from flax.typing import PrecisionLike
+
+from newllm_jax.smollm.llama_config import LlamaConfig
+
+WEIGHT_STD = 0.02
+
+
+@struct.dataclass
+class KVCache:
+    """Keys and values of the tokens so far, rotated as attention uses them, in a buffer of fixed length.
+
+    Attributes:
+      keys, values: `[layers, batch, capacity, kv_heads, head_dim]`.
+      length: how many positions are filled, a scalar.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    length: jax.Array
+
+
+@struct.dataclass
+class HiddenStates:
+    """What one pass over the blocks leaves behind, each `[batch, time, hidden]`.
+
+    Attributes:
+      embedding: what went into the first block.
+      residual: the residual stream after the last block, before the final norm.
+      last: the last hidden state, after the final norm; the head turns it into logits.
+      at_depths: `[depths, batch, time, hidden]`, the residual stream after each of the depths asked for.
+      cache: the cache with this piece's keys and values added; None where none was given.
+    """
+
+    embedding: jax.Array
+    residual: jax.Array
+    last: jax.Array
+    at_depths: jax.Array
+    cache: KVCache | None
+
+
+class RMSNorm(nn.Module):
+    """Division by the root mean square over the last axis, then a learned scale."""
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return rms_norm(x, self.param("scale", nn.initializers.ones, (x.shape[-1],)), self.epsilon)
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+    """`x [..., hidden]` divided by its root mean square, times `scale [hidden]`."""
+    wide = x.astype(jnp.float32)  # the mean of squares loses too much in half precision
+    wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + epsilon)
+    return (wide * scale).astype(x.dtype)
+
+
+def rotary_embedding(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine `[time, head_dim / 2]` of each position's angle in each of the planes of a head."""
+    frequencies = 1.0 / theta ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = positions[:, None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Turns `x [batch, time, heads, head_dim]` by its positions; a plane of a head is (i, i + head_dim / 2)."""
+    cosine, sine = (part[:, None, :].astype(x.dtype) for part in rotary)
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
+
+
+class Attention(nn.Module):
+    """Causal self-attention in which `num_heads / num_kv_heads` query heads share a key and value head."""
+
+    config: LlamaConfig
+    precision: PrecisionLike = jax.lax.Precision.HIGHEST
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        rotary: tuple[jax.Array, jax.Array],
+        mask: jax.Array,
+        cached: tuple[jax.Array, jax.Array] | None = None,
+        start: jax.Array | int = 0,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        """`x [batch, time, hidden]` -> the same shape, and the layer's cache.
+
+        `mask [time, keys]` is true where a key is seen. `cached` holds the layer's keys and values `[batch, capacity,
+        kv_heads, head_dim]`; those of x are written from `start` on.
+        """
+        config, (batch, time, _) = self.config, x.shape
+
+        def heads(count: int, name: str) -> jax.Array:
+            projected = _dense(count * config.head_dim, x.dtype, self.precision, name)(x)
+            return projected.reshape(batch, time, count, config.head_dim)
+
+        query = rotate(heads(config.num_heads, "q_proj"), rotary)
+        key = rotate(heads(config.num_kv_heads, "k_proj"), rotary)
+        value = heads(config.num_kv_heads, "v_proj")
+        if cached is not None:
+            key = jax.lax.dynamic_update_slice_in_dim(cached[0], key.astype(cached[0].dtype), start, axis=1)
+            value = jax.lax.dynamic_update_slice_in_dim(cached[1], value.astype(cached[1].dtype), start, axis=1)
+            cached = key, value
+        query = query.reshape(batch, time, config.num_kv_heads, -1, config.head_dim)  # k: kv head, g: query head of it
+        scores = jnp.einsum(
+            "btkgd,bskd->bkgts", query, key, precision=self.precision, preferred_element_type=jnp.float32
+        )
+        weights = nn.softmax(jnp.where(mask, scores * config.head_dim**-0.5, -jnp.inf), axis=-1)  # float32
+        mixed = jnp.einsum("bkgts,bskd->btkgd", weights.astype(x.dtype), value, precision=self.precision)
+        mixed = mixed.reshape(batch, time, -1)
+        return _dense(config.hidden_size, x.dtype, self.precision, "o_proj")(mixed), cached
+
+
+class SwiGLU(nn.Module):
+    """The gated feed-forward part: `down(silu(gate(x)) * up(x))`."""
+
+    config: LlamaConfig
+    precision: PrecisionLike = jax.lax.Precision.HIGHEST
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        gate = _dense(self.config.intermediate_size, x.dtype, self.precision, "gate_proj")(x)
+        up = _dense(self.config.intermediate_size, x.dtype, self.precision, "up_proj")(x)
+        return _dense(self.config.hidden_size, x.dtype, self.precision, "down_proj")(nn.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """One layer: attention, then SwiGLU, each reading a normalised residual stream and adding to it."""
+
+    config: LlamaConfig
+    precision: PrecisionLike = jax.lax.Precision.HIGHEST
+
+    @nn.compact
+    def __call__(self, x: jax.Array, rotary: Any, mask: jax.Array, cached: Any = None, start: Any = 0) -> Any:
+        """Arguments and results of `Attention`."""
+        epsilon = self.config.rms_norm_eps
+        normed = RMSNorm(epsilon, name="attention_norm")(x)
+        mixed, cached = Attention(self.config, self.precision, name="attention")(normed, rotary, mask, cached, start)
+        x = x + mixed
+        return x + SwiGLU(self.config, self.precision, name="mlp")(RMSNorm(epsilon, name="mlp_norm")(x)), cached
+
+
+class _ScannedBlock(nn.Module):
+    """A block as a step of the scan over layers: it also keeps the residual stream where a depth was asked for."""
+
+    config: LlamaConfig
+    precision: PrecisionLike
+
+    def setup(self) -> None:
+        self.block = Block(self.config, self.precision)
+        nn.share_scope(self, self.block)  # the parameters are those of one Block, with a layer axis in front
+
+    def __call__(self, carry: Any, slot: jax.Array, cached: Any, rotary: Any, mask: jax.Array, start: Any) -> Any:
+        x, kept = carry
+        x, cached = self.block(x, rotary, mask, cached, start)
+        kept = kept.at[slot].set(x, mode="drop") if kept.shape[0] else kept
+        return (x, kept), cached
+
+
+class Backbone(nn.Module):
+    """The blocks and the final norm: a residual stream in, hidden states out. Knows neither ids nor logits."""
+
+    config: LlamaConfig
+    precision: PrecisionLike = jax.lax.Precision.HIGHEST
+
+    @nn.compact
+    def __call__(self, x: jax.Array, cache: KVCache | None = None, depths: tuple[int, ...] = ()) -> HiddenStates:
+        """Runs all layers over a piece of text; in pieces with a cache, or whole without: the same numbers.
+
+        Args:
+          x: `[batch, time, hidden]`, the residual stream before the first layer.
+          cache: what earlier pieces left; x stands at positions `cache.length` and after. Without: at 0 and after.
+          depths: rising numbers of layers (0: x itself) after which the residual stream is kept.
+
+        A piece that does not fit into the cache gives NaN, never a wrong number.
+        """
+        layers, time = self.config.num_layers, x.shape[1]
+        if any(not 0 <= depth <= layers for depth in depths) or list(depths) != sorted(set(depths)):
+            raise ValueError(f"depths must be rising numbers from 0 to {layers}, not {depths}")
+        start = jnp.zeros((), jnp.int32) if cache is None else cache.length
+        positions = start + jnp.arange(time)
+        seen = jnp.arange(time if cache is None else cache.keys.shape[2])  # a slot of the cache is a position
+        mask = seen <= positions[:, None]
+        rotary = rotary_embedding(positions, self.config.head_dim, self.config.rope_theta)
+        slots = [depths.index(layer + 1) if layer + 1 in depths else len(depths) for layer in range(layers)]
+        kept = jnp.zeros((len(depths), *x.shape), x.dtype)
+        axes: Any = (0, 0, nn.broadcast, nn.broadcast, nn.broadcast)  # slots and caches by layer, the rest the same
+        scan = nn.scan(
+            _ScannedBlock, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=axes, length=layers
+        )
+        cached = None if cache is None else (cache.keys, cache.values)
+        (residual, kept), cached = scan(self.config, self.precision, name="blocks")(
+            (x, kept.at[0].set(x) if 0 in depths else kept), jnp.asarray(slots), cached, rotary, mask, start
+        )
+        if cache is not None:
+            residual = jnp.where(start + time <= seen.shape[0], residual, jnp.nan)
+            cache = KVCache(*cached, length=start + time)
+        last = RMSNorm(self.config.rms_norm_eps, name="norm")(residual)
+        return HiddenStates(x, residual, last, kept, cache)
+
+
+class SmolLM2(nn.Module):
+    """The language model: embedding, backbone, and a head that is tied to the embedding unless the config says not.
+
+    Parameters are float32; `dtype` is that of the computation, in which norms and softmax stay float32.
+
+    Attributes:
+      config: the architecture.
+      precision: of every matrix product; HIGHEST is strict float32 on every device.
+      dtype: of activations.
+    """
+
+    config: LlamaConfig
+    precision: PrecisionLike = jax.lax.Precision.HIGHEST
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        config = self.config
+        table = {"dtype": self.dtype, "embedding_init": normal(WEIGHT_STD)}
+        self.embed = nn.Embed(config.vocab_size, config.hidden_size, **table)
+        self.backbone = Backbone(config, self.precision)
+        if not config.tie_embeddings:
+            self.lm_head = _dense(config.vocab_size, self.dtype, self.precision, None)
+
+    def __call__(self, ids: jax.Array, cache: KVCache | None = None) -> tuple[jax.Array, KVCache | None]:
+        """`ids [batch, time]` -> logits `[batch, time, vocab]` of the id after each, and the cache."""
+        states = self.hidden(ids, cache)
+        return self.logits(states.last), states.cache
+
+    def hidden(self, ids: jax.Array, cache: KVCache | None = None, depths: tuple[int, ...] = ()) -> HiddenStates:
+        """`ids [batch, time]` -> hidden states; see `Backbone`."""
+        return self.from_hidden(self.embed(ids), cache, depths)
+
+    def from_hidden(self, x: jax.Array, cache: KVCache | None = None, depths: tuple[int, ...] = ()) -> HiddenStates:
+        """Runs the layers on a residual stream `x [batch, time, hidden]` instead of on embedded ids; see `Backbone`."""
+        if self.is_initializing():
+            self.logits(self.embed(jnp.zeros((1, 1), jnp.int32)))  # ids or no ids: the same parameters
+        return self.backbone(x.astype(self.dtype), cache, depths)
+
+    def logits(self, last: jax.Array) -> jax.Array:
+        """The head: last hidden states `[..., hidden]` -> float32 logits `[..., vocab]`."""
+        if not self.config.tie_embeddings:
+            return self.lm_head(last.astype(self.dtype)).astype(jnp.float32)
+        last, table = last.astype(self.dtype), self.embed.embedding.astype(self.dtype)
+        return jnp.einsum("...h,vh->...v", last, table, precision=self.precision, preferred_element_type=jnp.float32)
+
+
+def empty_cache(config: LlamaConfig, batch: int, capacity: int, dtype: Any = jnp.float32) -> KVCache:
+    """A cache for `capacity` tokens of each of `batch` texts, as yet with none."""
+    shape = (config.num_layers, batch, capacity, config.num_kv_heads, config.head_dim)
+    return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))
+
+
+def take_layers(config: LlamaConfig, params: Any, first: int, stop: int) -> tuple[LlamaConfig, Any]:
+    """Layers `first` to `stop` (exclusive) of a model, with its embedding, final norm and head, as a smaller model.
+
+    Called through `from_hidden` on the residual stream at depth `first`, it re-enters the model there.
+    """
+    if not 0 <= first < stop <= config.num_layers:
+        raise ValueError(f"layers {first} to {stop} of {config.num_layers}")
+    blocks = jax.tree.map(lambda stacked: stacked[first:stop], params["backbone"]["blocks"])
+    smaller = dataclasses.replace(config, num_layers=stop - first)
+    return smaller, {**params, "backbone": {**params["backbone"], "blocks": blocks}}
+
+
+def parameter_shapes(config: LlamaConfig) -> Any:
+    """The parameter tree as shapes and types: nothing is computed, whatever the size."""
+    init = SmolLM2(config).init
+    return jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), jnp.int32))["params"]
+
+
+def count_parameters(params: Any) -> int:
+    """How many numbers a parameter tree (or its shapes) holds; a tied head counts once."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _dense(features: int, dtype: Any, precision: PrecisionLike, name: str | None) -> nn.Dense:
+    return nn.Dense(features, False, dtype, precision=precision, kernel_init=normal(WEIGHT_STD), name=name)

@@ -1,0 +1,99 @@
+"""The command line: every bad input is one line and exit code 2, and a bug keeps its traceback."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from newllm_jax.cli import process as cli
+
+CHECKOUT = Path(__file__).parent.parent
+
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["trian"], "trian: no such command; did you mean train?"),
+        (["generate"], "the following arguments are required: run_dir"),
+        (["generate", "missing"], "missing: no such run directory"),
+        (["generate", "x", "--temperature", "-1"], "temperature: must be 0 or more, not -1.0"),
+        (["generate", "x", "--temperature", "nan"], "temperature: must be 0 or more, not nan"),
+        (["generate", "x", "--temperature", "inf"], "temperature: must be 0 or more, not inf"),
+        (["generate", "x", "--temperature", "hot"], "argument --temperature: invalid float value: 'hot'"),
+        (["generate", "x", "--top_k", "-1"], "top_k: must be 0 (all words) or more, not -1"),
+        (["generate", "x", "--top_p", "0"], "top_p: must be above 0 and at most 1, not 0.0"),
+        (["generate", "x", "--top_p", "1.5"], "top_p: must be above 0 and at most 1, not 1.5"),
+        (["generate", "x", "--promt", "hello"], "--promt: no such option; did you mean prompt?"),
+        (["report"], "the following arguments are required: run_dir"),
+        (["report", "missing"], "missing: no such run directory"),
+        (["doctor", "please"], "please: unexpected argument"),
+    ],
+)
+def test_bad_commands_are_one_line(refused, typed, message):
+    assert message in refused(*typed)
+
+
+def python(*argv, **options):
+    return subprocess.run([sys.executable, *map(str, argv)], capture_output=True, text=True, timeout=120, **options)
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["--config", "advnced"], "error: config: no configuration 'advnced'; did you mean advanced?\n"),
+        (["--config", "mine.toml"], "error: config: cannot read mine.toml (No such file or directory)\n"),
+    ],
+)
+def test_bad_input_of_a_real_command(tmp_path, typed, message):
+    ran = python(CHECKOUT / "train.py", *typed)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (2, "", message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback():
+    ran = python(CHECKOUT / "train.py", "--batch_size", "0", "--debug")
+    assert "Traceback" in ran.stderr and "InputError: batch_size: must be at least 1" in ran.stderr
+
+
+def test_a_bug_keeps_its_traceback(newllm, monkeypatch):
+    def bug(*_):
+        raise KeyError("of ours")
+
+    monkeypatch.setitem(cli.COMMANDS, "train", bug)
+    with pytest.raises(KeyError, match="of ours"):
+        newllm("train")
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("typed", [[], ["--help"], ["-h"]])
+def test_help_lists_the_commands(newllm, typed):
+    code, out, err = newllm(*typed)
+    assert (code, err) == (0, "")
+    assert all(f"newllm {name}" in out for name in cli.COMMANDS)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_of_a_command(newllm, capsys, command):
+    with pytest.raises(SystemExit) as left:
+        newllm(command, "--help")
+    assert left.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith("usage: ")
+    assert command != "train" or all(word in out for word in ("--learning_rate", "peak learning rate", "--resume"))
+
+
+@pytest.mark.quick
+def test_doctor(newllm):
+    code, out, err = newllm("doctor")
+    found = json.loads(out)
+    assert (code, err, found["hub"]) == (0, "", False)
+    assert {"python", "jax", "platform", "precision", "cache"} <= set(found)
+    assert (found["precision"], found["precisions"]) == ({"train": "fp32", "cascade": "fp32"}, ["fp32"])

@@ -1,0 +1,40 @@
+"""What trains New-LLM: the precision that `auto` stands for."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from newllm_jax.config import NewLLMConfig, load_config
+from newllm_jax.errors import InputError
+from newllm_jax.newllm.updates import training_precision
+
+pytestmark = pytest.mark.quick
+
+
+def pretend(monkeypatch, capability: str | None) -> None:
+    found = SimpleNamespace(device_kind="some device", **({"compute_capability": capability} if capability else {}))
+    monkeypatch.setattr(jax, "devices", lambda: [found])
+
+
+@pytest.mark.parametrize("name", ["baseline", "advanced", "ctx1024"])
+def test_auto_takes_bf16_where_the_loops_are_kernels(monkeypatch, name):
+    for capability, expected in (("9.0", "bf16"), ("8.0", "bf16"), ("7.5", "fp32"), (None, "fp32")):
+        pretend(monkeypatch, capability)
+        assert training_precision(load_config(name)) == expected
+
+
+def test_auto_takes_tf32_for_sizes_that_the_kernels_cannot_cut(monkeypatch):
+    pretend(monkeypatch, "9.0")
+    assert training_precision(NewLLMConfig(hidden_dim=384)) == "tf32"
+
+
+def test_a_named_precision_is_taken_or_refused(monkeypatch):
+    pretend(monkeypatch, "9.0")
+    for name in ("fp32", "tf32", "bf16", "fp16"):
+        assert training_precision(NewLLMConfig(precision=name)) == name
+    pretend(monkeypatch, "7.5")
+    with pytest.raises(InputError, match="precision: bf16 needs"):
+        training_precision(NewLLMConfig(precision="bf16"))

@@ -1,0 +1,116 @@
+"""Run directories: names of their own, one process at a time, files that are whole."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import time
+
+import pytest
+
+from newllm_jax.errors import InputError
+from newllm_jax.records import directory as run_dir
+from newllm_jax.records.directory import RunDir
+from newllm_jax.records.machine import command_line, environment, peak_memory_bytes
+
+
+def test_names_never_collide(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "strftime", lambda _: "20300101-000000")
+    runs = [RunDir.create(tmp_path / "runs", "mine").path.name for _ in range(3)]
+    assert runs == ["mine-20300101-000000", "mine-20300101-000000-2", "mine-20300101-000000-3"]
+
+
+def test_one_process_at_a_time(tmp_path):
+    run = RunDir.create(tmp_path, "mine")
+    run.write_json("config.json", {})
+    hold = (
+        "import sys; from newllm_jax.records.directory import RunDir\n"
+        "with RunDir.open(sys.argv[1]): print(1, flush=True); input()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", hold, str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with other:
+        assert other.stdout.readline() == "1\n"
+        with pytest.raises(InputError, match="in use by another running process"), RunDir.open(run.path):
+            pass
+        other.kill()  # a process that dies without a word leaves no lock behind
+        other.wait()
+        with RunDir.open(run.path):
+            pass
+    with RunDir.open(run.path):
+        pass
+
+
+def test_a_new_directory_that_never_was_a_run_vanishes(tmp_path):
+    with pytest.raises(KeyError), RunDir.create(tmp_path, "mine") as run:
+        run.write_text("vocabulary.json", "[]")
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(KeyError), RunDir.create(tmp_path, "mine") as run:
+        run.write_json("config.json", {})
+        raise KeyError
+    assert list(tmp_path.iterdir()) == [run.path]
+    with RunDir.open(run.path):
+        (run.path / "config.json").unlink()  # whoever did that, the checkpoints are not ours to delete
+    assert list(tmp_path.iterdir()) == [run.path]
+
+
+def test_json_has_no_infinity(tmp_path):
+    run = RunDir.create(tmp_path, "mine")
+    run.write_json("results.json", {"val_ppl": math.inf, "all": [math.nan, (1.5, -math.inf)], "né": 1})
+    assert "Infinity" not in (run.path / "results.json").read_text()
+    assert run.read_json("results.json") == {"val_ppl": None, "all": [None, [1.5, None]], "né": 1}
+
+
+def test_files_that_are_missing_or_damaged_are_named(tmp_path):
+    run = RunDir.create(tmp_path, "mine")
+    with pytest.raises(InputError, match=r"has no results\.json"):
+        run.read_json("results.json")
+    for content in (b'{"half', b"\xff"):
+        (run.path / "results.json").write_bytes(content)
+        with pytest.raises(InputError, match=r"results\.json: damaged"):
+            run.read_json("results.json")
+
+
+def test_metrics_are_a_line_each(tmp_path):
+    run = RunDir.create(tmp_path, "mine")
+    run.write_metrics([])
+    run.append_metrics({"epoch": 1, "val_ppl": math.inf})
+    run.append_metrics({"epoch": 2, "val_ppl": 3.0})
+    lines = (run.path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"epoch": 1, "val_ppl": None}, {"epoch": 2, "val_ppl": 3.0}]
+    run.write_metrics([{"epoch": 1}])
+    assert (run.path / "metrics.jsonl").read_text() == '{"epoch": 1}\n'
+
+
+def test_a_line_that_does_not_fit_leaves_no_half(tmp_path):
+    run = RunDir.create(tmp_path, "mine")
+    run.append_metrics({"epoch": 1})
+    # A process may be forbidden to write files beyond a size: the write takes what fits, as on a disk that fills up.
+    code = (
+        "import resource, sys; from pathlib import Path; from newllm_jax.records.directory import RunDir\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20, 20))\n"
+        "RunDir(Path(sys.argv[1])).append_metrics({'epoch': 2})"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, str(run.path)], capture_output=True, text=True)
+    assert "No space left on device" in ran.stderr and "metrics.jsonl" in ran.stderr
+    assert (run.path / "metrics.jsonl").read_text() == '{"epoch": 1}\n'
+
+
+def test_what_results_say_of_the_machine(monkeypatch):
+    found = environment("fp32")
+    assert found["platform"] == "cpu" and found["precision"] == "fp32"
+    assert {"python", "jax", "flax", "optax", "orbax-checkpoint", "numpy"} <= set(found)
+    monkeypatch.setattr(run_dir, "REPORTED_PACKAGES", ("jax", "not-installed"))
+    assert "not-installed" not in environment("fp32")
+    assert 10e6 < peak_memory_bytes() < 1e12
+
+
+def test_the_command_can_be_typed_again(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--dataset", "my texts"])
+    assert command_line() == "python train.py --dataset 'my texts'"
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/newllm", "train"])
+    assert command_line() == "newllm train"

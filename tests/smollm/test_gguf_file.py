@@ -1,0 +1,162 @@
+"""GGUF files, made here from the golden Llama; the real one is tested in test_smollm.py and test_tokenizer.py."""
+
+import struct
+
+import jax
+import numpy as np
+import pytest
+
+from newllm_jax.errors import InputError
+from newllm_jax.smollm.gguf_file import GGUFFile, halves_apart
+from newllm_jax.smollm.weights import GGUF, SAFETENSORS, TENSOR_NAMES, read_config, read_params
+
+gguf = pytest.importorskip("gguf")
+
+
+def planes_together(rows, heads):
+    """The order in which GGUF keeps query and key rows, row by row: 0, d/2, 1, d/2 + 1, ... of each head."""
+    size = len(rows) // heads
+    order = [head * size + half * size // 2 + i for head in range(heads) for i in range(size // 2) for half in (0, 1)]
+    return rows[order]
+
+
+def gguf_tensors(golden):
+    """The golden tensors under their GGUF names and in GGUF's order."""
+    names = {}
+    for pair in TENSOR_NAMES.values():
+        for layer in range(golden.config.num_layers):
+            names[pair[SAFETENSORS].format(layer=layer)] = pair[GGUF].format(layer=layer)
+    tensors = {names[name]: values for name, values in golden.tensors.items()}
+    for name in tensors:
+        if "attn_q" in name or "attn_k" in name:
+            heads = golden.config.num_heads if "attn_q" in name else golden.config.num_kv_heads
+            tensors[name] = planes_together(tensors[name], heads)
+    return tensors
+
+
+METADATA = {
+    "llama.context_length": 64,
+    "llama.embedding_length": 24,
+    "llama.feed_forward_length": 40,
+    "llama.block_count": 3,
+    "llama.attention.head_count": 4,
+    "llama.attention.head_count_kv": 2,
+    "llama.attention.key_length": 8,
+    "llama.attention.layer_norm_rms_epsilon": 1e-3,
+    "llama.rope.freq_base": 500.0,
+    "llama.rope.dimension_count": 8,
+}
+
+
+def write(path, tensors, metadata=METADATA, architecture="llama", kinds=()):
+    """A GGUF file; `kinds` gives some tensors a quantisation type."""
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in metadata.items():
+        add = writer.add_string if isinstance(value, str) else None
+        add = add or (writer.add_uint32 if isinstance(value, int) else writer.add_float32)
+        add(key, value)
+    writer.add_token_list([f"t{i}" for i in range(61)])
+    for name, values in tensors.items():
+        writer.add_tensor(name, values, raw_dtype=dict(kinds).get(name))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def refuses(path, message):
+    with pytest.raises(InputError, match=message) as raised:
+        files = GGUFFile(path)
+        read_params(files, read_config(files))
+    assert "\n" not in str(raised.value) and str(path) in str(raised.value)
+
+
+@pytest.fixture
+def tensors(golden):
+    return gguf_tensors(golden)
+
+
+def test_rows_of_a_head():
+    rows = np.arange(16)[:, None]  # two heads of eight rows
+    np.testing.assert_array_equal(planes_together(rows, 2)[:8, 0], [0, 4, 1, 5, 2, 6, 3, 7])
+    np.testing.assert_array_equal(halves_apart(planes_together(rows, 2), 2), rows)
+
+
+@pytest.mark.quick
+def test_reads_what_was_written(golden, tensors, tmp_path):
+    files = GGUFFile(write(tmp_path / "tiny.gguf", tensors))
+    config = read_config(files)
+    assert config == golden.config
+    jax.tree.map(np.testing.assert_array_equal, read_params(files, config), golden.params)
+
+
+@pytest.mark.quick
+def test_half_precision(golden, tensors, tmp_path):
+    half = {name: values.astype(np.float16) for name, values in tensors.items()}
+    files = GGUFFile(write(tmp_path / "tiny.gguf", half))
+    params = read_params(files, read_config(files))
+    for ours, exact in zip(jax.tree.leaves(params), jax.tree.leaves(golden.params), strict=True):
+        np.testing.assert_array_equal(ours, np.asarray(exact).astype(np.float16))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"llama.rope.scaling.type": "linear"}, "rotary scaling 'linear' is not supported"),
+        ({"llama.rope.dimension_count": 4}, "rotary positions on a part of each head"),
+        ({"llama.block_count": None}, "metadata llama.block_count is missing"),
+        ({"llama.block_count": 2}, "unknown tensor .blk.2"),
+        ({"llama.block_count": 4}, "9 tensors are missing, the first is blk.3"),
+        ({"llama.feed_forward_length": 41}, r"tensor blk.0.ffn_gate.weight has shape \[40, 24\], expected \[41, 24\]"),
+        ({"llama.attention.head_count": 8}, "blk.0.attn_(q|output).weight has shape"),
+        ({"llama.embedding_length": "24"}, "hidden_size: '24' is not int"),
+    ],
+)
+def test_metadata_that_does_not_fit(tensors, tmp_path, change, message):
+    metadata = {key: value for key, value in {**METADATA, **change}.items() if value is not None}
+    refuses(write(tmp_path / "tiny.gguf", tensors, metadata), message)
+
+
+def test_other_architecture(tensors, tmp_path):
+    path = write(tmp_path / "tiny.gguf", tensors, architecture="qwen2")
+    refuses(path, "architecture 'qwen2' is not supported, only llama is")
+
+
+def test_quantisation_that_cannot_be_undone(tensors, tmp_path):
+    kind = gguf.GGMLQuantizationType.Q8_K  # a type of intermediate results only
+    tensors["blk.0.ffn_up.weight"] = np.zeros((40, 292), np.uint8)
+    path = write(tmp_path / "tiny.gguf", tensors, kinds=[("blk.0.ffn_up.weight", kind)])
+    refuses(path, "tensor .blk.0.ffn_up.weight.: quantisation Q8_K cannot be read")
+
+
+def test_not_gguf(tmp_path):
+    (tmp_path / "other.gguf").write_bytes(b"PK\x03\x04" * 20)
+    refuses(tmp_path / "other.gguf", "not a GGUF file")
+    refuses(tmp_path / "none.gguf", "no such file")
+
+
+def test_truncated_anywhere(tensors, tmp_path):
+    path = write(tmp_path / "tiny.gguf", tensors)
+    content = path.read_bytes()
+    for kept in [4, 7, 12, 23, *range(24, len(content), len(content) // 60), len(content) - 33]:
+        path.write_bytes(content[:kept])
+        refuses(path, "truncated or corrupt")
+
+
+def test_arrays_of_arrays_without_end(tmp_path):
+    header = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"a" + struct.pack("<I", 9)
+    (tmp_path / "deep.gguf").write_bytes(header + struct.pack("<IQ", 9, 1) * 2000)
+    refuses(tmp_path / "deep.gguf", "truncated or corrupt")
+
+
+def test_header_with_a_flipped_byte_is_read_or_refused(golden, tensors, tmp_path):
+    path = write(tmp_path / "tiny.gguf", tensors)
+    content = path.read_bytes()
+    for place in range(0, 2000, 37):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x41]) + content[place + 1 :])
+        try:
+            files = GGUFFile(path)
+            read_params(files, read_config(files))
+        except InputError as error:
+            assert "\n" not in str(error)
