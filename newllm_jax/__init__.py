@@ -1,27 +1,34 @@
 """newllm_jax: New-LLM, an attention-free context-vector language model, and CASCADE, stages for a frozen SmolLM2.
 
+Axes, in the shapes of all docstrings: B batch, T time, E embedding, H hidden, C context, V vocabulary, L layers.
+
 The public names are imported where they are first used, so that `import newllm_jax` costs next to nothing.
 """
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from newllm_jax.cascade import hardness
     from newllm_jax.cascade.ensemble import evaluate_ensemble
-    from newllm_jax.cascade.experiment import CascadeResult, train_cascade
+    from newllm_jax.cascade.experiment import train_cascade
     from newllm_jax.cascade.run import CascadeRun
     from newllm_jax.cascade.stage.model import Stage
     from newllm_jax.config import CascadeConfig, FinetuneConfig, NewLLMConfig, load_config
     from newllm_jax.decoding.sampling import Sampling
     from newllm_jax.errors import InputError, NumericalError
-    from newllm_jax.finetuning.experiment import FinetuneResult, finetune
-    from newllm_jax.newllm.experiment import NewLLMResult, train_newllm
+    from newllm_jax.finetuning.experiment import finetune
+    from newllm_jax.finetuning.run import FinetuneRun
+    from newllm_jax.newllm.experiment import train_newllm
     from newllm_jax.newllm.model import ContextVectorLM
     from newllm_jax.newllm.run import NewLLMRun
     from newllm_jax.newllm.wikitext import WordTokenizer, load_wikitext
+    from newllm_jax.records.results import RunResult
+    from newllm_jax.records.results import RunResult as CascadeResult
+    from newllm_jax.records.results import RunResult as FinetuneResult
+    from newllm_jax.records.results import RunResult as NewLLMResult
     from newllm_jax.smollm.alpaca import load_alpaca
     from newllm_jax.smollm.model import SmolLM2
     from newllm_jax.smollm.pretrained import load_smollm2
@@ -30,32 +37,34 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "CascadeConfig": "config",
-    "CascadeResult": "cascade.experiment",
-    "CascadeRun": "cascade.run",
-    "ContextVectorLM": "newllm.model",
-    "FinetuneConfig": "config",
-    "FinetuneResult": "finetuning.experiment",
-    "InputError": "errors",
-    "NewLLMConfig": "config",
-    "NewLLMResult": "newllm.experiment",
-    "NewLLMRun": "newllm.run",
-    "NumericalError": "errors",
-    "Sampling": "decoding.sampling",
-    "SmolLM2": "smollm.model",
-    "Stage": "cascade.stage.model",
-    "WordTokenizer": "newllm.wikitext",
-    "evaluate_ensemble": "cascade.ensemble",
-    "finetune": "finetuning.experiment",
-    "generate": "systems",
-    "hardness": "cascade.hardness",
-    "load_alpaca": "smollm.alpaca",
-    "load_config": "config",
-    "load_smollm2": "smollm.pretrained",
-    "load_wikitext": "newllm.wikitext",
-    "restore": "systems",
-    "train_cascade": "cascade.experiment",
-    "train_newllm": "newllm.experiment",
+    "CascadeConfig": "newllm_jax.config:CascadeConfig",
+    "CascadeResult": "newllm_jax.records.results:RunResult",  # its name in version 0.1.0
+    "CascadeRun": "newllm_jax.cascade.run:CascadeRun",
+    "ContextVectorLM": "newllm_jax.newllm.model:ContextVectorLM",
+    "FinetuneConfig": "newllm_jax.config:FinetuneConfig",
+    "FinetuneResult": "newllm_jax.records.results:RunResult",  # its name in version 0.1.0
+    "FinetuneRun": "newllm_jax.finetuning.run:FinetuneRun",
+    "InputError": "newllm_jax.errors:InputError",
+    "NewLLMConfig": "newllm_jax.config:NewLLMConfig",
+    "NewLLMResult": "newllm_jax.records.results:RunResult",  # its name in version 0.1.0
+    "NewLLMRun": "newllm_jax.newllm.run:NewLLMRun",
+    "NumericalError": "newllm_jax.errors:NumericalError",
+    "RunResult": "newllm_jax.records.results:RunResult",
+    "Sampling": "newllm_jax.decoding.sampling:Sampling",
+    "SmolLM2": "newllm_jax.smollm.model:SmolLM2",
+    "Stage": "newllm_jax.cascade.stage.model:Stage",
+    "WordTokenizer": "newllm_jax.newllm.wikitext:WordTokenizer",
+    "evaluate_ensemble": "newllm_jax.cascade.ensemble:evaluate_ensemble",
+    "finetune": "newllm_jax.finetuning.experiment:finetune",
+    "generate": "newllm_jax.systems:generate",
+    "hardness": "newllm_jax.cascade.hardness",
+    "load_alpaca": "newllm_jax.smollm.alpaca:load_alpaca",
+    "load_config": "newllm_jax.config:load_config",
+    "load_smollm2": "newllm_jax.smollm.pretrained:load_smollm2",
+    "load_wikitext": "newllm_jax.newllm.wikitext:load_wikitext",
+    "restore": "newllm_jax.systems:restore",
+    "train_cascade": "newllm_jax.cascade.experiment:train_cascade",
+    "train_newllm": "newllm_jax.newllm.experiment:train_newllm",
 }
 
 __all__ = [
@@ -65,11 +74,13 @@ __all__ = [
     "ContextVectorLM",
     "FinetuneConfig",
     "FinetuneResult",
+    "FinetuneRun",
     "InputError",
     "NewLLMConfig",
     "NewLLMResult",
     "NewLLMRun",
     "NumericalError",
+    "RunResult",
     "Sampling",
     "SmolLM2",
     "Stage",
@@ -91,8 +102,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = importlib.import_module(f"{__name__}.{_HOMES[name]}")
-    value = getattr(home, name, home)  # `hardness` is a module
+    value = pkgutil.resolve_name(_HOMES[name])
     globals()[name] = value
     return value
 

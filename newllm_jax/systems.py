@@ -1,20 +1,136 @@
-"""Any run directory, whichever system it is of."""
+"""The three systems, a row each, and what can be done with a run of any of them.
+
+A row names functions as `module:name`, which are imported when they are called: no system pays for another's imports.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import pkgutil
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from newllm_jax.decoding.sampling import Sampling
+from newllm_jax.config import CascadeConfig, FinetuneConfig, NewLLMConfig, RunConfig
+from newllm_jax.decoding.exits import Exits
 from newllm_jax.errors import InputError
 from newllm_jax.records.directory import RunDir
 
 if TYPE_CHECKING:
-    from newllm_jax.cascade.generate import Exits
     from newllm_jax.cascade.run import CascadeRun
-    from newllm_jax.finetuning.experiment import FinetuneRun
+    from newllm_jax.decoding.sampling import Sampling
+    from newllm_jax.finetuning.run import FinetuneRun
     from newllm_jax.newllm.run import NewLLMRun
+
+Function: TypeAlias = str  # `module:name`
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """What the commands and the functions below need to know of a system.
+
+    Attributes:
+      command: that trains it.
+      config: its settings.
+      default: the configuration that its command trains unless told otherwise.
+      prefix: what the name of a run begins with, before that of the configuration.
+      precision: (config) -> the resolved precision of training.
+      warning: (config) -> why this device's fast path cannot be used, or ""; None where no device has one.
+      train: (config, name, run_root, resume, overrides, narrate) -> RunResult.
+      plan: (config) -> what a run would be; None where there is no `--dry_run`.
+      restore: (run_dir) -> the trained model.
+      evaluate: (run_dir) -> measurements of it.
+      show: (those) -> text.
+      generate: (restored run, prompt, max_words, seed, sampling, exits) -> pieces of text.
+      report: (run directory, results) -> writes the report and the curves, returns the report's path.
+      separator: what stands between the pieces of a generated text.
+    """
+
+    command: str
+    config: type[RunConfig]
+    default: str
+    prefix: str
+    precision: Function
+    warning: Function | None
+    train: Function
+    plan: Function | None
+    restore: Function
+    evaluate: Function
+    show: Function
+    generate: Function
+    report: Function
+    separator: str
+
+
+SYSTEMS = {
+    "new-llm": System(
+        command="train",
+        config=NewLLMConfig,
+        default="baseline",
+        prefix="",
+        precision="newllm_jax.newllm.updates:training_precision",
+        warning="newllm_jax.newllm.updates:slow_loop_warning",
+        train="newllm_jax.newllm.experiment:train_newllm",
+        plan="newllm_jax.newllm.plan:plan_newllm",
+        restore="newllm_jax.newllm.run:restore_newllm",
+        evaluate="newllm_jax.newllm.run:evaluate_run",
+        show="newllm_jax.report.tables:json_text",
+        generate="newllm_jax.newllm.generate:generate",
+        report="newllm_jax.report.newllm:write_report",
+        separator=" ",
+    ),
+    "cascade": System(
+        command="cascade",
+        config=CascadeConfig,
+        default="published",
+        prefix="cascade-",
+        precision="newllm_jax.training.precision:configured_precision",
+        warning="newllm_jax.cascade.stage.updates:slow_update_warning",
+        train="newllm_jax.cascade.experiment:train_cascade",
+        plan="newllm_jax.cascade.plan:plan_cascade",
+        restore="newllm_jax.cascade.run:restore_cascade",
+        evaluate="newllm_jax.cascade.experiment:evaluate_run",
+        show="newllm_jax.report.cascade_tables:evaluation_text",
+        generate="newllm_jax.cascade.generate:generate",
+        report="newllm_jax.report.cascade:write_report",
+        separator="",
+    ),
+    "finetune": System(
+        command="finetune",
+        config=FinetuneConfig,
+        default="published",
+        prefix="finetune-",
+        precision="newllm_jax.training.precision:configured_precision",
+        warning=None,
+        train="newllm_jax.finetuning.experiment:finetune",
+        plan=None,
+        restore="newllm_jax.finetuning.run:restore_finetune",
+        evaluate="newllm_jax.finetuning.run:evaluate_run",
+        show="newllm_jax.report.tables:json_text",
+        generate="newllm_jax.finetuning.run:generate",
+        report="newllm_jax.report.finetune:write_report",
+        separator="",
+    ),
+}
+
+
+def call(function: Function, *arguments: Any, **options: Any) -> Any:
+    """Calls a function of a row."""
+    return pkgutil.resolve_name(function)(*arguments, **options)
+
+
+def system_of(run_dir: str | Path) -> System:
+    """The row of a run directory's system.
+
+    Raises:
+      InputError: not a run directory, or one of a system that is not known.
+    """
+    run = RunDir.open(run_dir)
+    content = run.read_json("config.json")
+    name = content.get("system") if isinstance(content, dict) else None
+    if name not in SYSTEMS:
+        raise InputError(f"{run.path / 'config.json'}: names no system that is known ({name!r})")
+    return SYSTEMS[name]
 
 
 def restore(run_dir: str | Path) -> NewLLMRun | CascadeRun | FinetuneRun:
@@ -23,26 +139,7 @@ def restore(run_dir: str | Path) -> NewLLMRun | CascadeRun | FinetuneRun:
     Raises:
       InputError: not a run directory, or one without a checkpoint.
     """
-    return _restorer(run_dir)(run_dir)
-
-
-def _restorer(run_dir: str | Path) -> Callable[[str | Path], Any]:
-    run = RunDir.open(run_dir)
-    content = run.read_json("config.json")
-    system = content.get("system") if isinstance(content, dict) else None
-    if system == "new-llm":
-        from newllm_jax.newllm.run import restore_newllm
-
-        return restore_newllm
-    if system == "cascade":
-        from newllm_jax.cascade.run import restore_cascade
-
-        return restore_cascade
-    if system == "finetune":
-        from newllm_jax.finetuning.experiment import restore_finetune
-
-        return restore_finetune
-    raise InputError(f"{run.path / 'config.json'}: names no system that is known ({system!r})")
+    return call(system_of(run_dir).restore, run_dir)
 
 
 def generate(
@@ -56,7 +153,7 @@ def generate(
 ) -> Iterator[str]:
     """Streams the text that follows a prompt, up to its end or `max_words` (for a SmolLM2: tokens).
 
-    New-LLM goes on with the prompt, word by word; a SmolLM2, with or without stages, answers it as a user's turn.
+    New-LLM continues the prompt, word by word; a SmolLM2, with or without stages, answers it as a user's turn.
 
     Args:
       run: what `restore` gives.
@@ -65,44 +162,31 @@ def generate(
     Raises:
       InputError: a negative `max_words`, a seed out of range, or an empty prompt to a model that needs one.
     """
-    from newllm_jax.newllm.run import NewLLMRun
-
-    if isinstance(run, NewLLMRun):
-        from newllm_jax.newllm import generate as newllm
-
-        return newllm.generate(run, prompt, max_words=max_words, seed=seed, sampling=sampling)
-    from newllm_jax.cascade.generate import generate_tokens, prompt_ids, stream_text
-    from newllm_jax.cascade.run import CascadeRun
-
-    base, chosen = run.base, sampling or Sampling()
-    ids = prompt_ids(base.tokenizer, prompt)
-    if isinstance(run, CascadeRun):
-        criterion = run.config.criterion
-        tokens = generate_tokens(base, run.stage, run.stages, criterion, ids, max_words, chosen, seed, exits)
-    else:
-        tokens = generate_tokens(base, None, (), "cosine", ids, max_words, chosen, seed, exits)
-    return stream_text(base.tokenizer, tokens)
+    options = {"max_words": max_words, "seed": seed, "sampling": sampling, "exits": exits}
+    return call(SYSTEMS[run.config.system].generate, run, prompt, **options)
 
 
 def evaluate(run_dir: str | Path) -> dict[str, Any]:
-    """Measures the model of a run anew, on the data it was trained beside; writes nothing.
+    """Measures the model of a run again, on the data it was validated on; writes nothing.
 
     Returns:
-      CASCADE: `{"system", "ensemble"}`; the others: loss, perplexity and accuracy by split.
+      `system`, and for CASCADE `ensemble`, for the others loss, perplexity and accuracy by split.
     """
-    run = restore(run_dir)
-    from newllm_jax.newllm.run import NewLLMRun
+    system = system_of(run_dir)
+    return {"system": system.config.system, **call(system.evaluate, run_dir)}
 
-    if isinstance(run, NewLLMRun):
-        from newllm_jax.newllm.experiment import evaluate_splits
 
-        return {"system": "new-llm", **evaluate_splits(run)}
-    from newllm_jax.cascade.run import CascadeRun
+def report(run_dir: str | Path) -> str:
+    """Writes the report and the curves of a finished run again, from its `results.json`; returns the report.
 
-    if isinstance(run, CascadeRun):
-        from newllm_jax.cascade.experiment import evaluate_run
-
-        return {"system": "cascade", "ensemble": evaluate_run(run)}
-    from newllm_jax.finetuning.experiment import evaluate_finetuned
-
-    return {"system": "finetune", "validation": evaluate_finetuned(run)}
+    Raises:
+      InputError: not a finished run, or damaged results.
+    """
+    run, system = RunDir.open(run_dir), system_of(run_dir)
+    results = run.read_json("results.json")
+    with run:
+        try:
+            path: Path = call(system.report, run, results)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{run.path / 'results.json'}: damaged ({error!r})") from error
+    return path.read_text(encoding="utf-8")

@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from newllm_jax.cascade.hardness import token_scores
 from newllm_jax.cascade.stage.model import Stage
 from newllm_jax.config import Criterion
 from newllm_jax.files import whole_file
 from newllm_jax.smollm.model import SmolLM2
+from newllm_jax.training.losses import token_losses
 from newllm_jax.training.step import Params
 
 PIECE_BATCHES = 4  # in a file
@@ -126,7 +125,7 @@ def read_chunks(base: SmolLM2, criterion: Criterion, params: Params, ids: jax.Ar
     states: Any = base.apply({"params": params}, inputs, method="hidden")
     logits: Any = base.apply({"params": params}, states.last, method="logits")
     scores = token_scores(criterion, states.embedding, states.last, logits)
-    return states.last, targets, scores, *_judge(logits, targets)
+    return states.last, targets, scores, *token_losses(logits, targets)
 
 
 def run_stage(
@@ -151,12 +150,7 @@ def _read_tokens(
     stage: Stage, criterion: Criterion, params: Params, hidden: jax.Array, targets: jax.Array
 ) -> tuple[jax.Array, ...]:
     last, logits = cast(tuple[jax.Array, jax.Array], stage.apply({"params": params}, hidden))
-    return last, token_scores(criterion, hidden, last, logits), *_judge(logits, targets)
-
-
-def _judge(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-    return losses, jnp.argmax(logits, -1) == targets
+    return last, token_scores(criterion, hidden, last, logits), *token_losses(logits, targets)
 
 
 def _read_piece(file: Path) -> Tokens | None:

@@ -1,134 +1,70 @@
 """Text from a base and its stages with early exit, token by token.
 
-The base reads every token and keeps its keys and values, wherever the token then exits; a stage sees one token and has
-nothing to keep. The last hidden state is handed on while its score is at or below the next stage's threshold.
+The base reads every token, wherever the token then exits; a stage sees one token and has nothing to remember. The last
+hidden state goes on to the next stage while the token is hard, by the rule of `hardness.is_hard`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 
 from newllm_jax.cascade.ensemble import TrainedStage
-from newllm_jax.cascade.hardness import token_scores
+from newllm_jax.cascade.hardness import is_hard, token_scores
+from newllm_jax.cascade.run import CascadeRun
 from newllm_jax.cascade.stage.model import Stage
-from newllm_jax.config import Criterion, check
-from newllm_jax.decoding.sampling import Sampling, choose, narrow
-from newllm_jax.smollm.model import KVCache, SmolLM2, empty_cache
-from newllm_jax.smollm.pretrained import Pretrained
-from newllm_jax.smollm.tokenizer import Tokenizer
+from newllm_jax.config import Criterion
+from newllm_jax.decoding.exits import Exits
+from newllm_jax.decoding.sampling import Sampling
+from newllm_jax.smollm.generate import Predict, TokenStates, generate_tokens, prompt_ids, stream_text
 from newllm_jax.training.step import Params
 
-PROMPT_PIECE = 32
-CACHE_PIECE = 256  # caches are a multiple of this long, so that prompts of any length share compiled programs
 
-
-@dataclass
-class Exits:
-    """How many tokens exited where: `counts[0]` at the base, `counts[k]` at stage k."""
-
-    counts: list[int] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        names = ["base", *(f"stage {number}" for number in range(1, len(self.counts)))]
-        return ", ".join(f"{name} {count}" for name, count in zip(names, self.counts, strict=True))
-
-
-def generate_tokens(
-    base: Pretrained,
-    stage: Stage | None,
-    stages: Sequence[TrainedStage],
-    criterion: Criterion,
-    ids: Sequence[int],
-    max_tokens: int,
-    sampling: Sampling,
+def generate(
+    run: CascadeRun,
+    prompt: str,
+    *,
+    max_words: int = 100,
     seed: int = 0,
+    sampling: Sampling | None = None,
     exits: Exits | None = None,
-) -> Iterator[int]:
-    """Streams the ids that follow a prompt, up to the end of the turn or `max_tokens`.
+) -> Iterator[str]:
+    """Streams the answer to a prompt; arguments and errors of `systems.generate`."""
+    ids = prompt_ids(run.tokenizer, prompt)
+    predict = exit_rule(run.stage, run.stages, run.config.criterion, exits or Exits())
+    return stream_text(run.tokenizer, generate_tokens(run.base, ids, max_words, sampling or Sampling(), seed, predict))
 
-    Args:
-      base, stage, stages, criterion: as a `CascadeRun` has them; with no stages the text is the base's own.
-      ids: the prompt, at least one id.
-      exits: counts where each id was predicted.
-    """
-    check("prompt", "", "at least one token", len(ids) > 0)
-    check("max_words", max_tokens, "0 or more", max_tokens >= 0)
-    check("seed", seed, "from 0 to 2147483647", 0 <= seed < 2**31)
-    params = jax.device_put(base.params)
-    trained = [TrainedStage(jax.device_put(entry.params), entry.threshold) for entry in stages]
-    exits = exits if exits is not None else Exits()
+
+def exit_rule(stage: Stage, stages: tuple[TrainedStage, ...], criterion: Criterion, exits: Exits) -> Predict:
+    """The prediction of the base or of the stage at which a token exits, which `exits` counts."""
+    trained = [TrainedStage(jax.device_put(each.params), each.threshold) for each in stages]
     exits.counts = [0] * (len(trained) + 1)
-    capacity = -(-(len(ids) + max_tokens) // CACHE_PIECE) * CACHE_PIECE
-    cache = empty_cache(base.model.config, 1, capacity)
-    whole = (len(ids) - 1) // PROMPT_PIECE * PROMPT_PIECE
-    for start in range(0, whole, PROMPT_PIECE):
-        piece = jnp.asarray([ids[start : start + PROMPT_PIECE]])
-        cache = read_token(base.model, criterion, params, cache, piece)[0]
-    rest = list(ids[whole:])
-    key = jax.random.key(seed)
-    for token in rest[:-1]:
-        cache = read_token(base.model, criterion, params, cache, jnp.asarray([[token]]))[0]
-    token = rest[-1]
-    for position in range(max_tokens):
-        cache, hidden, logits, score = read_token(base.model, criterion, params, cache, jnp.asarray([[token]]))
-        depth = 0
-        while depth < len(trained) and float(score) <= trained[depth].threshold:
-            hidden, logits, score = cast(Any, hand_on)(stage, criterion, trained[depth].params, hidden)
+
+    def predict(states: TokenStates) -> jax.Array:
+        last, logits, depth = states.last, states.logits, 0
+        score = _base_score(criterion, *states)
+        while depth < len(trained) and is_hard(score, trained[depth].threshold):
+            last, logits, score = cast(Any, _run_stage)(stage, criterion, trained[depth].params, last)
             depth += 1
-        token = int(next_token(sampling, logits, jax.random.fold_in(key, position)))
         exits.counts[depth] += 1
-        if token == base.tokenizer.eos_id:
-            return
-        yield token
+        return logits[0]
 
-
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3,))
-def read_token(
-    base: SmolLM2, criterion: Criterion, params: Params, cache: KVCache, ids: jax.Array
-) -> tuple[KVCache, jax.Array, jax.Array, jax.Array]:
-    """Feeds `ids [1, time]`: the cache by then; hidden state `[1, hidden]`, logits `[vocab]` and score of the last."""
-    states: Any = base.apply({"params": params}, ids, cache, method="hidden")
-    last = states.last[:, -1]
-    logits: Any = base.apply({"params": params}, last, method="logits")
-    return states.cache, last, logits[0], token_scores(criterion, states.embedding[:, -1], last, logits)[0]
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def hand_on(
-    stage: Stage, criterion: Criterion, params: Params, hidden: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What a stage makes of one token's hidden state `[1, hidden]`: hidden state, logits `[vocab]`, score."""
-    last, logits = cast(tuple[jax.Array, jax.Array], stage.apply({"params": params}, hidden))
-    return last, logits[0], token_scores(criterion, hidden, last, logits)[0]
+    return predict
 
 
 @partial(jax.jit, static_argnums=0)
-def next_token(sampling: Sampling, logits: jax.Array, key: jax.Array) -> jax.Array:
-    """The id chosen from `logits [vocab]`."""
-    return choose(narrow(logits, sampling), sampling, key)
+def _base_score(criterion: Criterion, embedding: jax.Array, last: jax.Array, logits: jax.Array) -> jax.Array:
+    """The score of one token, a scalar."""
+    return token_scores(criterion, embedding, last, logits)[0]
 
 
-def stream_text(tokenizer: Tokenizer, ids: Iterator[int]) -> Iterator[str]:
-    """The text of ids as they come; bytes wait until they are whole characters."""
-    waiting: list[int] = []
-    for token in ids:
-        waiting.append(token)
-        text = tokenizer.decode(waiting)
-        if not text.endswith("\ufffd"):
-            waiting.clear()
-            yield text
-    if waiting:
-        yield tokenizer.decode(waiting)
-
-
-def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """A prompt as the user's turn of a conversation; as plain text where the model has no chat template."""
-    if not tokenizer.chat_template:
-        return tokenizer.encode(prompt)
-    return tokenizer.encode(tokenizer.chat([{"role": "user", "content": prompt}]))
+@partial(jax.jit, static_argnums=(0, 1))
+def _run_stage(
+    stage: Stage, criterion: Criterion, params: Params, hidden: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A stage on one token's hidden state `[1, H]`: its last hidden state, its logits `[1, V]`, its score."""
+    last, logits = cast(tuple[jax.Array, jax.Array], stage.apply({"params": params}, hidden))
+    return last, logits, token_scores(criterion, hidden, last, logits)[0]

@@ -8,7 +8,7 @@ similarity. Entropy and maximum probability of the prediction, as early-exit mod
 from __future__ import annotations
 
 import math
-from typing import get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -80,13 +80,21 @@ def hardness_threshold(scores: np.ndarray | jax.Array, hard_ratio: float) -> flo
     return float(rounded if rounded <= quantile else np.nextafter(rounded, np.float32(-np.inf)))
 
 
+def is_hard(scores: Any, threshold: float) -> Any:
+    """The rule, for one score or an array of them: a token is hard at or below the threshold.
+
+    The ensemble and generation both ask it, so that a token exits at the same place in both.
+    """
+    return np.asarray(scores) <= np.float32(threshold)
+
+
 def select_hard(scores: np.ndarray | jax.Array, threshold: float) -> np.ndarray:
     """Indices of the hard tokens in `scores [tokens]`, in order: those at or below the threshold.
 
     Tokens that share the threshold's score are all hard, as they would all be handed on in the ensemble; so with ties
     there can be more than `count_hard` says, never fewer.
     """
-    return np.flatnonzero(np.asarray(scores) <= np.float32(threshold))
+    return np.flatnonzero(is_hard(scores, threshold))
 
 
 def count_hard(tokens: int, hard_ratio: float) -> int:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from newllm_jax.cascade import extraction
 from newllm_jax.cascade.hardness import stage_counts
-from newllm_jax.cascade.run import SYSTEM
 from newllm_jax.cascade.stage.model import Stage, init_stage, stage_config
-from newllm_jax.cascade.stage.updates import stage_updates
+from newllm_jax.cascade.stage.updates import build_stage_training
 from newllm_jax.config import CascadeConfig
 from newllm_jax.records.machine import environment, peak_memory_bytes
 from newllm_jax.smollm.alpaca import CHUNK, AlpacaChunks, load_alpaca
@@ -19,9 +18,9 @@ from newllm_jax.smollm.model import SmolLM2, count_parameters, parameter_shapes
 from newllm_jax.smollm.pretrained import open_files, read_description
 from newllm_jax.sources.weights import PACKAGE, open_weights
 from newllm_jax.training.loss_scale import initial_loss_scale
-from newllm_jax.training.optimizer import adamw
-from newllm_jax.training.precision import PRECISIONS, resolve_precision
-from newllm_jax.training.step import Totals, init_state
+from newllm_jax.training.memory import planned_bytes, update_bytes
+from newllm_jax.training.precision import resolve_precision
+from newllm_jax.training.step import init_state
 
 FLOAT = 4  # bytes
 
@@ -38,7 +37,7 @@ def plan_cascade(config: CascadeConfig) -> dict[str, Any]:
     source = open_weights(config.base_model, "error" if config.fallback == "error" else PACKAGE, tensors=False)
     llama, tokenizer = read_description(open_files(source.path))
     data = load_alpaca(tokenizer, config)
-    base, stage = SmolLM2(llama), Stage(stage_config(llama, config.stage_layers), PRECISIONS[precision])
+    base, stage = SmolLM2(llama), Stage(stage_config(llama, config.stage_layers), precision)
     base_shapes = parameter_shapes(llama)
     stage_shapes = jax.eval_shape(lambda: init_stage(stage, config.seed, 1))
     base_size, stage_size = count_parameters(base_shapes), count_parameters(stage_shapes)
@@ -57,7 +56,7 @@ def plan_cascade(config: CascadeConfig) -> dict[str, Any]:
             "updates_per_epoch": -(-train // config.batch_size),
         })  # fmt: skip
     return {
-        "system": SYSTEM,
+        "system": config.system,
         "config": config.to_dict(),
         "environment": environment(precision),
         "data": data.summary(),
@@ -72,24 +71,19 @@ def plan_cascade(config: CascadeConfig) -> dict[str, Any]:
 def estimated_memory(
     config: CascadeConfig, base: SmolLM2, base_shapes: Any, stage: Stage, data: AlpacaChunks, first: dict[str, Any]
 ) -> int:
-    """The larger of the two heights of a run, by XLA's own plan of the compiled programs.
+    """The larger of the two memory peaks of a run, by XLA's own plan of the compiled programs.
 
     The base reads a batch of chunks; the first stage trains on the most tokens. A CPU also holds what the process has
     by now, the base as it was read, the hidden states and trained stages, and a checkpoint that is being written.
     """
     ids = jax.ShapeDtypeStruct((extraction.batch_chunks(), CHUNK), jnp.int32)
-    reading = _needed(extraction.read_chunks.lower(base, config.criterion, base_shapes, ids))
-    optimizer = adamw(config.learning_rate, config.weight_decay)
-    precision = resolve_precision(config.precision)
-    scale = initial_loss_scale(precision)
-    state = jax.eval_shape(lambda: init_state(init_stage(stage, config.seed, 1), optimizer, scale))
-    hidden = base.config.hidden_size
-    tokens = first["train_tokens"]
+    reading = planned_bytes(extraction.read_chunks.lower(base, config.criterion, base_shapes, ids).compile())
+    shared = build_stage_training(stage, config)
+    scale = initial_loss_scale(stage.precision)
+    state = jax.eval_shape(lambda: init_state(init_stage(stage, config.seed, 1), shared.optimizer, scale))
+    hidden, tokens = base.config.hidden_size, first["train_tokens"]
     split = jax.ShapeDtypeStruct((tokens, hidden), jnp.float32), jax.ShapeDtypeStruct((tokens,), jnp.int32)
-    order = jax.ShapeDtypeStruct((first["updates_per_epoch"], config.batch_size), jnp.int32)
-    updates = cast(jax.stages.Wrapped, stage_updates(stage, config, optimizer, precision))
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    training = _needed(updates.lower(state, jax.eval_shape(Totals.zero), split, order, 0, 1, key))
+    training = update_bytes(shared.training.updates, state, split, first["updates_per_epoch"], config.batch_size)
     training += first["val_tokens"] * hidden * FLOAT
     if jax.devices()[0].platform != "cpu":
         return max(reading, training)
@@ -98,11 +92,3 @@ def estimated_memory(
     host += config.num_stages * count_parameters(state.params) * FLOAT
     checkpoint = count_parameters(state) * FLOAT
     return peak_memory_bytes() + base_bytes + host + max(reading, tokens * hidden * FLOAT + training + checkpoint)
-
-
-def _needed(lowered: jax.stages.Lowered) -> int:
-    memory = lowered.compile().memory_analysis()
-    if memory is None:
-        return 0
-    buffers = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return buffers + memory.temp_size_in_bytes

@@ -1,6 +1,6 @@
 """Every setting, once, typed and checked: a file a system; configurations from TOML, JSON and `--field value`."""
 
-from newllm_jax.config.base import AskedPrecision, Config, Precision, RunConfig, check
+from newllm_jax.config.base import AskedPrecision, Config, Precision, RunConfig, check, check_seed
 from newllm_jax.config.cascade import CascadeConfig, Criterion
 from newllm_jax.config.chunks import ChunkConfig
 from newllm_jax.config.finetune import FinetuneConfig
@@ -19,6 +19,7 @@ __all__ = [
     "Precision",
     "RunConfig",
     "check",
+    "check_seed",
     "config_names",
     "load_config",
     "nearest",

@@ -20,6 +20,8 @@ Schedule = Literal["constant", "cosine"]
 Tracker = Literal["none", "tensorboard", "wandb"]
 
 LARGEST_BATCH = 2**20
+# What resuming may change in every system: where sources lie and what is written, not what is computed.
+EVERYWHERE = ("checkpoint_every", "tracker", "dataset", "dataset_config", "fallback")
 
 
 def check(field: str, value: Any, rule: str, holds: bool) -> None:
@@ -28,8 +30,13 @@ def check(field: str, value: Any, rule: str, holds: bool) -> None:
         raise InputError(f"{field}: must be {rule}, not {value!r}")
 
 
+def check_seed(seed: int) -> None:
+    """Raises InputError where a random seed is out of range."""
+    check("seed", seed, "from 0 to 2147483647", 0 <= seed < 2**31)
+
+
 def setting(default: Any, help: str) -> Any:
-    """A field of a configuration, with the words that `--help` says of it."""
+    """A field of a configuration, with its line of `--help`."""
     return dataclasses.field(default=default, metadata={"help": help})
 
 
@@ -40,28 +47,30 @@ class RunConfig:
     Attributes:
       system: its name in the files of a run.
       configurations: the folder of `configs/` that holds its named configurations.
+      resumable: the settings that resuming a run may change.
     """
 
     system: ClassVar[str]
     configurations: ClassVar[str]
+    resumable: ClassVar[frozenset[str]]
 
-    dataset: str = setting("", "Hub name, local folder or file, or builtin")
-    dataset_config: str = setting("", "configuration of the data set, where it has several")
-    fallback: Fallback = setting("builtin", "what replaces a Hub that is out of reach; error ends the run instead")
-    seed: int = setting(0, "of the initial weights, the order of the data and dropout")
+    dataset: str = setting("", "data set: Hub name, local folder or file, or builtin")
+    dataset_config: str = setting("", "configuration of the data set, if it has several")
+    fallback: Fallback = setting("builtin", "source used when the Hub is out of reach; error: stop instead")
+    seed: int = setting(0, "random seed for weights, data order and dropout")
     precision: AskedPrecision = setting(
-        "auto", "of matrix products; fp32 is strict float32, auto chooses by device and model"
+        "auto", "precision of matrix products; fp32: strict float32; auto: chosen by device and model"
     )
-    num_epochs: int = setting(50, "epochs to train, early stopping aside")
-    batch_size: int = setting(32, "examples an update")
+    num_epochs: int = setting(50, "largest number of epochs")
+    batch_size: int = setting(32, "examples in an update")
     learning_rate: float = setting(1e-4, "peak learning rate")
-    patience: int = setting(15, "epochs without a gain that stop a run early")
-    minimum_gain: float = setting(0.0, "how far the validation loss must fall to count as a gain (nats)")
-    checkpoint_every: int = setting(5, "epochs between the checkpoints kept beside the best and the latest")
-    tracker: Tracker = setting("none", "where else the metrics go")
+    patience: int = setting(15, "epochs without a gain after which training stops early")
+    minimum_gain: float = setting(0.0, "least fall of the validation loss that counts as a gain (nats)")
+    checkpoint_every: int = setting(5, "epochs between checkpoints kept beside the best and the latest two")
+    tracker: Tracker = setting("none", "also log metrics to tensorboard or wandb")
 
     def __post_init__(self) -> None:
-        check("seed", self.seed, "from 0 to 2147483647", 0 <= self.seed < 2**31)
+        check_seed(self.seed)
         for name in ("num_epochs", "batch_size", "patience", "checkpoint_every"):
             check(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
         check("batch_size", self.batch_size, f"at most {LARGEST_BATCH}", self.batch_size <= LARGEST_BATCH)

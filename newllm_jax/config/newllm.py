@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from newllm_jax.config.base import RunConfig, Schedule, check, setting
+from newllm_jax.config.base import EVERYWHERE, RunConfig, Schedule, check, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,26 +15,27 @@ class NewLLMConfig(RunConfig):
 
     system: ClassVar[str] = "new-llm"
     configurations: ClassVar[str] = "newllm"
+    resumable: ClassVar[frozenset[str]] = frozenset({"num_epochs", "patience", *EVERYWHERE})
 
-    dataset: str = setting("Salesforce/wikitext", "Hub name, local folder or file, or builtin")
-    minimum_gain: float = setting(0.001, "how far the validation loss must fall to count as a gain (nats)")
+    dataset: str = setting("Salesforce/wikitext", "data set: Hub name, local folder or file, or builtin")
+    minimum_gain: float = setting(0.001, "least fall of the validation loss that counts as a gain (nats)")
 
-    vocabulary_size: int = setting(1000, "four special tokens and the most frequent words")
-    sequence_length: int = setting(64, "ids in a sequence; the model reads all but the last")
+    vocabulary_size: int = setting(1000, "size of the vocabulary: four special tokens and the most frequent words")
+    sequence_length: int = setting(64, "ids in a training sequence; the model reads all but the last")
     stride: int = setting(32, "ids between the starts of two windows of a long text")
-    minimum_words: int = setting(5, "texts of fewer words are skipped")
+    minimum_words: int = setting(5, "least number of words in a text; shorter ones are skipped")
 
     embed_dim: int = setting(256, "size of a word's embedding")
     hidden_dim: int = setting(512, "size of the feed-forward layers")
     context_dim: int = setting(256, "size of the context vector")
-    num_layers: int = setting(6, "feed-forward layers")
-    dropout: float = setting(0.1, "dropped after every ReLU, in training")
+    num_layers: int = setting(6, "number of feed-forward layers")
+    dropout: float = setting(0.1, "dropout rate after every ReLU, in training")
 
-    schedule: Schedule = setting("constant", "learning rate after the warm-up: constant, or cosine down to 0")
-    warmup_steps: int = setting(0, "updates of linear warm-up from 0")
-    decay_epochs: int | None = setting(None, "horizon of the cosine; none: num_epochs, and the run cannot be extended")
-    clip_norms: tuple[float, ...] = setting((0.5, 1.0, 2.0), "bounds of the gradients' global norm, one after another")
-    clip_epochs: tuple[int, ...] = setting((10, 30), "epochs (from 0) at which the next bound takes over")
+    schedule: Schedule = setting("constant", "learning rate after the warm-up: constant, or cosine decay to 0")
+    warmup_steps: int = setting(0, "updates of linear warm-up of the learning rate")
+    decay_epochs: int | None = setting(None, "epochs of the cosine decay; none: num_epochs, never extended")
+    clip_norms: tuple[float, ...] = setting((0.5, 1.0, 2.0), "clipping bounds of the gradient norm, one after another")
+    clip_epochs: tuple[int, ...] = setting((10, 30), "epochs (from 0) at which the next clipping bound begins")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,49 +2,38 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from newllm_jax.config import NewLLMConfig
+from newllm_jax.config import NewLLMConfig, Precision
 from newllm_jax.errors import InputError
-from newllm_jax.newllm.loss import next_word_loss
-from newllm_jax.newllm.run import SYSTEM, NewLLMRun, check_same_data, init_params, resumed_newllm_config
-from newllm_jax.newllm.updates import build, training_model, training_precision
+from newllm_jax.newllm.run import before_0_2, init_params
+from newllm_jax.newllm.updates import build_training, slow_loop_warning, training_model, training_precision
 from newllm_jax.newllm.wikitext import Wikitext, load_wikitext
 from newllm_jax.records.directory import RunDir
-from newllm_jax.records.machine import command_line, environment, peak_memory_bytes
-from newllm_jax.records.progress import TrainingProgress, boxed
-from newllm_jax.records.results import SCHEMA_VERSION
-from newllm_jax.records.trackers import open_tracker
-from newllm_jax.report.plots import save_curves
-from newllm_jax.report.tables import newllm_report
+from newllm_jax.records.progress import Narrate, TrainingProgress, narrate_damaged, narrate_start
+from newllm_jax.records.results import (
+    Clock,
+    RunResult,
+    begin,
+    check_fingerprints,
+    finished_results,
+    results_footer,
+    results_header,
+)
+from newllm_jax.records.stored_config import resumed_config, stored_config
+from newllm_jax.records.trackers import check_tracker, open_tracker
+from newllm_jax.report.newllm import write_report
 from newllm_jax.training.checkpoint import Checkpoints
-from newllm_jax.training.history import best_epoch
-from newllm_jax.training.loop import evaluate, fit, stopped_early
+from newllm_jax.training.history import at_epoch, best_epoch, how_it_stopped, is_finished
+from newllm_jax.training.loop import evaluate, fit
 from newllm_jax.training.loss_scale import initial_loss_scale
-from newllm_jax.training.step import init_state, make_evaluation
-
-Narrate = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class NewLLMResult:
-    """What a training run gave.
-
-    Attributes:
-      run_dir: where its files lie.
-      results: the content of `results.json`.
-    """
-
-    run_dir: Path
-    results: dict[str, Any]
+from newllm_jax.training.split import Split
+from newllm_jax.training.step import init_state
 
 
 def train_newllm(
@@ -55,7 +44,7 @@ def train_newllm(
     resume: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     narrate: Narrate = print,
-) -> NewLLMResult:
+) -> RunResult:
     """Trains New-LLM (report of New-LLM) and evaluates its best parameters on the test split.
 
     Args:
@@ -63,127 +52,103 @@ def train_newllm(
       name, run_root: a new run goes to `run_root/name-time`.
       resume: a run directory to go on with instead; `overrides` may raise `num_epochs` or `patience`. The result is
         that of a run which was never stopped.
-      narrate: takes the lines that tell what was resolved.
+      narrate: receives the lines that tell what was resolved.
 
     Raises:
       InputError: a setting, data set or run directory that cannot be used.
       NumericalError: the loss is no longer finite; the last good checkpoint stays.
     """
-    started = time.monotonic()
+    clock = Clock()
     with ExitStack() as stack:
-        if resume is not None:
-            run = stack.enter_context(RunDir.open(resume))
-            config = resumed_newllm_config(run, overrides or {})
-            precision = training_precision(config)
-            data = load_wikitext(config)
-        else:
-            config = (config or NewLLMConfig()).override(overrides or {})
-            precision = training_precision(config)
-            data = load_wikitext(config)
+        run = None if resume is None else stack.enter_context(RunDir.open(resume))
+        config = (config or NewLLMConfig()).override(overrides or {}) if run is None else _resumed(run, overrides or {})
+        check_tracker(config.tracker)
+        precision = training_precision(config)
+        data = load_wikitext(config)
+        if run is None:
             run = stack.enter_context(RunDir.create(run_root, f"{name}{'-builtin' if data.fallback else ''}"))
         model = training_model(config, len(data.tokenizer), precision)
         summary = data.summary(config.batch_size)
-        trainer, optimizer = build(config, model, summary["steps_per_epoch"])
+        training, optimizer = build_training(config, model, summary["steps_per_epoch"])
         state = init_state(init_params(model, config.seed), optimizer, initial_loss_scale(precision))
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        narrate_start(narrate, data, summary, run, parameters, precision)
+        _narrate(narrate, run, config, precision, data, parameters)
 
         checkpoints = stack.enter_context(Checkpoints(run.checkpoints, config.checkpoint_every))
-        if checkpoints.epochs:
-            check_same_data(checkpoints.record()["fingerprint"], data)
-        found, damaged = checkpoints.latest(state)
-        if damaged:
-            narrate(f"damaged, and passed over: the checkpoints of epochs {damaged}")
         if resume is not None:
-            narrate(f"going on after epoch {found.epoch if found else 0}")
-        history, seconds_before = [], 0.0
-        if found:
-            state, history, seconds_before = found.state, found.record["history"], found.record["seconds"]
-            checkpoints.drop_after(found.epoch)
+            before = before_0_2(checkpoints.record()) if checkpoints.epochs else {}
+            check_fingerprints(run, data.fingerprints(), before)
+        resumption = checkpoints.resume(state)
+        state, history = resumption.state, resumption.history
+        clock.resume(resumption.seconds)
+        narrate_damaged(narrate, resumption.damaged)
+        if resume is not None:
+            narrate(f"going on after epoch {len(history)}")
         if len(history) > config.num_epochs:
             raise InputError(f"num_epochs: {run.path} has {len(history)} epochs already, not {config.num_epochs}")
-        if history and (len(history) >= config.num_epochs or stopped_early(history, config)):
+        if history and is_finished(history, config):
             narrate(f"finished {how_it_stopped(history, config)}")
-            if (run.path / "results.json").is_file():
-                return NewLLMResult(run.path, run.read_json("results.json"))
+            if finished := finished_results(run):
+                return RunResult(run.path, finished)
         tracker = open_tracker(config.tracker, run, config.to_dict())
-        run.write_json("config.json", {"schema_version": SCHEMA_VERSION, "system": SYSTEM, "config": config.to_dict()})
+        begin(run, config, data.fingerprints())
         run.write_json("vocabulary.json", data.tokenizer.words)
         run.write_metrics(history)
 
-        def seconds() -> float:
-            return seconds_before + time.monotonic() - started
-
-        def remember() -> dict[str, Any]:
-            return {"fingerprint": data.provenance["fingerprint"], "seconds": seconds()}
-
-        splits = {split: (jnp.asarray(rows), len(rows)) for split, rows in data.sequences.items()}
+        splits = {name: Split.of(rows) for name, rows in data.sequences.items()}
         with TrainingProgress(run, tracker, config.num_epochs, history) as progress:
             state, history = fit(
-                trainer, state, splits["train"], splits["validation"], config, checkpoints, progress, history, remember
-            )
+                training, state, splits["train"], splits["validation"], config, checkpoints, progress, history,
+                record=lambda: {"seconds": clock.seconds()},
+            )  # fmt: skip
         checkpoints.wait()
 
-        best = history[best_epoch([entry["val_loss"] for entry in history]) - 1]
-        params = checkpoints.params(best["epoch"], state.params)
+        best = best_epoch(history)
+        params = checkpoints.params(best, state.params)
         results = {
-            "schema_version": SCHEMA_VERSION,
-            "system": SYSTEM,
-            "name": run.path.name,
-            "config": config.to_dict(),
-            "command": command_line(),
-            "environment": environment(precision),
+            **results_header(run, config, precision),
             "data": summary,
             "parameters": parameters,
             "epochs": history,
             "stopped": how_it_stopped(history, config),
-            "best": {key: best[key] for key in ("epoch", "val_loss", "val_ppl")},
-            "test": evaluate(trainer.evaluate, params, *splits["test"], config.batch_size),
-            "seconds": seconds(),
-            "peak_memory_bytes": peak_memory_bytes(),
+            "best": at_epoch(history, best),
+            "test": evaluate(training.evaluate, params, splits["test"], config.batch_size),
+            **results_footer(clock),
         }
         run.write_json("results.json", results)
-        save_curves(run.path / "curves.png", history, run.path.name)
-        run.write_text("report.md", newllm_report(results))
-    narrate(f"best        validation PPL {best['val_ppl']:.2f} after epoch {best['epoch']}; "
+        report = write_report(run, results)
+    narrate(f"best        validation PPL {results['best']['val_ppl']:.2f} after epoch {best}; "
             f"test PPL {results['test']['ppl']:.2f}")  # fmt: skip
-    narrate(f"report      {run.path / 'report.md'}")
-    return NewLLMResult(run.path, results)
+    narrate(f"report      {report}")
+    return RunResult(run.path, results)
 
 
-def evaluate_splits(run: NewLLMRun) -> dict[str, Any]:
-    """Loss, perplexity and accuracy of a restored run on the validation and test splits, strict float32.
+def _resumed(run: RunDir, overrides: Mapping[str, Any]) -> NewLLMConfig:
+    """The configuration of a run with what resuming may change.
 
     Raises:
-      InputError: the data at hand are not those that the run was trained on.
+      InputError: an override that would make it another experiment; the field and both values are named.
     """
-    data = load_wikitext(run.config)
-    check_same_data(run.fingerprint, data)
-    evaluation = make_evaluation(next_word_loss(run.model))
-    rows = {split: data.sequences[split] for split in ("validation", "test")}
-    return {
-        split: evaluate(evaluation, run.params, jnp.asarray(ids), len(ids), run.config.batch_size)
-        for split, ids in rows.items()
+    stored, asked = stored_config(run, NewLLMConfig), resumed_config(run, NewLLMConfig, overrides)
+    if asked.num_epochs != stored.num_epochs and stored.schedule == "cosine" and stored.decay_epochs is None:
+        raise InputError(
+            f"num_epochs: the learning rate of {run.path} decays over its {stored.num_epochs} epochs, so it cannot "
+            f"become {asked.num_epochs}; a new run with decay_epochs set could be extended"
+        )
+    return asked
+
+
+def _narrate(
+    narrate: Narrate, run: RunDir, config: NewLLMConfig, precision: Precision, data: Wikitext, parameters: int
+) -> None:  # fmt: skip
+    """Tells what a run resolved."""
+    source, counts = data.provenance["source"], [f"{len(rows):,}" for rows in data.sequences.values()]
+    replaced = data.fallback and (
+        f"{data.fallback}: training on {source} instead. Its figures cannot be compared with published ones."
+    )
+    steps = data.summary(config.batch_size)["steps_per_epoch"]
+    facts = {
+        "data": f"{source}: {' / '.join(counts)} sequences, {steps:,} updates an epoch",
+        "parameters": f"{parameters:,}",
     }
-
-
-def how_it_stopped(history: list[dict[str, Any]], config: NewLLMConfig) -> str:
-    """Why training ended, and the setting that would let it go on."""
-    if stopped_early(history, config):
-        return f"early, after epoch {len(history)}: no gain in {config.patience} epochs (raise patience to go on)"
-    return f"after epoch {len(history)}, the last of num_epochs (raise it to go on)"
-
-
-def narrate_start(
-    narrate: Narrate, data: Wikitext, summary: dict[str, Any], run: RunDir, parameters: int, precision: str
-) -> None:
-    """Tells what a run resolved: device, data, parameters, run directory."""
-    device = jax.devices()[0]
-    if data.fallback:
-        narrate(boxed(f"{data.fallback}: training on {data.provenance['source']} instead. "
-                      "Its figures cannot be compared with published ones."))  # fmt: skip
-    narrate(f"device      {device.device_kind} ({device.platform}), {precision}")
-    narrate(f"data        {summary['source']}: {summary['train_sequences']:,} / {summary['validation_sequences']:,} / "
-            f"{summary['test_sequences']:,} sequences, {summary['steps_per_epoch']:,} updates an epoch")  # fmt: skip
-    narrate(f"parameters  {parameters:,}")
-    narrate(f"run         {run.path}")
+    narrate_start(narrate, run, precision, facts, [replaced, slow_loop_warning(config)])

@@ -1,4 +1,4 @@
-"""Text from a trained New-LLM, word by word: the context vector is all that is remembered, however long the text."""
+"""Text from a trained New-LLM, word by word: the context vector is all that it remembers, however long the text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from newllm_jax.config import check
+from newllm_jax.config import check, check_seed
+from newllm_jax.decoding.exits import Exits
 from newllm_jax.decoding.sampling import Sampling, choose, narrow
 from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.run import NewLLMRun
@@ -47,9 +48,15 @@ def next_word(
 
 
 def generate(
-    run: NewLLMRun, prompt: str = "", *, max_words: int = 100, seed: int = 0, sampling: Sampling | None = None
+    run: NewLLMRun,
+    prompt: str = "",
+    *,
+    max_words: int = 100,
+    seed: int = 0,
+    sampling: Sampling | None = None,
+    exits: Exits | None = None,
 ) -> Iterator[str]:
-    """Streams the words that follow a prompt, up to the end of the text or `max_words`.
+    """Streams the words that follow a prompt, up to the end of the text or `max_words`. The model has no exits.
 
     Any prompt will do: unknown words are read as `<UNK>`, an empty one starts a text. Memory does not grow with length.
 
@@ -57,7 +64,7 @@ def generate(
       InputError: a negative `max_words`, or a seed out of range.
     """
     check("max_words", max_words, "0 or more", max_words >= 0)
-    check("seed", seed, "from 0 to 2147483647", 0 <= seed < 2**31)
+    check_seed(seed)
     return _words(run, prompt, max_words, seed, sampling or Sampling())
 
 

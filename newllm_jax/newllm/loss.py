@@ -1,4 +1,4 @@
-"""Cross-entropy over the targets that are words: what training lowers and perplexity is made of.
+"""Cross-entropy over the targets that are words: the training loss, and the perplexity's logarithm.
 
 The logits are the largest arrays of an update. XLA's own gradients write theirs in float32 and convert them for every
 product; here they are written once, in the type in which the products read them.
@@ -12,35 +12,40 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from newllm_jax.config import Precision
 from newllm_jax.newllm.model import ContextVectorLM
-from newllm_jax.newllm.recurrence.gradients import over_steps
+from newllm_jax.newllm.recurrence.gradients import kernel_gradient
 from newllm_jax.newllm.wikitext import PAD
+from newllm_jax.training.losses import Sums
 from newllm_jax.training.precision import product, storage_type
-from newllm_jax.training.step import LossFn, Params, Sums
+from newllm_jax.training.step import LossFn, Params
 
 
 def next_word_loss(model: ContextVectorLM) -> LossFn:
-    """The loss of New-LLM as the update loop wants it: sums over the targets of a batch that are not padding.
+    """The loss of New-LLM as the update loop needs it: sums over the targets of a batch that are not padding.
 
-    Its batch is `ids [batch, time + 1]`: inputs are `ids[:, :-1]`, targets `ids[:, 1:]`. A key turns dropout on.
+    Its batch is `ids [B, T + 1]`: inputs are `ids[:, :-1]`, targets `ids[:, 1:]`. A key turns dropout on.
     """
 
-    def loss(params: Params, ids: jax.Array, present: jax.Array, key: jax.Array | None) -> Sums:
-        ids = ids.astype(jnp.int32)
+    def loss(
+        params: Params, ids: jax.Array, present: jax.Array, key: jax.Array | None, carry: None
+    ) -> tuple[Sums, None]:  # fmt: skip
+        ids, variables = ids.astype(jnp.int32), {"params": params}
         states, _ = model.apply(  # type: ignore[misc]
-            {"params": params}, ids[:, :-1], deterministic=key is None, method="hidden_states",
+            variables, ids[:, :-1], deterministic=key is None, method="hidden_states",
             rngs=None if key is None else {"dropout": key},
         )  # fmt: skip
-        head, targets = params["logits"], ids[:, 1:].T
+        kernel, bias = model.apply(variables, method="head")  # type: ignore[misc]
+        targets = ids[:, 1:].T
         counted = (targets != PAD) & present
-        return cross_entropy(model.precision, head["kernel"], head["bias"], states, targets, counted)
+        return cross_entropy(model.precision, kernel, bias, states, targets, counted), carry
 
     return loss
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def cross_entropy(
-    precision: jax.lax.PrecisionLike,
+    precision: Precision,
     kernel: jax.Array,
     bias: jax.Array,
     states: jax.Array,
@@ -51,16 +56,16 @@ def cross_entropy(
 
     Args:
       precision: of the products.
-      kernel, bias: of the logits, `[hidden, vocabulary]` and `[vocabulary]`.
-      states: hidden states `[time, batch, hidden]`.
-      targets: the ids that follow, `[time, batch]`.
-      counted: bool `[time, batch]`.
+      kernel, bias: of the logits, `[H, V]` and `[V]`.
+      states: hidden states `[T, B, H]`.
+      targets: the ids that follow, `[T, B]`.
+      counted: bool `[T, B]`.
     """
     return _forward(precision, kernel, bias, states, targets, counted)[0]
 
 
 def _forward(
-    precision: jax.lax.PrecisionLike,
+    precision: Precision,
     kernel: jax.Array,
     bias: jax.Array,
     states: jax.Array,
@@ -103,7 +108,7 @@ def _in_one_pass(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     return largest, largest + jnp.log(total)
 
 
-def _backward(precision: jax.lax.PrecisionLike, saved: Any, cotangents: Sums) -> tuple[Any, ...]:
+def _backward(precision: Precision, saved: Any, cotangents: Sums) -> tuple[Any, ...]:
     kernel, states, targets, counted, logits, normalizer = saved
     named = jax.nn.one_hot(targets, logits.shape[-1])
     weight = jnp.where(counted, cotangents.loss, 0)[..., None]
@@ -113,7 +118,7 @@ def _backward(precision: jax.lax.PrecisionLike, saved: Any, cotangents: Sums) ->
     d_bias = jnp.sum(d_logits, (0, 1), dtype=jnp.float32)
     # Else XLA joins this product with that of the gates, which reads the same states, and copies both to do so.
     states = jax.lax.optimization_barrier(states)
-    return over_steps(states, d_logits, precision), d_bias, d_states, None, None
+    return kernel_gradient(states, d_logits, precision), d_bias, d_states, None, None
 
 
 cross_entropy.defvjp(_forward, _backward)

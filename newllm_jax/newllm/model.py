@@ -2,41 +2,41 @@
 
 At each position t, with c_0 = 0 (report of New-LLM; LayerNorm: Ba et al. 2016):
 
-    h    = ReLU(W_1 [e_t ; c] + b_1), then num_layers - 1 times h = ReLU(W_l h + b_l)    dropout after every ReLU
+    h    = ReLU(W_1 [e_t ; c] + b_1), then L - 1 times  h = ReLU(W_l h + b_l)            dropout after every ReLU
     f, i = sigmoid(W_f h + b_f), sigmoid(W_i h + b_i);   d = W_d h + b_d
     c    = clip(LayerNorm(f * c + i * d), -10, 10)
     logits_t = W_o h + b_o
 
-W_1 [e ; c] is computed as W_e e + W_c c, so that the token's part, like the logits, stays outside the time loop.
+W_1 [e ; c] is computed as W_e e + W_c c: the token's part, like the logits, does not depend on the context and is
+computed outside the time loop, for all positions at once.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen.initializers import normal, ones, zeros
 
-from newllm_jax.config import NewLLMConfig
-from newllm_jax.newllm.recurrence.cell import CellParams, dropout_seeds
-from newllm_jax.newllm.recurrence.scan import Loops, scan
+from newllm_jax.config import NewLLMConfig, Precision
+from newllm_jax.newllm.recurrence.cell import CellParams, CellSpec, Form, dropout_seeds
+from newllm_jax.newllm.recurrence.scan import scan
+from newllm_jax.training.precision import PRECISIONS, dot
 
 WEIGHT_STD = 0.02
 
 
 class ContextCell(nn.Module):
-    """The recurrent part: declares the weights that `recurrence.scan` works with."""
+    """The recurrent part: declares the weights with which `scan` runs the time loop."""
 
-    hidden_dim: int
-    num_layers: int
-    dropout: float
-    precision: jax.lax.PrecisionLike
-    loops: Loops
+    spec: CellSpec
 
     @nn.compact
     def __call__(self, context: jax.Array, tokens: jax.Array, deterministic: bool) -> tuple[jax.Array, jax.Array]:
-        """`context [batch, context]`, `tokens [time, batch, hidden]` -> last context, hidden states like `tokens`."""
-        hidden, width = tokens.shape[-1], context.shape[-1]
+        """`context [B, C]`, `tokens [T, B, H]` -> the last context, and the last layer's activations `[T, B, H]`."""
+        spec = self.spec
 
         def layer(name: str, inputs: int, outputs: int) -> tuple[jax.Array, jax.Array]:
             return (
@@ -44,15 +44,36 @@ class ContextCell(nn.Module):
                 self.param(f"{name}_bias", zeros, (outputs,)),
             )
 
+        hidden, width = spec.hidden_dim, spec.context_dim
         params = CellParams(
             context_in=self.param("context_in_kernel", normal(WEIGHT_STD), (width, hidden)),
-            hidden=tuple(layer(f"hidden_{index}", hidden, hidden) for index in range(2, self.num_layers + 1)),
+            hidden=tuple(layer(f"hidden_{number}", hidden, hidden) for number in range(2, spec.num_layers + 1)),
             gates=layer("gates", hidden, 3 * width),
             norm=(self.param("norm_scale", ones, (width,)), self.param("norm_bias", zeros, (width,))),
         )
-        dropped = not deterministic and self.dropout > 0
+        dropped = not deterministic and spec.dropout > 0
         seeds = dropout_seeds(self.make_rng("dropout")) if dropped else None
-        return scan(params, context, tokens, seeds, self.dropout, self.precision, self.loops)
+        return scan(spec, params, context, tokens, seeds)
+
+
+class Head(nn.Module):
+    """The output layer: hidden states to logits."""
+
+    hidden_dim: int
+    vocabulary_size: int
+    precision: Precision
+
+    def setup(self) -> None:
+        self.kernel = self.param("kernel", normal(WEIGHT_STD), (self.hidden_dim, self.vocabulary_size))
+        self.bias = self.param("bias", zeros, (self.vocabulary_size,))
+
+    def __call__(self, states: jax.Array) -> jax.Array:
+        """`[..., H]` -> `[..., V]`."""
+        return dot(states, self.kernel, self.precision) + self.bias
+
+    def weights(self) -> tuple[jax.Array, jax.Array]:
+        """Kernel `[H, V]` and bias `[V]`, for a loss that computes the logits itself."""
+        return self.kernel, self.bias
 
 
 class ContextVectorLM(nn.Module):
@@ -61,7 +82,7 @@ class ContextVectorLM(nn.Module):
     Attributes:
       dropout: the share of activations that training drops after every ReLU.
       precision: of every matrix product.
-      loops: the form of its time loops; see `recurrence.loops_for`.
+      form: of the time loop; see `recurrence.scan.form_for`.
     """
 
     vocabulary_size: int = 1000
@@ -70,42 +91,50 @@ class ContextVectorLM(nn.Module):
     context_dim: int = 256
     num_layers: int = 6
     dropout: float = 0.1
-    precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST
-    loops: Loops = "rows"
+    precision: Precision = "fp32"
+    form: Form = "plain"
 
     @classmethod
     def from_config(
-        cls, config: NewLLMConfig, vocabulary_size: int, precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST
-    ) -> ContextVectorLM:
-        """The model of a configuration. A text of few words can have a smaller vocabulary than asked for."""
+        cls, config: NewLLMConfig, vocabulary_size: int, precision: Precision = "fp32"
+    ) -> ContextVectorLM:  # fmt: skip
+        """The model of a configuration. A text of few words can have a smaller vocabulary than the one configured."""
         return cls(
             vocabulary_size, config.embed_dim, config.hidden_dim, config.context_dim, config.num_layers,
             config.dropout, precision,
         )  # fmt: skip
 
+    @property
+    def spec(self) -> CellSpec:
+        """The specification of the cell."""
+        return CellSpec(
+            self.hidden_dim, self.context_dim, self.num_layers, self.dropout, self.precision, self.form
+        )  # fmt: skip
+
     def initial_context(self, batch: int) -> jax.Array:
-        """c_0: zeros `[batch, context]`."""
+        """c_0: zeros `[B, C]`."""
         return jnp.zeros((batch, self.context_dim))
 
     def setup(self) -> None:
-        weights = {"kernel_init": normal(WEIGHT_STD), "precision": self.precision}
         self.embed = nn.Embed(self.vocabulary_size, self.embed_dim, embedding_init=normal(WEIGHT_STD))
-        self.token_in = nn.Dense(self.hidden_dim, **weights)
-        self.cell = ContextCell(self.hidden_dim, self.num_layers, self.dropout, self.precision, self.loops)
-        self.logits = nn.Dense(self.vocabulary_size, **weights)
+        self.token_in = nn.Dense(
+            self.hidden_dim, kernel_init=normal(WEIGHT_STD), precision=PRECISIONS[self.precision]
+        )  # fmt: skip
+        self.cell = ContextCell(self.spec)
+        self.logits = Head(self.hidden_dim, self.vocabulary_size, self.precision)
 
     def __call__(
         self, ids: jax.Array, context: jax.Array | None = None, *, deterministic: bool = True
     ) -> tuple[jax.Array, jax.Array]:
-        """Runs over a piece of text; feeding a text in pieces gives what feeding it whole gives.
+        """Runs over a piece of text. A text in several pieces gives the same logits as the text as a whole.
 
         Args:
-          ids: `[batch, time]` token ids.
-          context: `[batch, context]`, the context vector before the first id; None for c_0.
+          ids: `[B, T]` token ids.
+          context: `[B, C]`, the context vector before the first id; None for c_0.
           deterministic: False in training: dropout from the rng `"dropout"`.
 
         Returns:
-          logits `[batch, time, vocabulary]` of the id that follows each position, and the last context vector.
+          logits `[B, T, V]` of the id that follows each position, and the last context vector `[B, C]`.
         """
         states, last = self.hidden_states(ids, context, deterministic=deterministic)
         return jnp.swapaxes(self.logits(states), 0, 1), last
@@ -113,7 +142,7 @@ class ContextVectorLM(nn.Module):
     def hidden_states(
         self, ids: jax.Array, context: jax.Array | None = None, *, deterministic: bool = True
     ) -> tuple[jax.Array, jax.Array]:
-        """As `__call__`, but the last hidden states `[time, batch, hidden]`, as they are kept, instead of logits."""
+        """As `__call__`, but the last layer's activations `[T, B, H]` instead of logits."""
         initial = self.initial_context(ids.shape[0]) if context is None else context
         if ids.size < self.vocabulary_size:
             tokens = self.token_in(self.embed(ids.T))
@@ -121,3 +150,7 @@ class ContextVectorLM(nn.Module):
             tokens = self.token_in(self.embed.embedding)[ids.T]
         last, states = self.cell(initial, tokens, deterministic)
         return states, last
+
+    def head(self) -> Any:
+        """Kernel `[H, V]` and bias `[V]` of the output layer, wherever the parameters keep them."""
+        return self.logits.weights()

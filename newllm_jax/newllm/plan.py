@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from newllm_jax.config import NewLLMConfig
-from newllm_jax.newllm.run import SYSTEM, init_params
-from newllm_jax.newllm.updates import build, training_model, training_precision
+from newllm_jax.newllm.run import init_params
+from newllm_jax.newllm.updates import build_training, training_model, training_precision
 from newllm_jax.newllm.wikitext import SPLITS, load_wikitext
 from newllm_jax.records.machine import environment, peak_memory_bytes
 from newllm_jax.training.loss_scale import initial_loss_scale
-from newllm_jax.training.step import Totals, init_state
+from newllm_jax.training.memory import update_bytes
+from newllm_jax.training.step import init_state
 
 
 def plan_newllm(config: NewLLMConfig) -> dict[str, Any]:
@@ -27,26 +27,20 @@ def plan_newllm(config: NewLLMConfig) -> dict[str, Any]:
     model = training_model(config, len(data.tokenizer), precision)
     summary = data.summary(config.batch_size)
     steps = summary["steps_per_epoch"]
-    trainer, optimizer = build(config, model, steps)
+    training, optimizer = build_training(config, model, steps)
     scale = initial_loss_scale(precision)
     state = jax.eval_shape(lambda: init_state(init_params(model, config.seed), optimizer, scale))
-    totals = jax.eval_shape(Totals.zero)
-    train = data.sequences["train"]
-    order = jax.ShapeDtypeStruct((steps, config.batch_size), jnp.int32)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    updates = cast(jax.stages.Wrapped, trainer.updates)
-    memory = updates.lower(state, totals, train, order, 0, 1, key).compile().memory_analysis()
-    assert memory is not None  # every backend of JAX has it
-    buffers = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    others = sum(data.sequences[split].nbytes for split in SPLITS if split != "train")
-    process = peak_memory_bytes() if jax.devices()[0].platform == "cpu" else 0
+    needed = update_bytes(training.updates, state, data.sequences["train"], steps, config.batch_size)
+    needed += sum(data.sequences[split].nbytes for split in SPLITS if split != "train")
+    if jax.devices()[0].platform == "cpu":
+        needed += peak_memory_bytes()
     return {
-        "system": SYSTEM,
+        "system": config.system,
         "config": config.to_dict(),
         "environment": environment(precision),
         "data": summary,
         "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)),
         "updates_per_epoch": steps,
         "updates": steps * config.num_epochs,
-        "estimated_memory_bytes": process + buffers + memory.temp_size_in_bytes + others,
+        "estimated_memory_bytes": needed,
     }

@@ -1,8 +1,7 @@
-"""A New-LLM run on disk: what it was started with, what resuming may change, and its model given back."""
+"""A trained New-LLM: its initial parameters, and a run's best ones restored from disk."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,16 @@ import jax.numpy as jnp
 
 from newllm_jax.config import NewLLMConfig
 from newllm_jax.errors import InputError
+from newllm_jax.newllm.loss import next_word_loss
 from newllm_jax.newllm.model import ContextVectorLM
-from newllm_jax.newllm.wikitext import Wikitext, WordTokenizer
+from newllm_jax.newllm.wikitext import WordTokenizer, load_wikitext
 from newllm_jax.records.directory import RunDir
-from newllm_jax.records.stored_config import resumed_config, stored_config
+from newllm_jax.records.results import check_fingerprints
+from newllm_jax.records.stored_config import stored_config
 from newllm_jax.training.history import best_epoch
-from newllm_jax.training.step import Params
-
-SYSTEM = "new-llm"
-RESUMABLE = {"num_epochs", "patience", "checkpoint_every", "tracker", "dataset", "dataset_config", "fallback"}
+from newllm_jax.training.loop import evaluate
+from newllm_jax.training.split import Split
+from newllm_jax.training.step import Params, make_evaluation
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def restore_newllm(run_dir: str | Path) -> NewLLMRun:
     from newllm_jax.training.checkpoint import Checkpoints
 
     run = RunDir.open(run_dir)
-    config = stored_config(run, SYSTEM, NewLLMConfig)
+    config = stored_config(run, NewLLMConfig)
     tokenizer = WordTokenizer(tuple(run.read_json("vocabulary.json")))
     model = ContextVectorLM.from_config(config, len(tokenizer))
     like = jax.eval_shape(lambda: init_params(model, config.seed))
@@ -64,31 +64,27 @@ def restore_newllm(run_dir: str | Path) -> NewLLMRun:
         raise InputError(f"{run.path}: has no checkpoint yet")
     with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
         record = checkpoints.record()
-        epoch = best_epoch([entry["val_loss"] for entry in record["history"]])
-        return NewLLMRun(model, checkpoints.params(epoch, like), config, tokenizer, epoch, record["fingerprint"])
+        epoch = best_epoch(record["history"])
+        fingerprints = run.read_json("config.json").get("fingerprints", before_0_2(record))
+        return NewLLMRun(model, checkpoints.params(epoch, like), config, tokenizer, epoch, fingerprints["data"])
 
 
-def resumed_newllm_config(run: RunDir, overrides: Mapping[str, Any]) -> NewLLMConfig:
-    """The configuration of a run with what resuming may change.
+def before_0_2(record: dict[str, Any]) -> dict[str, str]:
+    """The fingerprints of a run of version 0.1.0, which kept them in its checkpoints."""
+    return {"data": record["fingerprint"]} if "fingerprint" in record else {}
+
+
+def evaluate_run(run_dir: str | Path) -> dict[str, Any]:
+    """Loss, perplexity and accuracy of a run's best parameters on the validation and test splits, strict float32.
 
     Raises:
-      InputError: an override that would make it another experiment; the field and both values are named.
+      InputError: the data at hand are not those that the run was trained on.
     """
-    stored = stored_config(run, SYSTEM, NewLLMConfig)
-    asked = resumed_config(run, SYSTEM, NewLLMConfig, overrides, RESUMABLE)
-    if asked.num_epochs != stored.num_epochs and stored.schedule == "cosine" and stored.decay_epochs is None:
-        raise InputError(
-            f"num_epochs: the learning rate of {run.path} decays over its {stored.num_epochs} epochs, so it cannot "
-            f"become {asked.num_epochs}; a new run with decay_epochs set could be extended"
-        )
-    return asked
-
-
-def check_same_data(before: str, data: Wikitext) -> None:
-    """Raises InputError where the fingerprint that a run began with is not that of the texts at hand."""
-    now = data.provenance["fingerprint"]
-    if before != now:
-        raise InputError(
-            f"dataset: {data.provenance['source']} is not what the run was trained on "
-            f"(fingerprint {before[:12]}, now {now[:12]})"
-        )
+    run = restore_newllm(run_dir)
+    data = load_wikitext(run.config)
+    check_fingerprints(RunDir.open(run_dir), data.fingerprints(), {"data": run.fingerprint})
+    evaluation = make_evaluation(next_word_loss(run.model))
+    splits = {split: Split.of(data.sequences[split]) for split in ("validation", "test")}
+    return {
+        name: evaluate(evaluation, run.params, split, run.config.batch_size) for name, split in splits.items()
+    }  # fmt: skip

@@ -1,4 +1,4 @@
-"""What trains New-LLM: its model, compiled functions, optimiser and schedules, from the settings."""
+"""The compiled updates and evaluation of New-LLM, its optimiser and schedules, from the settings."""
 
 from __future__ import annotations
 
@@ -6,39 +6,55 @@ from functools import partial
 
 import optax
 
-from newllm_jax.config import NewLLMConfig
+from newllm_jax.config import NewLLMConfig, Precision
 from newllm_jax.newllm.loss import next_word_loss
 from newllm_jax.newllm.model import ContextVectorLM
-from newllm_jax.newllm.recurrence.scan import fusible, loops_for
-from newllm_jax.training.loop import Trainer
+from newllm_jax.newllm.recurrence import gpu
+from newllm_jax.newllm.recurrence.cell import CellSpec
+from newllm_jax.newllm.recurrence.scan import form_for
+from newllm_jax.training.loop import Training
 from newllm_jax.training.optimizer import clipped_adam, clipping_schedule, learning_rate_schedule
-from newllm_jax.training.precision import PRECISIONS, resolve_precision, supported_precisions
+from newllm_jax.training.precision import resolve_precision, supported_precisions
 from newllm_jax.training.step import make_evaluation, make_updates, train_step
 
 
-def training_precision(config: NewLLMConfig) -> str:
-    """The precision that a configuration is trained in: `auto` takes bf16 where the time loops are GPU kernels.
+def training_precision(config: NewLLMConfig) -> Precision:
+    """The precision that a configuration is trained in: `auto` selects bf16 where the time loop is a GPU kernel.
 
-    There it is the fastest, and training ends no worse than in tf32 (docs/results); in loops of separate kernels it
-    gains nothing.
+    There it is the fastest, and training ends no worse than in tf32 (docs/results); in the plain time loop it gains
+    nothing.
 
     Raises:
       InputError: a precision that the default device does not have.
     """
-    if config.precision == "auto" and "bf16" in supported_precisions() and fusible(config, "bf16"):
+    if config.precision == "auto" and "bf16" in supported_precisions() and not kernel_obstacle(config, "bf16"):
         return "bf16"
     return resolve_precision(config.precision)
 
 
-def training_model(config: NewLLMConfig, vocabulary_size: int, precision: str) -> ContextVectorLM:
-    """The model of a configuration as it is trained, in a resolved precision."""
-    model = ContextVectorLM.from_config(config, vocabulary_size, PRECISIONS[precision])
-    return model.clone(loops=loops_for(config, precision))
+def training_model(config: NewLLMConfig, vocabulary_size: int, precision: Precision) -> ContextVectorLM:
+    """The model of a configuration as it is trained, with the fastest form of the time loop."""
+    model = ContextVectorLM.from_config(config, vocabulary_size, precision)
+    return model.clone(form=form_for(model.spec, config.batch_size, config.sequence_length - 1))
 
 
-def build(
+def slow_loop_warning(config: NewLLMConfig) -> str:
+    """Why a GPU that could run the time loop as kernels will not; "" where it will, or is none of those."""
+    if "bf16" not in supported_precisions() or config.precision in ("fp32", "fp16"):
+        return ""  # another device, or a precision whose products the kernels do not have and the user asked for
+    reason = kernel_obstacle(config, "bf16" if config.precision == "auto" else config.precision)
+    return reason and f"The time loop runs step by step, several times slower than as one GPU kernel: {reason}."
+
+
+def kernel_obstacle(config: NewLLMConfig, precision: Precision) -> str:
+    """`gpu.obstacle` of a configuration."""
+    spec = CellSpec(config.hidden_dim, config.context_dim, config.num_layers, config.dropout, precision)
+    return gpu.obstacle(spec, config.batch_size, config.sequence_length - 1)
+
+
+def build_training(
     config: NewLLMConfig, model: ContextVectorLM, steps_per_epoch: int
-) -> tuple[Trainer, optax.GradientTransformation]:
+) -> tuple[Training, optax.GradientTransformation]:
     """The compiled functions of a run, and its optimiser. Evaluation is strict float32 whatever training is."""
     horizon = (config.decay_epochs or config.num_epochs) * steps_per_epoch
     rate = learning_rate_schedule(config.schedule, config.learning_rate, config.warmup_steps, horizon)
@@ -46,4 +62,4 @@ def build(
     optimizer = clipped_adam(rate, clip)
     strict = training_model(config, model.vocabulary_size, "fp32")
     updates = make_updates(partial(train_step, next_word_loss(model), optimizer))
-    return Trainer(updates, make_evaluation(next_word_loss(strict)), rate, clip), optimizer
+    return Training(updates, make_evaluation(next_word_loss(strict)), rate, clip), optimizer

@@ -17,6 +17,7 @@ import numpy as np
 from newllm_jax.config import NewLLMConfig
 from newllm_jax.errors import InputError
 from newllm_jax.files import cache_folder, whole_file
+from newllm_jax.records.results import Fingerprint
 from newllm_jax.sources.text import TextSource, open_source
 
 PAD, UNK, BOS, EOS = range(4)
@@ -92,6 +93,11 @@ class Wikitext:
     def fallback(self) -> str:
         """Why another source replaced the one asked for; "" where none did."""
         return self.provenance["fallback"]
+
+    def fingerprints(self) -> tuple[Fingerprint, ...]:
+        """Of the texts, as `config.json` has it."""
+        source = f"dataset: {self.provenance['source']}"
+        return (Fingerprint("data", source, self.provenance["fingerprint"]),)
 
     def summary(self, batch_size: int) -> dict[str, Any]:
         """The `data` of `results.json`."""

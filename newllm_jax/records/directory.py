@@ -79,10 +79,12 @@ class RunDir:
         """Writes a JSON file, whole or not at all."""
         self.write_text(name, json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n")
 
-    def write_text(self, name: str, content: str) -> None:
-        """Writes a text file, whole or not at all."""
-        with whole_file(self.path / name) as partial:
+    def write_text(self, name: str, content: str) -> Path:
+        """Writes a text file, whole or not at all; returns its path."""
+        path = self.path / name
+        with whole_file(path) as partial:
             partial.write_text(content, encoding="utf-8")
+        return path
 
     def read_json(self, name: str) -> Any:
         """Reads a JSON file of the run.

@@ -1,20 +1,47 @@
-"""What a person sees of a run while it runs: a bar where there is a terminal, a line per epoch everywhere."""
+"""What a person sees of a run while it runs: what it resolved, a bar on a terminal, a line per epoch everywhere."""
 
 from __future__ import annotations
 
 import math
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.trackers import Tracker
+
+Narrate: TypeAlias = Callable[[str], None]  # takes a line that tells what a run does
+
+
+def narrate_start(
+    narrate: Narrate, run: RunDir, precision: str, facts: Mapping[str, str], warnings: Iterable[str] = ()
+) -> None:
+    """Tells what a run resolved.
+
+    Args:
+      facts: lines of a name and what was resolved: data, base model, parameters.
+      warnings: told first, each in a box; empty ones are left out.
+    """
+    import jax
+
+    device = jax.devices()[0]
+    for warning in filter(None, warnings):
+        narrate(boxed(warning))
+    device_line = {"device": f"{device.device_kind} ({device.platform}), {precision}"}
+    for name, fact in {**device_line, **facts, "run": str(run.path)}.items():
+        narrate(f"{name:<11} {fact}")
+
+
+def narrate_damaged(narrate: Narrate, epochs: Sequence[int], of: str = "") -> None:
+    """Tells which checkpoints could not be read and were passed over; `of`: of which training, "stage 2, "."""
+    if epochs:
+        narrate(f"damaged, and passed over: the checkpoints of {of}epochs {list(epochs)}")
 
 
 def boxed(text: str, width: int = 96) -> str:
@@ -25,7 +52,7 @@ def boxed(text: str, width: int = 96) -> str:
 
 @contextmanager
 def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar with the time left, on a terminal only; gives the function that moves it on."""
+    """A bar with the time left, on a terminal only; yields the function that advances it."""
     columns = TextColumn(what), BarColumn(bar_width=24), TaskProgressColumn(), TimeRemainingColumn()
     console = Console(file=sys.stderr)
     shown = {"transient": True, "redirect_stdout": sys.stdout.isatty(), "disable": not sys.stderr.isatty()}

@@ -1,5 +1,108 @@
-"""The form of `results.json`."""
+"""The form of `config.json` and `results.json`, the same for all systems, and the fingerprints of what a run reads."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from newllm_jax.config import Precision, RunConfig
+from newllm_jax.errors import InputError
+from newllm_jax.records.directory import RunDir
+from newllm_jax.records.machine import command_line, environment, peak_memory_bytes
+
 SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a training run gave, whatever the system.
+
+    Attributes:
+      run_dir: the directory of its files.
+      results: the content of `results.json`.
+    """
+
+    run_dir: Path
+    results: dict[str, Any]
+
+
+class Clock:
+    """The seconds of a run, those before a resumption included."""
+
+    def __init__(self) -> None:
+        self._started, self._before = time.monotonic(), 0.0
+
+    def resume(self, seconds: float) -> None:
+        """Counts the seconds that a checkpoint recorded; of several, the most."""
+        self._before = max(self._before, seconds)
+
+    def seconds(self) -> float:
+        """By now."""
+        return self._before + time.monotonic() - self._started
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What stands for the content of a source.
+
+    Attributes:
+      name: `data` or `base`, its key in `config.json`.
+      source: the setting and the source, for a message: `dataset: data/wikitext`.
+      value: a sha256 over the content.
+    """
+
+    name: str
+    source: str
+    value: str
+
+
+def begin(run: RunDir, config: RunConfig, fingerprints: tuple[Fingerprint, ...]) -> None:
+    """Writes `config.json`, which makes a directory a run."""
+    run.write_json("config.json", {
+        "schema_version": SCHEMA_VERSION,
+        "system": config.system,
+        "config": config.to_dict(),
+        "fingerprints": {each.name: each.value for each in fingerprints},
+    })  # fmt: skip
+
+
+def check_fingerprints(
+    run: RunDir, fingerprints: tuple[Fingerprint, ...], before: Mapping[str, str] | None = None
+) -> None:  # fmt: skip
+    """Raises InputError where a source at hand is not what the run was trained on.
+
+    Args:
+      before: for runs whose `config.json` has no fingerprints (those of New-LLM up to version 0.1.0).
+    """
+    stored = run.read_json("config.json").get("fingerprints", before or {})
+    for now in fingerprints:
+        value = stored.get(now.name, now.value)
+        if value != now.value:
+            raise InputError(
+                f"{now.source} is not what the run was trained on (fingerprint {value[:12]}, now {now.value[:12]})"
+            )
+
+
+def results_header(run: RunDir, config: RunConfig, precision: Precision) -> dict[str, Any]:
+    """What `results.json` of every system begins with."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "system": config.system,
+        "name": run.path.name,
+        "config": config.to_dict(),
+        "command": command_line(),
+        "environment": environment(precision),
+    }
+
+
+def results_footer(clock: Clock) -> dict[str, Any]:
+    """What it ends with."""
+    return {"seconds": clock.seconds(), "peak_memory_bytes": peak_memory_bytes()}
+
+
+def finished_results(run: RunDir) -> dict[str, Any] | None:
+    """The results of a run that has them, else None."""
+    return run.read_json("results.json") if (run.path / "results.json").is_file() else None

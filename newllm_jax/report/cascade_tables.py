@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from newllm_jax.report.tables import epoch_table, markdown_table, number
+from newllm_jax.report.tables import markdown_table, number
 
 PUBLISHED_DATA = "tatsu-lab/alpaca"
 PUBLISHED_BASES = {
@@ -79,6 +79,11 @@ def exit_group_table(entry: dict[str, Any]) -> str:
     return markdown_table(["exit", "tokens", "base's loss on them", "loss at their exit", "difference", ""], rows)
 
 
+def evaluation_text(results: dict[str, Any]) -> str:
+    """What `newllm evaluate` prints of an ensemble."""
+    return "\n\n".join([ensemble_table(results), exit_group_table(results["ensemble"][-1]), verdict(results)])
+
+
 def stage_epochs(results: dict[str, Any]) -> str:
     """One line for each epoch of each stage."""
     header = ["stage", "epoch", "train loss", "val loss", "val PPL", "val accuracy", "tokens/s", "seconds"]
@@ -115,80 +120,3 @@ def provenance_warning(results: dict[str, Any]) -> str:
         if cut < config[name]:
             reasons.append(f"the source had not enough rows for {config[name]:,} {name}")
     return "" if not reasons else "> **Not comparable with the published figures:** " + "; ".join(reasons) + ".\n\n"
-
-
-def cascade_report(results: dict[str, Any]) -> str:
-    """`report.md` of a CASCADE run, from its `results.json`."""
-    config, data, base, environment = (results[key] for key in ("config", "data", "base", "environment"))
-    last = results["ensemble"][-1]
-    return f"""# CASCADE: {results["name"]}
-
-{provenance_warning(results)}**{verdict(results)}**
-
-![stages and ensemble](curves.png)
-
-## Stages
-
-The perplexity of a stage is measured on its own hard tokens, another and smaller set for each; only the last column but
-one, over all tokens, can be compared between lines. "Last" weights and "best" ones are both kept; \
-**{config["stage_weights"]}** ones went on to the next stage and to the ensemble.
-
-{stage_table(results)}
-
-## Ensemble over all {data["val_tokens"]:,} validation tokens
-
-{ensemble_table(results)}
-
-Does handing on pay? The tokens of {configuration_name(last["stages"])} by the place where they exit:
-
-{exit_group_table(last)}
-
-## Run
-
-| | |
-|---|---|
-| command | `{results["command"]}` |
-| base | {base["source"]}: {base["layers"]} layers, {base["parameters"]:,} parameters, frozen |
-| data | {data["source"]}: {data["train_chunks"]:,} + {data["validation_chunks"]:,} chunks, \
-{data["train_tokens"]:,} train and {data["val_tokens"]:,} validation tokens |
-| hard tokens | {config["criterion"]}, hard ratio {config["hard_ratio"]:g} |
-| stages | {config["num_stages"]} of {config["stage_layers"]} layers, AdamW {config["learning_rate"]:g}, \
-weight decay {config["weight_decay"]:g}, batch {config["batch_size"]}, up to {config["num_epochs"]} epochs, \
-patience {config["patience"]}, seed {config["seed"]} |
-| device | {environment["device"]} ({environment["platform"]}), {environment["precision"]}, \
-jax {environment["jax"]}, flax {environment["flax"]} |
-| time, memory | {results["seconds"]:.0f} s, {results["peak_memory_bytes"] / 2**30:.2f} GiB at most |
-
-{stage_epochs(results)}
-"""
-
-
-def finetune_report(results: dict[str, Any]) -> str:
-    """`report.md` of a fine-tuning, from its `results.json`."""
-    config, data, base, best = (results[key] for key in ("config", "data", "base", "best"))
-    environment = results["environment"]
-    gain = best["val_loss"] - base["val_loss"]
-    return f"""# Fine-tuning: {results["name"]}
-
-{provenance_warning(results)}Best validation perplexity **{number(best["val_ppl"])}** (loss {best["val_loss"]:.4f}) \
-after epoch {best["epoch"]} of {len(results["epochs"])}: {gain:+.4f} nats against the {number(base["val_ppl"])} of the \
-base before.
-
-![learning curves](curves.png)
-
-| | |
-|---|---|
-| command | `{results["command"]}` |
-| base | {base["source"]}: {base["layers"]} layers, {results["parameters"]:,} parameters, \
-{results["trained_parameters"]:,} of them trained |
-| data | {data["source"]}: {data["train_chunks"]:,} + {data["validation_chunks"]:,} chunks, \
-{data["train_tokens"]:,} train and {data["val_tokens"]:,} validation tokens |
-| training | AdamW {config["learning_rate"]:g}, weight decay {config["weight_decay"]:g}, \
-batch {config["batch_size"]} chunks, up to {config["num_epochs"]} epochs, patience {config["patience"]}, \
-seed {config["seed"]} |
-| device | {environment["device"]} ({environment["platform"]}), {environment["precision"]}, \
-jax {environment["jax"]}, flax {environment["flax"]} |
-| time, memory | {results["seconds"]:.0f} s, {results["peak_memory_bytes"] / 2**30:.2f} GiB at most |
-
-{epoch_table(results["epochs"])}
-"""

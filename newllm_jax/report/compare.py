@@ -8,12 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from newllm_jax.config import CascadeConfig, FinetuneConfig, NewLLMConfig
 from newllm_jax.errors import InputError
 from newllm_jax.records.directory import RunDir
 from newllm_jax.report.cascade_tables import configuration_name
 from newllm_jax.report.tables import markdown_table, number
 
-SYSTEMS = ("new-llm", "cascade", "finetune")
+NEEDED = {  # by system, what the tables below read of its results
+    NewLLMConfig.system: ("parameters", "best"),
+    CascadeConfig.system: ("stages", "ensemble"),
+    FinetuneConfig.system: ("parameters", "best"),
+}
 
 
 def read_results(path: str | Path) -> dict[str, Any]:
@@ -30,10 +35,9 @@ def read_results(path: str | Path) -> dict[str, Any]:
             raise InputError(f"{path}: damaged, or not JSON ({error})") from error
     else:
         results = RunDir.open(path).read_json("results.json")
-    if not isinstance(results, dict) or results.get("system") not in SYSTEMS:
+    if not isinstance(results, dict) or results.get("system") not in NEEDED:
         raise InputError(f"{path}: no results of a run")
-    needed = {"cascade": ("stages", "ensemble")}.get(results["system"], ("parameters", "best"))
-    missing = [key for key in (*needed, "environment", "config") if key not in results]
+    missing = [key for key in (*NEEDED[results["system"]], "environment", "config") if key not in results]
     if missing:
         raise InputError(f"{path}: not the whole results of a run (it lacks {', '.join(missing)})")
     return {"name": path.stem if path.is_file() else path.name, **results}
@@ -41,7 +45,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
 
 def comparison(runs: Sequence[dict[str, Any]]) -> str:
     """The tables of several results, as Markdown. Nothing is refused; what differs in provenance is said."""
-    cascades = [run for run in runs if run["system"] == "cascade"]
+    cascades = [run for run in runs if "ensemble" in run]
     parts = ["# Comparison", overall_table(runs), differences(runs)]
     if cascades:
         parts += ["## Stages", stages_table(cascades), "## Ensemble: perplexity over all validation tokens"]
@@ -64,7 +68,7 @@ def overall_table(runs: Sequence[dict[str, Any]]) -> str:
 
 def best_of(run: dict[str, Any]) -> tuple[int, float | None, str]:
     """Parameters, perplexity and name of the best that a run has over all validation tokens."""
-    if run["system"] == "cascade":
+    if "ensemble" in run:
         best = min(run["ensemble"], key=lambda entry: math.inf if entry["val_ppl"] is None else entry["val_ppl"])
         return best["parameters"], best["val_ppl"], configuration_name(best["stages"])
     return run["parameters"], run["best"]["val_ppl"], f"epoch {run['best']['epoch']}"

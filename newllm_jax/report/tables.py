@@ -1,7 +1,8 @@
-"""Markdown tables and the report of a run."""
+"""Markdown tables."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -42,37 +43,6 @@ def number(value: float | None, digits: int = 2) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def newllm_report(results: dict[str, Any]) -> str:
-    """`report.md` of a New-LLM run, from its `results.json`."""
-    data, best, test, config = results["data"], results["best"], results["test"], results["config"]
-    environment = results["environment"]
-    warning = ""
-    if data["fallback"]:
-        warning = (
-            f"> **Not the data that was asked for.** {data['asked']} could not be had ({data['fallback']}), "
-            f"so this run read {data['source']}. Its figures must not be compared with published ones.\n\n"
-        )
-    return f"""# New-LLM: {results["name"]}
-
-{warning}Best validation perplexity **{number(best["val_ppl"])}** (loss {best["val_loss"]:.4f}) after epoch \
-{best["epoch"]} of {len(results["epochs"])}; on the test split, with the same parameters, **{number(test["ppl"])}** \
-(loss {test["loss"]:.4f}, accuracy {test["accuracy"]:.1%}).
-
-![learning curves](curves.png)
-
-| | |
-|---|---|
-| command | `{results["command"]}` |
-| data | {data["source"]}: {data["train_sequences"]:,} / {data["validation_sequences"]:,} / {data["test_sequences"]:,} \
-sequences (train / validation / test), vocabulary {data["vocabulary_size"]:,} |
-| model | {results["parameters"]:,} parameters: {config["num_layers"]} layers of {config["hidden_dim"]}, \
-context vector of {config["context_dim"]}, embedding of {config["embed_dim"]} |
-| training | {data["steps_per_epoch"]:,} updates an epoch at batch {config["batch_size"]}, \
-learning rate {config["learning_rate"]:g} ({config["schedule"]}), seed {config["seed"]} |
-| stopped | {results["stopped"]} |
-| device | {environment["device"]} ({environment["platform"]}), {environment["precision"]}, \
-jax {environment["jax"]}, flax {environment["flax"]} |
-| time, memory | {results["seconds"]:.0f} s, {results["peak_memory_bytes"] / 2**30:.2f} GiB at most |
-
-{epoch_table(results["epochs"])}
-"""
+def json_text(results: Any) -> str:
+    """Results as indented JSON."""
+    return json.dumps(results, indent=2)

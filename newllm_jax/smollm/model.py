@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from flax.linen.initializers import normal
-from flax.typing import PrecisionLike
 
+from newllm_jax.config import Precision
 from newllm_jax.smollm.llama_config import LlamaConfig
+from newllm_jax.training.precision import PRECISIONS
 
 WEIGHT_STD = 0.02
 
@@ -95,7 +96,7 @@ class Attention(nn.Module):
     """Causal self-attention in which `num_heads / num_kv_heads` query heads share a key and value head."""
 
     config: LlamaConfig
-    precision: PrecisionLike = jax.lax.Precision.HIGHEST
+    precision: Precision = "fp32"
 
     @nn.compact
     def __call__(
@@ -126,10 +127,10 @@ class Attention(nn.Module):
             cached = key, value
         query = query.reshape(batch, time, config.num_kv_heads, -1, config.head_dim)  # k: kv head, g: query head of it
         scores = jnp.einsum(
-            "btkgd,bskd->bkgts", query, key, precision=self.precision, preferred_element_type=jnp.float32
+            "btkgd,bskd->bkgts", query, key, precision=PRECISIONS[self.precision], preferred_element_type=jnp.float32
         )
         weights = nn.softmax(jnp.where(mask, scores * config.head_dim**-0.5, -jnp.inf), axis=-1)  # float32
-        mixed = jnp.einsum("bkgts,bskd->btkgd", weights.astype(x.dtype), value, precision=self.precision)
+        mixed = jnp.einsum("bkgts,bskd->btkgd", weights.astype(x.dtype), value, precision=PRECISIONS[self.precision])
         mixed = mixed.reshape(batch, time, -1)
         return _dense(config.hidden_size, x.dtype, self.precision, "o_proj")(mixed), cached
 
@@ -138,7 +139,7 @@ class SwiGLU(nn.Module):
     """The gated feed-forward part: `down(silu(gate(x)) * up(x))`."""
 
     config: LlamaConfig
-    precision: PrecisionLike = jax.lax.Precision.HIGHEST
+    precision: Precision = "fp32"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -151,7 +152,7 @@ class Block(nn.Module):
     """One layer: attention, then SwiGLU, each reading a normalised residual stream and adding to it."""
 
     config: LlamaConfig
-    precision: PrecisionLike = jax.lax.Precision.HIGHEST
+    precision: Precision = "fp32"
 
     @nn.compact
     def __call__(self, x: jax.Array, rotary: Any, mask: jax.Array, cached: Any = None, start: Any = 0) -> Any:
@@ -167,7 +168,7 @@ class _ScannedBlock(nn.Module):
     """A block as a step of the scan over layers: it also keeps the residual stream where a depth was asked for."""
 
     config: LlamaConfig
-    precision: PrecisionLike
+    precision: Precision
 
     def setup(self) -> None:
         self.block = Block(self.config, self.precision)
@@ -184,7 +185,7 @@ class Backbone(nn.Module):
     """The blocks and the final norm: a residual stream in, hidden states out. Knows neither ids nor logits."""
 
     config: LlamaConfig
-    precision: PrecisionLike = jax.lax.Precision.HIGHEST
+    precision: Precision = "fp32"
 
     @nn.compact
     def __call__(self, x: jax.Array, cache: KVCache | None = None, depths: tuple[int, ...] = ()) -> HiddenStates:
@@ -229,12 +230,12 @@ class SmolLM2(nn.Module):
 
     Attributes:
       config: the architecture.
-      precision: of every matrix product; HIGHEST is strict float32 on every device.
+      precision: of every matrix product; fp32 is strict float32 on every device.
       dtype: of activations.
     """
 
     config: LlamaConfig
-    precision: PrecisionLike = jax.lax.Precision.HIGHEST
+    precision: Precision = "fp32"
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
@@ -265,7 +266,9 @@ class SmolLM2(nn.Module):
         if not self.config.tie_embeddings:
             return self.lm_head(last.astype(self.dtype)).astype(jnp.float32)
         last, table = last.astype(self.dtype), self.embed.embedding.astype(self.dtype)
-        return jnp.einsum("...h,vh->...v", last, table, precision=self.precision, preferred_element_type=jnp.float32)
+        return jnp.einsum(
+            "...h,vh->...v", last, table, precision=PRECISIONS[self.precision], preferred_element_type=jnp.float32
+        )
 
 
 def empty_cache(config: LlamaConfig, batch: int, capacity: int, dtype: Any = jnp.float32) -> KVCache:
@@ -297,5 +300,5 @@ def count_parameters(params: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def _dense(features: int, dtype: Any, precision: PrecisionLike, name: str | None) -> nn.Dense:
-    return nn.Dense(features, False, dtype, precision=precision, kernel_init=normal(WEIGHT_STD), name=name)
+def _dense(features: int, dtype: Any, precision: Precision, name: str | None) -> nn.Dense:
+    return nn.Dense(features, False, dtype, precision=PRECISIONS[precision], kernel_init=normal(WEIGHT_STD), name=name)

@@ -17,16 +17,33 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from newllm_jax.errors import InputError, disk_fault
+from newllm_jax.training.history import Entry
 from newllm_jax.training.step import Params, TrainState
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What one holds: the state after `epoch`, and the run's record (JSON: history, fingerprint of the data)."""
+    """What one holds: the state after `epoch`, and the run's record (JSON: history, seconds)."""
 
     epoch: int
     state: TrainState
     record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """Where a training goes on.
+
+    Attributes:
+      state, history: after the epochs that are done; the initial state and nothing where there is no checkpoint.
+      seconds: that the run took up to then.
+      damaged: epochs of later checkpoints that could not be read.
+    """
+
+    state: TrainState
+    history: list[Entry]
+    seconds: float
+    damaged: list[int]
 
 
 class Checkpoints:
@@ -88,7 +105,7 @@ class Checkpoints:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Brings a full or read-only disk, which Orbax notices while the next epoch runs, to one line."""
+        """Turns the errors of a full or read-only disk, which Orbax raises while the next epoch runs, into one line."""
         try:
             yield
         except Exception as error:
@@ -121,6 +138,21 @@ class Checkpoints:
             raise InputError(f"{self.folder}: none of the checkpoints can be read (epochs {damaged})")
         return None, []
 
+    def resume(self, state: TrainState) -> Resumption:
+        """The latest checkpoint that can be read; later, damaged ones are deleted.
+
+        Args:
+          state: the initial state.
+
+        Raises:
+          InputError: there are checkpoints, and none of them can be read.
+        """
+        found, damaged = self.latest(state)
+        if found is None:
+            return Resumption(state, [], 0.0, damaged)
+        self.drop_after(found.epoch)
+        return Resumption(found.state, found.record["history"], found.record["seconds"], damaged)
+
     def record(self) -> dict[str, Any]:
         """The record of the latest checkpoint that can be read.
 
@@ -151,7 +183,7 @@ class Checkpoints:
 
 
 def _trees(state: TrainState) -> dict[str, Any]:
-    """The parts of a state by their names; what a state has not, its checkpoint has not."""
+    """The parts of a state by their names. Absent ones (None) are not saved."""
     parts = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     return {name: tree for name, tree in parts.items() if tree is not None}
 
@@ -163,5 +195,5 @@ def _restore_like(tree: Any) -> Any:
 
 
 def _unpinned(tree: Any) -> Any:
-    """Copies of arrays that are bound to no device: to JAX a bound one is another input, compiled for anew."""
+    """Copies of arrays that are committed to no device: JAX would compile again for committed ones."""
     return jax.tree.map(lambda leaf: jnp.array(np.asarray(leaf)), tree)

@@ -1,14 +1,45 @@
-"""Early stopping as a pure function of the validation losses so far: a resumed run needs nothing else."""
+"""What follows from the epochs so far: the best of them, early stopping, whether a training is finished.
+
+All of it is a pure function of the history, so that a resumed run needs nothing else.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+from newllm_jax.config import RunConfig
+
+Entry: TypeAlias = dict[str, Any]  # one epoch, as metrics.jsonl and results.json have it
+History: TypeAlias = Sequence[Entry]  # the entries of epochs 1, 2, ...
 
 
-def best_epoch(val_losses: Sequence[float]) -> int:
-    """The epoch (from 1) of the lowest loss, the first of several; 0 where there is none."""
-    return 1 + min(range(len(val_losses)), key=val_losses.__getitem__) if val_losses else 0
+def best_epoch(history: History) -> int:
+    """The epoch (from 1) of the lowest validation loss, the first of several; 0 where there is none."""
+    return 1 + min(range(len(history)), key=lambda index: history[index]["val_loss"]) if history else 0
+
+
+def at_epoch(history: History, epoch: int) -> Entry:
+    """Epoch, validation loss and perplexity of one epoch, as `results.json` has them."""
+    return {key: history[epoch - 1][key] for key in ("epoch", "val_loss", "val_ppl")}
+
+
+def stopped_early(history: History, config: RunConfig) -> bool:
+    """Whether the patience was exhausted at or before the end of this history."""
+    return patience_exhausted([entry["val_loss"] for entry in history], config.patience, config.minimum_gain)
+
+
+def is_finished(history: History, config: RunConfig) -> bool:
+    """Whether a training is at its end: by its last epoch, or early."""
+    return len(history) >= config.num_epochs or stopped_early(history, config)
+
+
+def how_it_stopped(history: History, config: RunConfig) -> str:
+    """Why a training ended, and the setting that would let it go on."""
+    if stopped_early(history, config):
+        return f"early, after epoch {len(history)}: no gain in {config.patience} epochs (raise patience to go on)"
+    return f"after epoch {len(history)}, the last of num_epochs (raise it to go on)"
 
 
 def patience_exhausted(val_losses: Sequence[float], patience: int, minimum_gain: float) -> bool:

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from newllm_jax.config import RunConfig
 from newllm_jax.errors import NumericalError
-from newllm_jax.training.history import patience_exhausted
-from newllm_jax.training.step import Data, EvalFn, Sums, Totals, TrainState, UpdateFn, batches, epoch_order
+from newllm_jax.training.history import Entry, History, is_finished
+from newllm_jax.training.losses import Sums, mean_metrics
+from newllm_jax.training.split import Data, Split
+from newllm_jax.training.step import EvalFn, Totals, TrainState, UpdateFn
 
-if TYPE_CHECKING:  # Orbax takes its time, and a dry run has no use for it
+if TYPE_CHECKING:  # Orbax takes time to import, and a dry run does not use it
     from newllm_jax.training.checkpoint import Checkpoints
 
 PIECE_SECONDS = 1.0
-
-Entry = dict[str, Any]  # one epoch, as metrics.jsonl and results.json have it
 
 
 class Observer(Protocol):
@@ -37,8 +36,8 @@ class Observer(Protocol):
 
 
 @dataclass(frozen=True)
-class Trainer:
-    """The compiled functions of a run, and the schedules that its history reports."""
+class Training:
+    """The compiled functions of a training, and the schedules that its history reports."""
 
     updates: UpdateFn
     evaluate: EvalFn
@@ -46,40 +45,29 @@ class Trainer:
     clip_norm: optax.Schedule | None
 
 
-def mean_metrics(sums: Sums) -> dict[str, float]:
-    """Loss (nats per target), perplexity and accuracy from sums."""
-    count = max(int(sums.count), 1)
-    loss = float(sums.loss) / count
-    return {"loss": loss, "ppl": perplexity(loss), "accuracy": int(sums.hits) / count}
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss), infinite where that overflows."""
-    return math.exp(loss) if loss < 700 else math.inf
-
-
-def evaluate(evaluation: EvalFn, params: Any, data: Data, examples: int, batch_size: int) -> dict[str, float]:
+def evaluate(evaluation: EvalFn, params: Any, split: Split, batch_size: int) -> dict[str, float]:
     """Loss, perplexity and accuracy over a whole split, every target weighing the same."""
-    batch_size = min(batch_size, rows(data))
-    order = jnp.asarray(batches(np.arange(examples, dtype=np.int32), batch_size, rows(data)))
-    return mean_metrics(jax.device_get(evaluation(params, data, order, -(-examples // batch_size))))
-
-
-def rows(data: Data) -> int:
-    """How many examples there is room for in the arrays of a split."""
-    return jax.tree.leaves(data)[0].shape[0]
+    batch_size = min(batch_size, split.room)
+    order = split.in_order(batch_size)
+    return mean_metrics(jax.device_get(evaluation(params, split.data, order, split.steps(batch_size))))
 
 
 class Pieces:
-    """How many updates one compiled call makes: as many as take about a second, learnt from the calls before."""
+    """How many updates one compiled call makes: as many as take about a second, learnt from the calls before.
 
-    def __init__(self, seconds: float = PIECE_SECONDS) -> None:
-        self.seconds = seconds
+    Attributes:
+      limit: the most, the updates of an epoch.
+      size: how many the next call makes.
+    """
+
+    def __init__(self, limit: int, seconds: float = PIECE_SECONDS) -> None:
+        self.limit, self.seconds = limit, seconds
         self.size = 1
 
     def learn(self, elapsed: float) -> None:
         """Moves the size toward `seconds`, by a factor of 8 at most: the first call also compiles."""
-        self.size = max(1, round(self.size * min(max(self.seconds / max(elapsed, 1e-9), 0.125), 8.0)))
+        factor = min(max(self.seconds / max(elapsed, 1e-9), 0.125), 8.0)
+        self.size = min(max(1, round(self.size * factor)), self.limit)
 
 
 def run_epoch(
@@ -113,23 +101,21 @@ def run_epoch(
 
 
 def fit(
-    trainer: Trainer,
+    training: Training,
     state: TrainState,
-    train: tuple[Data, int],
-    validation: tuple[Data, int],
+    train: Split,
+    validation: Split,
     config: RunConfig,
     checkpoints: Checkpoints,
     observer: Observer,
-    history: Sequence[Entry] = (),
-    remember: Callable[[], dict[str, Any]] = dict,
+    history: History = (),
+    record: Callable[[], dict[str, Any]] = dict,
 ) -> tuple[TrainState, list[Entry]]:
     """Trains from where `history` ends to `num_epochs`, or until the patience is exhausted.
 
     Args:
-      train, validation: arrays with a leading axis of examples, and the number of examples. The arrays may have room
-        for more: trainings on fewer and fewer examples then share compiled programs.
-      history: the entries of the epochs already done, whose state `state` is.
-      remember: what else every checkpoint's record holds (JSON), asked for when it is written.
+      history: the entries of the epochs that `state` has behind it.
+      record: what else the record of every checkpoint holds (JSON), called when it is written.
 
     Returns:
       The last state, and the history with the new entries.
@@ -138,13 +124,11 @@ def fit(
       NumericalError: a loss or gradient that is not finite; the last good checkpoint stays.
       InputError: no room for a checkpoint.
     """
-    history, pieces = list(history), Pieces()
-    (train_data, examples), (val_data, val_examples) = train, validation
-    steps = -(-examples // config.batch_size)
-    while len(history) < config.num_epochs and not stopped_early(history, config):
+    history, steps = list(history), train.steps(config.batch_size)
+    pieces = Pieces(steps)
+    while not is_finished(history, config):
         epoch, started = len(history) + 1, time.monotonic()
-        shuffled = epoch_order(config.seed, epoch, examples)
-        order = jnp.asarray(batches(shuffled, config.batch_size, rows(train_data)))
+        order = train.shuffled(config.batch_size, config.seed, epoch)
         key = jax.random.fold_in(jax.random.key(config.seed), epoch)
 
         def on_piece(done: int, sums: Sums, epoch: int = epoch, started: float = started) -> None:
@@ -153,15 +137,15 @@ def fit(
 
         skipped_before = _skipped(state)
         try:
-            state, totals = run_epoch(trainer.updates, state, train_data, order, steps, key, pieces, on_piece)
+            state, totals = run_epoch(training.updates, state, train.data, order, steps, key, pieces, on_piece)
             train_seconds = time.monotonic() - started
-            validated = evaluate(trainer.evaluate, state.params, val_data, val_examples, config.batch_size)
+            validated = evaluate(training.evaluate, state.evaluated, validation, config.batch_size)
             if not math.isfinite(validated["loss"]):
                 raise NumericalError("the validation loss is not finite")
         except NumericalError as error:
             kept = f"the checkpoint of epoch {len(history)} is kept" if history else "there is no checkpoint yet"
             raise NumericalError(f"epoch {epoch}: {error}; {kept}; try a lower learning_rate") from error
-        first_update = (epoch - 1) * steps - skipped_before  # of those that the schedules count
+        first_update = (epoch - 1) * steps - skipped_before  # the schedules count applied updates only
         skipped = _skipped(state) - skipped_before
         entry: Entry = {
             "epoch": epoch,
@@ -169,8 +153,8 @@ def fit(
             "val_loss": validated["loss"],
             "val_ppl": validated["ppl"],
             "val_accuracy": validated["accuracy"],
-            "learning_rate": np.asarray(trainer.learning_rate(first_update)).item(),
-            "clip_norm": np.asarray(trainer.clip_norm(first_update)).item() if trainer.clip_norm else None,
+            "learning_rate": np.asarray(training.learning_rate(first_update)).item(),
+            "clip_norm": np.asarray(training.clip_norm(first_update)).item() if training.clip_norm else None,
             "grad_norm": float(totals.grad_norm) / max(steps - skipped, 1),
             "tokens_per_second": int(totals.sums.count) / train_seconds,
             "seconds": time.monotonic() - started,
@@ -179,15 +163,10 @@ def fit(
             entry["skipped_updates"] = skipped
         history.append(entry)
         observer.epoch(entry)
-        checkpoints.save(epoch, state, {**remember(), "history": history}, entry["val_loss"])
+        checkpoints.save(epoch, state, {**record(), "history": history}, entry["val_loss"])
     return state, history
 
 
 def _skipped(state: TrainState) -> int:
-    """The updates skipped since the start of the training: of those with a loss scale only."""
+    """The updates skipped since the start of the training; 0 without a loss scale."""
     return 0 if state.loss_scale is None else int(state.loss_scale.skipped)
-
-
-def stopped_early(history: Sequence[Entry], config: RunConfig) -> bool:
-    """Whether the patience was exhausted at or before the end of this history."""
-    return patience_exhausted([entry["val_loss"] for entry in history], config.patience, config.minimum_gain)

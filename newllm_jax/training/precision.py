@@ -1,4 +1,8 @@
-"""Named precisions of the matrix products. State, losses and statistics are float32 in all of them."""
+"""Named precisions of the matrix products. State, losses and statistics are float32 in all of them.
+
+A precision is one of the names `fp32`, `tf32`, `bf16` and `fp16` from the command line to the product; only there, in
+`dot`, `product` and the layers of Flax, it becomes what JAX calls it, `PRECISIONS[name]`.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from newllm_jax.config import AskedPrecision, Precision, RunConfig
 from newllm_jax.errors import InputError
 
 # bf16 and fp16 round the float32 operands inside each product; its sums are float32, and so is its result unless
-# `storage_type` says that it may be kept narrower.
-PRECISIONS: dict[str, Any] = {
+# `storage_type` says that it may be stored in fewer bits.
+PRECISIONS: dict[Precision, Any] = {
     "fp32": jax.lax.Precision.HIGHEST,
     "tf32": jax.lax.Precision.HIGH,
     "bf16": jax.lax.DotAlgorithmPreset.BF16_BF16_F32,
@@ -22,35 +27,38 @@ PRECISIONS: dict[str, Any] = {
 CAPABILITY_MAJOR = {"tf32": 8, "bf16": 8, "fp16": 7}
 
 
-def storage_type(precision: jax.lax.PrecisionLike) -> Any:
-    """In which type activations and their gradients may be kept: the one in which the products read them anyway."""
-    return jnp.bfloat16 if precision == PRECISIONS["bf16"] else jnp.float32
+def storage_type(precision: Precision) -> Any:
+    """The type in which activations and their gradients may be stored: the one in which the products read them."""
+    return jnp.bfloat16 if precision == "bf16" else jnp.float32
+
+
+def dot(left: jax.Array, right: jax.Array, precision: Precision) -> jax.Array:
+    """`left @ right` of two float32 arrays."""
+    return jnp.dot(left, right, precision=PRECISIONS[precision])
 
 
 def product(
-    subscripts: str,
-    left: jax.Array,
-    right: jax.Array,
-    precision: jax.lax.PrecisionLike,
-    result: Any = jnp.float32,
+    subscripts: str, left: jax.Array, right: jax.Array, precision: Precision, result: Any = jnp.float32
 ) -> jax.Array:
-    """`jnp.einsum` of two operands of one type. Of bf16 nothing is left to round: XLA, told to, would copy them."""
-    if left.dtype == jnp.bfloat16:
-        precision = None
-    return jnp.einsum(subscripts, left, right, precision=precision, preferred_element_type=result)
+    """`jnp.einsum` of two operands of one type.
+
+    bf16 operands need no rounding; a precision argument would make XLA copy them.
+    """
+    how = None if left.dtype == jnp.bfloat16 else PRECISIONS[precision]
+    return jnp.einsum(subscripts, left, right, precision=how, preferred_element_type=result)
 
 
-def supported_precisions() -> list[str]:
+def supported_precisions() -> list[Precision]:
     """The precisions that the default device really has."""
     capability = str(getattr(jax.devices()[0], "compute_capability", ""))  # NVIDIA's is a number, AMD's is not
     major = capability.split(".")[0]
     return [name for name in PRECISIONS if int(major if major.isdigit() else 0) >= CAPABILITY_MAJOR.get(name, 0)]
 
 
-def resolve_precision(name: str) -> str:
-    """`auto` becomes `tf32` on a GPU that has it and `fp32` elsewhere; any other name stands for itself.
+def resolve_precision(name: AskedPrecision) -> Precision:
+    """`auto` selects `tf32` on a GPU that has it and `fp32` elsewhere; any other name stands for itself.
 
-    New-LLM has a rule of its own for `auto`: `newllm.trainer.training_precision`.
+    New-LLM has a rule of its own for `auto`: `newllm.updates.training_precision`.
 
     Raises:
       InputError: a precision that the default device would replace by another one, or does not have.
@@ -64,3 +72,8 @@ def resolve_precision(name: str) -> str:
             f"which {jax.devices()[0].device_kind} is not; use {' or '.join(supported)} (a new run), or auto"
         )
     return name
+
+
+def configured_precision(config: RunConfig) -> Precision:
+    """`resolve_precision` of a configuration."""
+    return resolve_precision(config.precision)

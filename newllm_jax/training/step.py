@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from newllm_jax.training.loss_scale import LossScale, next_loss_scale, unscale
+from newllm_jax.training.losses import Sums
+from newllm_jax.training.split import Data, take
 
 Params: TypeAlias = Any  # a tree of arrays
-Data: TypeAlias = Any  # a tree of arrays [examples, ...]; a batch of it is a tree of [batch, ...]
+Carry: TypeAlias = Any  # what a loss hands from one batch to the next, a tree of arrays; None where it hands nothing
 
 
 @flax.struct.dataclass
@@ -25,42 +27,29 @@ class TrainState:
       params: the trained parameters.
       opt_state: of the Optax optimiser, its counts of updates included.
       loss_scale: in fp16; None in the other precisions.
+      carry: what the loss returned beside its sums after the last batch; None where it returns nothing.
+      ema: an exponential moving average of the parameters; None where the training has none.
     """
 
     params: Params
     opt_state: optax.OptState
     loss_scale: LossScale | None = None
+    carry: Carry = None
+    ema: Params | None = None
+
+    @property
+    def evaluated(self) -> Params:
+        """The parameters that validation measures: their average where there is one."""
+        return self.params if self.ema is None else self.ema
 
 
-@flax.struct.dataclass
-class Sums:
-    """Sums over the targets of one or many batches, from which means are taken once, at the end.
-
-    Attributes:
-      loss: summed cross-entropy (nats).
-      hits: targets whose logit is the largest; of equal ones the first alone need count.
-      count: targets.
-    """
-
-    loss: jax.Array
-    hits: jax.Array
-    count: jax.Array
-
-    @classmethod
-    def zero(cls) -> Sums:
-        """Nothing summed yet."""
-        return cls(jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
-
-    def __add__(self, other: Sums) -> Sums:
-        return jax.tree.map(jnp.add, self, other)
-
-
-# (params, batch, present [batch] bool, dropout key or None) -> sums over the targets of the examples that are present
-LossFn: TypeAlias = Callable[[Params, Data, jax.Array, jax.Array | None], Sums]
+# (params, batch, present [B] bool, dropout key or None, carry) -> sums over the targets of the examples that are
+# present, and the carry for the next batch
+LossFn: TypeAlias = Callable[[Params, Data, jax.Array, jax.Array | None, Carry], tuple[Sums, Carry]]
 # (state, batch, present, key) -> the state after one update, and what it adds to the epoch's totals
 StepFn: TypeAlias = Callable[[TrainState, Data, jax.Array, jax.Array], tuple[TrainState, "Totals"]]
 UpdateFn: TypeAlias = Callable[..., tuple[TrainState, "Totals"]]
-EvalFn: TypeAlias = Callable[[Params, Data, jax.Array, int], Sums]
+EvalFn: TypeAlias = Callable[..., Sums]
 
 
 @flax.struct.dataclass
@@ -83,27 +72,6 @@ def init_state(
     return TrainState(params, jax.jit(optimizer.init)(params), loss_scale)
 
 
-def batches(order: np.ndarray, batch_size: int, capacity: int = 0) -> np.ndarray:
-    """Cuts an order of examples into batches `[steps, batch_size]`; -1 fills the places that are empty.
-
-    With a `capacity` there are as many batches as that many examples would need.
-    """
-    steps = -(-max(len(order), capacity) // batch_size)
-    padded = np.full(steps * batch_size, -1, np.int32)
-    padded[: len(order)] = order
-    return padded.reshape(steps, batch_size)
-
-
-def epoch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
-    """The shuffled order of the examples `[examples]`: a pure function of the seed and the epoch (from 1)."""
-    return np.random.default_rng((seed, epoch)).permutation(examples).astype(np.int32)
-
-
-def take(data: Data, indices: jax.Array) -> tuple[Data, jax.Array]:
-    """The batch of these examples, and which of them are present: an index of -1 gives some example, marked absent."""
-    return jax.tree.map(lambda array: array[jnp.maximum(indices, 0)], data), indices >= 0
-
-
 def train_step(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
@@ -115,17 +83,18 @@ def train_step(
     """One update on the mean loss over the targets of a batch; one without targets has a gradient of 0."""
     scale = state.loss_scale
 
-    def mean_loss(params: Params) -> tuple[jax.Array, Sums]:
-        sums = loss_fn(params, batch, present, key)
+    def mean_loss(params: Params) -> tuple[jax.Array, tuple[Sums, Carry]]:
+        sums, carry = loss_fn(params, batch, present, key, state.carry)
         mean = sums.loss / jnp.maximum(sums.count, 1).astype(jnp.float32)
-        return mean if scale is None else mean * scale.value, sums
+        return mean if scale is None else mean * scale.value, (sums, carry)
 
-    grads, sums = jax.grad(mean_loss, has_aux=True)(state.params)
+    grads, (sums, carry) = jax.grad(mean_loss, has_aux=True)(state.params)
     if scale is not None:
         grads = unscale(grads, scale)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    after, totals = TrainState(params, opt_state), Totals(sums, optax.tree.norm(grads))
+    after = dataclasses.replace(state, params=params, opt_state=opt_state, carry=carry)
+    totals = Totals(sums, optax.tree.norm(grads))
     return (after, totals) if scale is None else _unless_overflown(state, scale, after, totals)
 
 
@@ -142,16 +111,16 @@ def _unless_overflown(
     def choose(where: jax.Array, one: Any, other: Any) -> Any:
         return jax.tree.map(lambda a, b: jnp.where(where, a, b), one, other)
 
-    params, opt_state = choose(skip, (state.params, state.opt_state), (after.params, after.opt_state))
+    after = dataclasses.replace(choose(skip, state, after), loss_scale=scale)
     sums = choose(skip & lost, Sums.zero(), totals.sums)
-    return TrainState(params, opt_state, scale), Totals(sums, jnp.where(skip, 0, totals.grad_norm))
+    return after, Totals(sums, jnp.where(skip, 0, totals.grad_norm))
 
 
 def make_updates(step_fn: StepFn) -> UpdateFn:
     """Compiles `updates(state, totals, data, order, start, stop, key)`: updates start..stop of an epoch in one call.
 
-    `step_fn` is one update: `train_step` with its first two arguments given, or what does the same.
-    `order [steps, batch]` and `key` are the whole epoch's; update i draws its dropout from `fold_in(key, i)`, and the
+    `step_fn` is one update: `train_step` with its first two arguments bound, or a function that does the same.
+    `order [steps, B]` and `key` are the whole epoch's; update i draws its dropout from `fold_in(key, i)`, and the
     borders are traced, so any cut of an epoch into calls runs the same program and gives the same bits. State and
     totals are donated.
     """
@@ -171,16 +140,18 @@ def make_updates(step_fn: StepFn) -> UpdateFn:
 
 
 def make_evaluation(loss_fn: LossFn) -> EvalFn:
-    """Compiles `evaluate(params, data, order, stop) -> Sums` over the first `stop` batches of `order [steps, batch]`.
+    """Compiles `evaluate(params, data, order, stop, carry=None) -> Sums` over the first `stop` batches of an order.
 
-    There is no dropout.
+    `order` is `[steps, B]`, `carry` what the loss gets with the first batch. There is no dropout.
     """
 
-    def evaluate(params: Params, data: Data, order: jax.Array, stop: int) -> Sums:
-        def body(step: jax.Array, sums: Sums) -> Sums:
+    def evaluate(params: Params, data: Data, order: jax.Array, stop: int, carry: Carry = None) -> Sums:
+        def body(step: jax.Array, loop: tuple[Sums, Carry]) -> tuple[Sums, Carry]:
+            sums, carry = loop
             batch, present = take(data, order[step])
-            return sums + loss_fn(params, batch, present, None)
+            added, carry = loss_fn(params, batch, present, None, carry)
+            return sums + added, carry
 
-        return jax.lax.fori_loop(0, stop, body, Sums.zero())
+        return jax.lax.fori_loop(0, stop, body, (Sums.zero(), carry))[0]
 
     return jax.jit(evaluate)

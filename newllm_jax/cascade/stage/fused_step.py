@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias, cast
 
@@ -15,9 +16,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from newllm_jax.cascade.stage import kernels, single_token
 from newllm_jax.cascade.stage.model import Stage
-from newllm_jax.cascade.stage.updates import sums_of
 from newllm_jax.config import CascadeConfig
 from newllm_jax.smollm.model import rms_norm
+from newllm_jax.training.losses import summed_losses
+from newllm_jax.training.precision import PRECISIONS
 from newllm_jax.training.step import Totals, TrainState
 
 Path: TypeAlias = tuple[str, ...]  # of an array in the parameters
@@ -44,7 +46,7 @@ def stage_step(
       interpret: without a GPU, for tests.
     """
     hidden, targets = batch
-    llama, precision = stage.config, stage.precision
+    llama, precision = stage.config, PRECISIONS[stage.precision]
     how = {"precision": precision, "interpret": interpret}
     products = single_token.Products(
         partial(kernels.forward, epsilon=llama.rms_norm_eps, **how),
@@ -107,7 +109,7 @@ def _adamw(
         params[path], means[path], squares[path] = (array.reshape(shape) for array in trained)
         squared.append(sums_of_squares.ravel())
     adam = adam._replace(mu=unflatten_dict(means), nu=unflatten_dict(squares))
-    after = TrainState(unflatten_dict(params), cast(Any, (adam, *others)), state.loss_scale)
+    after = replace(state, params=unflatten_dict(params), opt_state=cast(Any, (adam, *others)))
     return after, jnp.sqrt(jnp.sum(jnp.concatenate(squared)))
 
 
@@ -116,5 +118,5 @@ def _flat(tree: Any) -> dict[Path, jax.Array]:
 
 
 def _mean_loss(logits: jax.Array, targets: jax.Array, present: jax.Array) -> tuple[jax.Array, Any]:
-    sums = sums_of(logits, targets, present)
+    sums = summed_losses(logits, targets, present)
     return sums.loss / jnp.maximum(sums.count, 1).astype(jnp.float32), sums

@@ -1,135 +1,148 @@
-"""Stage after stage: each trained on the hard tokens of the one before, resumed where it stopped."""
+"""Training of one stage on the hard tokens of what came before it, resumed where it stopped."""
 
 from __future__ import annotations
 
 import shutil
-import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from newllm_jax.cascade.ensemble import TrainedStage
 from newllm_jax.cascade.extraction import Tokens, run_stage
 from newllm_jax.cascade.hardness import hardness_threshold, select_hard
-from newllm_jax.cascade.run import Narrate, at_epoch, chosen_epoch, is_trained, stage_folder
-from newllm_jax.cascade.stage.model import Stage, init_stage
-from newllm_jax.cascade.stage.updates import next_token_loss, stage_updates
-from newllm_jax.config import CascadeConfig
+from newllm_jax.cascade.run import chosen_epoch, stage_folder
+from newllm_jax.cascade.stage.model import init_stage
+from newllm_jax.cascade.stage.updates import StageTraining
 from newllm_jax.records.directory import RunDir
-from newllm_jax.records.progress import TrainingProgress, progress_bar
+from newllm_jax.records.progress import Narrate, TrainingProgress, narrate_damaged, progress_bar
+from newllm_jax.records.results import Clock
 from newllm_jax.records.trackers import open_tracker
 from newllm_jax.training.checkpoint import Checkpoints
-from newllm_jax.training.history import best_epoch
-from newllm_jax.training.loop import Trainer, fit, stopped_early
+from newllm_jax.training.history import History, at_epoch, best_epoch, is_finished, stopped_early
+from newllm_jax.training.loop import fit
 from newllm_jax.training.loss_scale import initial_loss_scale
-from newllm_jax.training.optimizer import adamw
-from newllm_jax.training.precision import PRECISIONS
-from newllm_jax.training.step import init_state, make_evaluation
+from newllm_jax.training.split import Split
+from newllm_jax.training.step import init_state
 
 SPLITS = ("train", "validation")
+TokenSplits = dict[str, Tokens]
 
 
-class StageTrainer:
-    """Trains one stage after another and keeps what the results say of each."""
+@dataclass(frozen=True)
+class FinishedStage:
+    """A stage that was trained.
 
-    def __init__(
-        self, stage: Stage, config: CascadeConfig, precision: str, run: RunDir, narrate: Narrate, started: float
-    ) -> None:
-        self.stage, self.config, self.precision = stage, config, precision
-        self.run, self.narrate, self.started = run, narrate, started
-        self.strict = stage.clone(precision=PRECISIONS["fp32"])
-        self.optimizer = adamw(config.learning_rate, config.weight_decay)
-        self.trainer = Trainer(
-            stage_updates(stage, config, self.optimizer, precision),
-            make_evaluation(next_token_loss(self.strict)),
-            optax.constant_schedule(config.learning_rate),
-            None,
-        )
-        self.stages: list[TrainedStage] = []
-        self.reports: list[dict[str, Any]] = []
-        self.seconds_before = 0.0
-        self.room: dict[str, int] = {}  # the tokens of the first stage: all stages run the programs compiled for it
+    Attributes:
+      trained: its weights that go on, and the threshold of its hard tokens.
+      entry: what `results.json` says of its training.
+      hard: by split the hard tokens that it was trained on, as the model before it left them.
+    """
 
-    def seconds(self) -> float:
-        """Of the run so far, those before a resumption included."""
-        return self.seconds_before + time.monotonic() - self.started
-
-    def train_stage(self, number: int, tokens: dict[str, Tokens]) -> dict[str, Tokens]:
-        """Trains stage `number` on the hard ones of the tokens that its predecessor left, or goes on with it.
-
-        Returns:
-          The hard tokens of each split as the stage leaves them.
-        """
-        config = self.config
-        # Validation picks its own share while training; the ensemble will use the threshold of the train tokens.
-        thresholds = {split: hardness_threshold(tokens[split].scores, config.hard_ratio) for split in SPLITS}
-        hard = {split: tokens[split].take(select_hard(tokens[split].scores, thresholds[split])) for split in SPLITS}
-        counts = {split: f"{len(hard[split]):,} of {len(tokens[split]):,}" for split in SPLITS}
-        self.narrate(f"stage {number}     threshold {thresholds['train']:.4f}: {counts['train']} train tokens, "
-                     f"{counts['validation']} validation tokens")  # fmt: skip
-        params, scale = init_stage(self.stage, config.seed, number), initial_loss_scale(self.precision)
-        state = init_state(params, self.optimizer, scale)
-        epochs_before = [{"stage": report["stage"], **entry} for report in self.reports for entry in report["epochs"]]
-        with Checkpoints(stage_folder(self.run, number), config.checkpoint_every) as checkpoints:
-            found, damaged = checkpoints.latest(state)
-            if damaged:
-                self.narrate(f"damaged, and passed over: the checkpoints of stage {number}, epochs {damaged}")
-            history: list[dict[str, Any]] = []
-            if found:
-                state, history = found.state, found.record["history"]
-                self.seconds_before = max(self.seconds_before, found.record["seconds"])
-                checkpoints.drop_after(found.epoch)
-                self.narrate(f"stage {number}     going on after epoch {found.epoch}")
-            self.run.write_metrics([*epochs_before, *({"stage": number, **entry} for entry in history)])
-            if not self.room:
-                self.room = {split: len(hard[split]) for split in SPLITS}
-            data = {split: on_device(hard[split], self.room[split]) for split in SPLITS}
-
-            def remember() -> dict[str, Any]:
-                return {"threshold": thresholds["train"], "seconds": self.seconds()}
-
-            if not is_trained(history, config):
-                for folder in self.run.checkpoints.glob("stage_*"):
-                    if int(folder.name.removeprefix("stage_")) > number:  # trained on other weights than this stage's
-                        shutil.rmtree(folder, ignore_errors=True)
-                tracker = open_tracker(config.tracker, self.run, config.to_dict())
-                with TrainingProgress(
-                    self.run, tracker, config.num_epochs, history, stage=number, epochs_before=len(epochs_before)
-                ) as progress:
-                    state, history = fit(
-                        self.trainer, state, data["train"], data["validation"], config, checkpoints, progress, history,
-                        remember,
-                    )  # fmt: skip
-                checkpoints.wait()
-            best, chosen = best_epoch([entry["val_loss"] for entry in history]), chosen_epoch(history, config)
-            checkpoints.keep_only({best, len(history)})
-            params = state.params if chosen == len(history) else checkpoints.params(chosen, state.params)
-        del state, data
-        self.stages.append(TrainedStage(jax.device_get(params), thresholds["train"]))
-        self.reports.append({
-            "stage": number,
-            "threshold": thresholds["train"],
-            "val_threshold": thresholds["validation"],
-            "train_tokens": len(hard["train"]),
-            "val_tokens": len(hard["validation"]),
-            "epochs": history,
-            "stopped": "early" if stopped_early(history, config) else "after num_epochs",
-            "last": at_epoch(history, len(history)),
-            "best": at_epoch(history, best),
-            "seconds": sum(entry["seconds"] for entry in history),
-        })  # fmt: skip
-        if number == config.num_stages:
-            return hard
-        total = sum(map(len, hard.values()))
-        with progress_bar(f"stage {number}: hidden states", total) as advance:
-            return {split: run_stage(self.strict, params, hard[split], config.criterion, advance) for split in SPLITS}
+    trained: TrainedStage
+    entry: dict[str, Any]
+    hard: TokenSplits
 
 
-def on_device(tokens: Tokens, room: int) -> tuple[tuple[jax.Array, jax.Array], int]:
-    """A split as `fit` takes it: `(hidden, targets)` on the device, with room for `room` tokens, and its length."""
+def train_stage(
+    shared: StageTraining,
+    run: RunDir,
+    tokens: TokenSplits,
+    earlier: Sequence[FinishedStage],
+    clock: Clock,
+    narrate: Narrate,
+) -> FinishedStage:
+    """Trains the next stage on the hard ones of `tokens`, or goes on with it.
+
+    Args:
+      tokens: by split, as the model before this stage left them.
+      earlier: the stages before it.
+    """
+    config, number = shared.config, len(earlier) + 1
+    # While training, validation has its own threshold; the ensemble will use that of the train tokens.
+    thresholds = {split: hardness_threshold(tokens[split].scores, config.hard_ratio) for split in SPLITS}
+    hard = {split: tokens[split].take(select_hard(tokens[split].scores, thresholds[split])) for split in SPLITS}
+    counts = {split: f"{len(hard[split]):,} of {len(tokens[split]):,}" for split in SPLITS}
+    narrate(f"stage {number}     threshold {thresholds['train']:.4f}: {counts['train']} train tokens, "
+            f"{counts['validation']} validation tokens")  # fmt: skip
+
+    state = init_state(
+        init_stage(shared.stage, config.seed, number), shared.optimizer, initial_loss_scale(shared.precision)
+    )
+    with Checkpoints(stage_folder(run, number), config.checkpoint_every) as checkpoints:
+        resumption = checkpoints.resume(state)
+        narrate_damaged(narrate, resumption.damaged, f"stage {number}, ")
+        state, history = resumption.state, resumption.history
+        clock.resume(resumption.seconds)
+        if history:
+            narrate(f"stage {number}     going on after epoch {len(history)}")
+        before = _numbered([stage.entry["epochs"] for stage in earlier])
+        run.write_metrics([*before, *_numbered([history], number)])
+        if not is_finished(history, config):
+            _delete_later_stages(run, number)
+            # All stages run the programs that are compiled for the first, which has the most tokens.
+            most = earlier[0].hard if earlier else hard
+            train, validation = (on_device(hard[split], len(most[split])) for split in SPLITS)
+            tracker = open_tracker(config.tracker, run, config.to_dict())
+            with TrainingProgress(
+                run, tracker, config.num_epochs, history, stage=number, epochs_before=len(before)
+            ) as progress:
+                state, history = fit(
+                    shared.training, state, train, validation, config, checkpoints, progress, history,
+                    record=lambda: {"threshold": thresholds["train"], "seconds": clock.seconds()},
+                )  # fmt: skip
+            checkpoints.wait()
+        chosen = chosen_epoch(history, config)
+        checkpoints.keep_only({best_epoch(history), len(history)})
+        params = state.params if chosen == len(history) else checkpoints.params(chosen, state.params)
+    trained = TrainedStage(jax.device_get(params), thresholds["train"])
+    return FinishedStage(trained, _entry(number, thresholds, hard, history, shared), hard)
+
+
+def hand_on(shared: StageTraining, number: int, finished: FinishedStage) -> TokenSplits:
+    """The hard tokens of stage `number` as it leaves them."""
+    with progress_bar(f"stage {number}: hidden states", sum(map(len, finished.hard.values()))) as advance:
+        params = jax.device_put(finished.trained.params)
+        return {
+            split: run_stage(shared.strict, params, tokens, shared.config.criterion, advance)
+            for split, tokens in finished.hard.items()
+        }
+
+
+def on_device(tokens: Tokens, room: int) -> Split:
+    """Hidden states and targets on the device, with room for `room` tokens."""
     missing = room - len(tokens)
-    hidden = np.pad(tokens.hidden, [(0, missing), (0, 0)])
-    return (jnp.asarray(hidden), jnp.asarray(np.pad(tokens.targets, (0, missing)))), len(tokens)
+    arrays = np.pad(tokens.hidden, [(0, missing), (0, 0)]), np.pad(tokens.targets, (0, missing))
+    return Split(Split.of(arrays).data, len(tokens))
+
+
+def _delete_later_stages(run: RunDir, number: int) -> None:
+    """They were trained on other weights than those that stage `number` will have."""
+    for folder in run.checkpoints.glob("stage_*"):
+        if int(folder.name.removeprefix("stage_")) > number:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _numbered(histories: Sequence[History], first: int = 1) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl` of several stages."""
+    return [{"stage": stage, **entry} for stage, history in enumerate(histories, first) for entry in history]
+
+
+def _entry(
+    number: int, thresholds: dict[str, float], hard: TokenSplits, history: History, shared: StageTraining
+) -> dict[str, Any]:  # fmt: skip
+    """What `results.json` says of the training of a stage."""
+    return {
+        "stage": number,
+        "threshold": thresholds["train"],
+        "val_threshold": thresholds["validation"],
+        "train_tokens": len(hard["train"]),
+        "val_tokens": len(hard["validation"]),
+        "epochs": history,
+        "stopped": "early" if stopped_early(history, shared.config) else "after num_epochs",
+        "last": at_epoch(history, len(history)),
+        "best": at_epoch(history, best_epoch(history)),
+        "seconds": sum(entry["seconds"] for entry in history),
+    }

@@ -1,59 +1,108 @@
-"""The compiled updates of a stage and its loss."""
+"""The compiled updates of a stage, its evaluation and its loss."""
 
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from newllm_jax.cascade.stage.model import Stage
-from newllm_jax.config import CascadeConfig
-from newllm_jax.training.step import LossFn, Params, Sums, UpdateFn, make_updates, train_step
+from newllm_jax.cascade.stage.model import Stage, stage_config
+from newllm_jax.config import CascadeConfig, Precision
+from newllm_jax.smollm.llama_config import LlamaConfig
+from newllm_jax.training.loop import Training
+from newllm_jax.training.losses import Sums, summed_losses
+from newllm_jax.training.optimizer import adamw
+from newllm_jax.training.precision import supported_precisions
+from newllm_jax.training.step import LossFn, Params, UpdateFn, make_evaluation, make_updates, train_step
+
+BACK_END = "jax.experimental.pallas.triton"
+WIDTH_MULTIPLE, KERNEL_BATCHES = 64, (16, 32, 64)
+
+
+@dataclass(frozen=True)
+class StageTraining:
+    """What all stages of a run share.
+
+    Attributes:
+      stage: the architecture, in the precision of training.
+      strict: the same in strict float32, for everything that is reported.
+      config, precision: of the run.
+      optimizer: AdamW of the configuration.
+      training: the compiled functions.
+    """
+
+    stage: Stage
+    strict: Stage
+    config: CascadeConfig
+    precision: Precision
+    optimizer: optax.GradientTransformation
+    training: Training
+
+
+def build_stage_training(stage: Stage, config: CascadeConfig) -> StageTraining:
+    """The compiled functions and the optimiser of a stage, whose precision is that of training."""
+    strict, optimizer = stage.clone(precision="fp32"), adamw(config.learning_rate, config.weight_decay)
+    training = Training(
+        stage_updates(stage, config, optimizer),
+        make_evaluation(next_token_loss(strict)),
+        optax.constant_schedule(config.learning_rate),
+        None,
+    )
+    return StageTraining(stage, strict, config, stage.precision, optimizer, training)
 
 
 def next_token_loss(stage: Stage) -> LossFn:
-    """The loss of a stage as the update loop wants it; its batch is `(hidden [batch, hidden], targets [batch])`."""
+    """The loss of a stage as the update loop needs it; its batch is `(hidden [B, H], targets [B])`."""
 
-    def loss(params: Params, batch: Any, present: jax.Array, key: jax.Array | None) -> Sums:
+    def loss(
+        params: Params, batch: Any, present: jax.Array, key: jax.Array | None, carry: None
+    ) -> tuple[Sums, None]:  # fmt: skip
         hidden, targets = batch
         _, logits = cast(tuple[jax.Array, jax.Array], stage.apply({"params": params}, hidden))
-        return sums_of(logits, targets, present)
+        return summed_losses(logits, targets, present), carry
 
     return loss
 
 
-def stage_updates(
-    stage: Stage, config: CascadeConfig, optimizer: optax.GradientTransformation, precision: str
-) -> UpdateFn:
-    """The compiled updates of a stage in a resolved precision: on GPUs that can, through kernels of their own."""
-    if not fusible(stage, config.batch_size, precision):
+def stage_updates(stage: Stage, config: CascadeConfig, optimizer: optax.GradientTransformation) -> UpdateFn:
+    """The compiled updates of a stage: through GPU kernels of their own where those can compute them."""
+    if kernel_obstacle(stage, config.batch_size):
         return make_updates(partial(train_step, next_token_loss(stage), optimizer))
-    from newllm_jax.cascade.stage.fused_step import stage_step
+    from newllm_jax.cascade.stage.fused_step import stage_step  # Pallas takes time to import, and may be absent
 
     return make_updates(partial(stage_step, stage, config, optimizer))
 
 
-def fusible(stage: Stage, batch_size: int, precision: str) -> bool:
-    """Whether a stage's updates in this resolved precision can go through the kernels of `fused_step.py`.
+def kernel_obstacle(stage: Stage, batch_size: int) -> str:
+    """Why the kernels of `fused_step.py` cannot compute a stage's updates; "" where they can.
 
-    They need what tf32 needs, an NVIDIA GPU of compute capability 8.0; widths that cut into tiles of 64; a batch that
-    a thread block can hold, and a power of two; and a JAX that has Pallas's Triton backend.
+    The GPU itself, an NVIDIA one of compute capability 8.0 or newer, is asked for by the precision.
     """
     config = stage.config
     heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     widths = config.vocab_size, config.hidden_size, config.intermediate_size, *heads
-    return (
-        precision == "tf32" and not any(width % 64 for width in widths) and batch_size in (16, 32, 64)
-        and importlib.util.find_spec("jax.experimental.pallas.triton") is not None
-    )  # fmt: skip
+    if stage.precision != "tf32":
+        return f"their products are in tf32, not in {stage.precision}"
+    if any(width % WIDTH_MULTIPLE for width in widths):
+        return f"the widths of the base are no multiples of {WIDTH_MULTIPLE}"
+    if batch_size not in KERNEL_BATCHES:
+        return f"batch_size must be one of {', '.join(map(str, KERNEL_BATCHES))}"
+    if importlib.util.find_spec(BACK_END) is None:
+        return f"this version of JAX has no {BACK_END}"
+    return ""
 
 
-def sums_of(logits: jax.Array, targets: jax.Array, present: jax.Array) -> Sums:
-    """Cross-entropy (nats) and hits of `logits [batch, vocab]`, over the targets that are present."""
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-    hits = (jnp.argmax(logits, -1) == targets) & present
-    return Sums(loss=jnp.sum(losses, where=present), hits=jnp.sum(hits), count=jnp.sum(present))
+def slow_update_warning(config: CascadeConfig, base: LlamaConfig = LlamaConfig()) -> str:  # noqa: B008 (frozen)
+    """Why a GPU that could run the updates through kernels will not; "" where it will, or is none of those.
+
+    Args:
+      base: the architecture of the base; by default SmolLM2-135M's.
+    """
+    if "tf32" not in supported_precisions() or config.precision not in ("auto", "tf32"):
+        return ""  # another device, or a precision whose products the kernels do not have and the user asked for
+    reason = kernel_obstacle(Stage(stage_config(base, config.stage_layers), "tf32"), config.batch_size)
+    return reason and f"A stage's updates do without GPU kernels of their own, about twice as slow: {reason}."

@@ -1,25 +1,61 @@
-"""One time step of New-LLM: its weights, its equations, its dropout."""
+"""One time step of New-LLM: its weights, its equations, its dropout.
+
+    h_1  = dropout(ReLU(W_c c + token))                       token = W_e e_t + b_1, computed outside the time loop
+    h_l  = dropout(ReLU(W_l h_(l-1) + b_l))                   l = 2 ... L
+    f, i = sigmoid(W_f h_L + b_f), sigmoid(W_i h_L + b_i);    d = W_d h_L + b_d
+    c'   = clip(LayerNorm(f * c + i * d), -10, 10)
+
+from the report of New-LLM; LayerNorm: Ba et al. 2016. The three products of the last hidden layer are one product with
+the kernels of the forget gate, the input gate and the candidate side by side.
+
+A new option of the model is an edit of `CellSpec` and `step`, and of what `cpu.supports` and `gpu.obstacle` say of it.
+"""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
+from newllm_jax.config import Precision
+from newllm_jax.training.precision import dot
+
 CONTEXT_BOUND = 10.0
 LAYER_NORM_EPSILON = 1e-5
 
+Form = Literal["plain", "cpu", "gpu"]
 
-class CellParams(NamedTuple):
-    """The weights that work inside the time loop.
+
+@dataclass(frozen=True)
+class CellSpec:
+    """What the cell is and how it is computed: the one static argument of the time loop.
 
     Attributes:
-      context_in: `[context, hidden]`, the context vector's part of the first layer.
-      hidden: per further layer, kernel `[hidden, hidden]` and bias `[hidden]`.
-      gates: kernel `[hidden, 3 * context]` and bias of forget gate, input gate and candidate, side by side.
-      norm: scale and bias `[context]` of the LayerNorm.
+      hidden_dim, context_dim, num_layers: the sizes H, C and L.
+      dropout: share of the activations that is dropped after every ReLU, where a seed is given.
+      precision: of the matrix products; state and statistics are float32.
+      form: which time loop computes it. All forms give the same numbers but for rounding; see `scan.form_for`.
+    """
+
+    hidden_dim: int
+    context_dim: int
+    num_layers: int
+    dropout: float = 0.0
+    precision: Precision = "fp32"
+    form: Form = "plain"
+
+
+class CellParams(NamedTuple):
+    """The weights that are used inside the time loop.
+
+    Attributes:
+      context_in: `[C, H]`, the context vector's part of the first layer's kernel.
+      hidden: per further layer its kernel `[H, H]` and bias `[H]`.
+      gates: kernel `[H, 3 * C]` and bias `[3 * C]` of forget gate, input gate and candidate, side by side.
+      norm: scale and bias `[C]` of the LayerNorm.
     """
 
     context_in: jax.Array
@@ -28,52 +64,76 @@ class CellParams(NamedTuple):
     norm: tuple[jax.Array, jax.Array]
 
 
-class Forward(NamedTuple):
-    """What all steps of a piece of text leave for the backward pass, and their results.
+# (number of the dense layer from 0, its input [B, in], kernel [in, out], bias) -> its pre-activation [B, out]
+Dense: TypeAlias = Callable[[int, jax.Array, jax.Array, jax.Array], jax.Array]
 
-    Attributes:
-      contexts: `[time, batch, context]` before each step.
-      states: per layer but the last `[time, batch, hidden]`, its activations.
-      gates: `[time, batch, 3 * context]`, pre-activations.
-      last: `[batch, context]` after the last step.
-      outputs: `[time, batch, hidden]`, the last layer's activations, in the type in which `states` are kept.
+
+def step(
+    spec: CellSpec,
+    params: CellParams,
+    context: jax.Array,
+    token: jax.Array,
+    time: jax.Array,
+    seeds: jax.Array | None,
+    dense: Dense | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """One time step: the definition that every form of the time loop is tested against.
+
+    Args:
+      context: `[B, C]`.
+      token: `[B, H]`, the embedding's part of the first layer, its bias included.
+      time: the number of the step, a scalar.
+      seeds: `dropout_seeds`; None without dropout.
+      dense: computes the dense layers; None for `x @ kernel + bias`. `reference` records them and replays them.
+
+    Returns:
+      The next context vector `[B, C]`, and the last layer's activations `[B, H]`.
     """
+    if dense is None:
+        dense = dense_layer(spec.precision)
 
-    contexts: jax.Array
-    states: Any
-    gates: jax.Array
-    last: jax.Array
-    outputs: jax.Array
+    def activate(x: jax.Array, layer: int) -> jax.Array:
+        x = jax.nn.relu(x)
+        if seeds is None:
+            return x
+        first = (time * spec.num_layers + layer) * x.size
+        numbers = first.astype(jnp.uint32) + jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
+        return jnp.where(dropout_mask(seeds, spec.dropout, numbers), x / (1 - spec.dropout), 0)
+
+    hidden = activate(dense(0, context, params.context_in, token), 0)
+    for layer, (kernel, bias) in enumerate(params.hidden, 1):
+        hidden = activate(dense(layer, hidden, kernel, bias), layer)
+    gates = dense(spec.num_layers, hidden, *params.gates)
+    return next_context(context, gates, params.norm), hidden
 
 
-class Backward(NamedTuple):
-    """What the chain back through time gives: gradients.
+def dense_layer(precision: Precision) -> Dense:
+    """`x @ kernel + bias`."""
+    return lambda _, x, kernel, bias: dot(x, kernel, precision) + bias
 
-    Attributes:
-      d_context: `[batch, context]`, of the context before the first step.
-      d_first: `[time, batch, hidden]`, of the first layer's pre-activation.
-      d_gates: `[time, batch, 3 * context]`, of the gates' pre-activations.
-      hidden: of kernel and bias of each further layer.
-      norm: of scale and bias of the LayerNorm.
-    """
 
-    d_context: jax.Array
-    d_first: jax.Array
-    d_gates: jax.Array
-    hidden: tuple[tuple[jax.Array, jax.Array], ...]
-    norm: tuple[jax.Array, jax.Array]
+def next_context(context: jax.Array, gates: jax.Array, norm: tuple[jax.Array, jax.Array], axis: int = -1) -> jax.Array:
+    """clip(LayerNorm(f * c + i * d), -10, 10) from the gates' pre-activations, of size `3 * C` along `axis`."""
+    forget, update, delta = jnp.split(gates, 3, axis=axis)
+    mixed = jax.nn.sigmoid(forget) * context + jax.nn.sigmoid(update) * delta
+    centred = mixed - jnp.mean(mixed, axis, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis, keepdims=True)
+    scale, bias = norm
+    normed = centred * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON) * scale + bias
+    return jnp.clip(normed, -CONTEXT_BOUND, CONTEXT_BOUND)
 
 
 def dropout_seeds(key: jax.Array) -> jax.Array:
-    """What `keep` draws the masks of one piece of text from: uint32 `[2]`."""
+    """What `dropout_mask` draws the masks of one piece of text from: uint32 `[2]`."""
     return jax.random.bits(key, (2,), jnp.uint32)
 
 
-def keep(seeds: Any, rate: float, numbers: jax.Array) -> jax.Array:
-    """Which activations stay: bool like `numbers`, each True with probability `1 - rate`, independently.
+def dropout_mask(seeds: Any, rate: float, numbers: jax.Array) -> jax.Array:
+    """Which activations are not dropped: bool like `numbers`, each True with probability `1 - rate`, independently.
 
-    A hash of an activation's number, computed where it is used: a mask is never stored, and any part of it can be had
-    by itself. The hash is two rounds of a 32-bit mixer in which every input bit flips each output bit half the time.
+    A hash of an activation's number, computed where it is used: no mask is ever stored, and any part of one can be
+    computed alone. The hash is two rounds of a 32-bit mixer in which every input bit flips each output bit with
+    probability one half.
 
     Args:
       seeds: `dropout_seeds`, or its two elements.
@@ -86,54 +146,3 @@ def keep(seeds: Any, rate: float, numbers: jax.Array) -> jax.Array:
         return x ^ (x >> jnp.uint32(16))
 
     return mix(mix(numbers + seeds[0]) ^ seeds[1]) >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
-
-
-def next_context(context: jax.Array, gates: jax.Array, norm: tuple[jax.Array, jax.Array], axis: int = -1) -> jax.Array:
-    """clip(LayerNorm(f * c + i * d), -10, 10) from the gates' pre-activations, `3 * context` along `axis`."""
-    forget, update, delta = jnp.split(gates, 3, axis=axis)
-    mixed = jax.nn.sigmoid(forget) * context + jax.nn.sigmoid(update) * delta
-    centred = mixed - jnp.mean(mixed, axis, keepdims=True)
-    variance = jnp.mean(jnp.square(centred), axis, keepdims=True)
-    scale, bias = norm
-    normed = centred * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON) * scale + bias
-    return jnp.clip(normed, -CONTEXT_BOUND, CONTEXT_BOUND)
-
-
-def step(
-    params: CellParams,
-    dropout: float,
-    precision: jax.lax.PrecisionLike,
-    context: jax.Array,
-    token: jax.Array,
-    time: jax.Array,
-    seeds: jax.Array | None,
-) -> tuple[jax.Array, list[jax.Array], jax.Array]:
-    """One time step.
-
-    Args:
-      dropout: the rate; what stays is scaled by `1 / (1 - dropout)`.
-      precision: of the matrix products.
-      context: `[batch, context]`.
-      token: `[batch, hidden]`, the embedding's part of the first layer, its bias included.
-      time: the step's number, a scalar.
-      seeds: `dropout_seeds`; None without dropout.
-
-    Returns:
-      The next context vector, the hidden states of all layers, and the gates' pre-activations.
-    """
-    dot, layers = partial(jnp.dot, precision=precision), len(params.hidden) + 1
-
-    def activate(x: jax.Array, layer: int) -> jax.Array:
-        x = jax.nn.relu(x)
-        if seeds is None:
-            return x
-        first = (time * layers + layer) * x.size
-        numbers = first.astype(jnp.uint32) + jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
-        return jnp.where(keep(seeds, dropout, numbers), x / (1 - dropout), 0)
-
-    states = [activate(token + dot(context, params.context_in), 0)]
-    for kernel, bias in params.hidden:
-        states.append(activate(dot(states[-1], kernel) + bias, len(states)))
-    kernel, bias = params.gates
-    gates = dot(states[-1], kernel) + bias
-    return next_context(context, gates, params.norm), states, gates

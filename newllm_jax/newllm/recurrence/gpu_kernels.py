@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from newllm_jax.newllm.recurrence.cell import CONTEXT_BOUND, LAYER_NORM_EPSILON, keep
+from newllm_jax.newllm.recurrence.cell import CONTEXT_BOUND, LAYER_NORM_EPSILON, dropout_mask
 from newllm_jax.newllm.recurrence.gpu_group import Group, Tiling
 
 
@@ -53,7 +53,7 @@ def forward_kernel(
         """The mask of dropout, as `cell.step` numbers the activations."""
         if not dropout:
             return None
-        return keep(pair, dropout, numbers + ((t * layers + layer) * (batch * hidden)).astype(jnp.uint32))
+        return dropout_mask(pair, dropout, numbers + ((t * layers + layer) * (batch * hidden)).astype(jnp.uint32))
 
     def activate(x, kept, layer, t):
         x = jnp.maximum(x, 0.0)

@@ -1,55 +1,90 @@
-"""Gradients that every form of the time loop takes alike: through an activation, and of the weights over all steps."""
+"""What the backward passes of the time loop share: result types, and gradients over all steps at once."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from newllm_jax.newllm.recurrence.cell import Forward, next_context
+from newllm_jax.config import Precision
+from newllm_jax.newllm.recurrence.cell import CellParams, next_context
 from newllm_jax.training.precision import product
 
 
-def through(activated: jax.Array, gradient: jax.Array, scale: float) -> jax.Array:
-    """The gradient of what ReLU and dropout read; an activation is positive exactly where both let it pass.
+class Activations(NamedTuple):
+    """What the CPU and the GPU form store in the forward pass for the backward pass.
+
+    Attributes:
+      contexts: `[T, B, C]`, before each step.
+      hidden: of every layer but the last `[T, B, H]`.
+      outputs: of the last layer, `[T, B, H]`.
+      gates: pre-activations, `[T, B, 3 * C]`.
+    """
+
+    contexts: jax.Array
+    hidden: Any
+    outputs: jax.Array
+    gates: jax.Array
+
+
+class Gradients(NamedTuple):
+    """The gradients of the inputs of a time loop.
+
+    Attributes:
+      params: like the weights.
+      context: `[B, C]`, of the context before the first step.
+      tokens: `[T, B, H]`, of the tokens' part of the first layer.
+    """
+
+    params: CellParams
+    context: jax.Array
+    tokens: jax.Array
+
+
+def relu_backward(activations: jax.Array, gradient: jax.Array, scale: float) -> jax.Array:
+    """The gradient of a pre-activation, from that of what ReLU and dropout made of it.
+
+    An activation is positive exactly where both passed it on.
 
     Args:
-      scale: of the activations that dropout kept.
+      scale: `1 / (1 - dropout)`, by which dropout multiplied what it passed on.
     """
-    return jnp.where(activated > 0, gradient * scale, 0)
+    return jnp.where(activations > 0, gradient * scale, 0)
 
 
-def over_steps(inputs: jax.Array, gradients: jax.Array, precision: jax.lax.PrecisionLike) -> jax.Array:
-    """The gradient of a kernel from its inputs and the gradients of its products, over all steps and texts."""
-    turned = partial(_turned_first, precision=precision)
-    straight = partial(product, "tbi,tbo->io", precision=precision)
-    return jax.lax.platform_dependent(inputs.astype(gradients.dtype), gradients, cpu=turned, default=straight)
+def kernel_gradient(inputs: jax.Array, gradients: jax.Array, precision: Precision) -> jax.Array:
+    """`[in, out]`: over all steps and texts, the products of a layer's inputs and its pre-activations' gradients.
+
+    Args:
+      inputs: `[T, B, in]`.
+      gradients: `[T, B, out]`.
+    """
+    transposed = partial(_transposed_first, precision=precision)
+    direct = partial(product, "tbi,tbo->io", precision=precision)
+    return jax.lax.platform_dependent(inputs.astype(gradients.dtype), gradients, cpu=transposed, default=direct)
 
 
-def _turned_first(inputs: jax.Array, gradients: jax.Array, precision: jax.lax.PrecisionLike) -> jax.Array:
-    """For CPUs, where a product with an operand that lies the other way around takes longer than turning it."""
-    turned = jax.lax.optimization_barrier(inputs.reshape(-1, inputs.shape[-1]).T)  # else XLA undoes it
-    return product("in,no->io", turned, gradients.reshape(-1, gradients.shape[-1]), precision)
+def _transposed_first(inputs: jax.Array, gradients: jax.Array, precision: Precision) -> jax.Array:
+    """For CPUs, where a product with a transposed operand takes longer than a copy and a plain product."""
+    transposed = jax.lax.optimization_barrier(inputs.reshape(-1, inputs.shape[-1]).T)  # else XLA undoes the copy
+    return product("in,no->io", transposed, gradients.reshape(-1, gradients.shape[-1]), precision)
 
 
-def total(gradients: jax.Array) -> jax.Array:
-    """The gradient of a bias from those of what it was added to, over all steps and texts."""
+def bias_gradient(gradients: jax.Array) -> jax.Array:
+    """`[out]`: the sum of the pre-activations' gradients `[T, B, out]` over all steps and texts."""
     return jnp.sum(gradients, (0, 1), dtype=jnp.float32)
 
 
-def of_layers(states: Any, d_pre: Any, precision: jax.lax.PrecisionLike) -> tuple[tuple[jax.Array, jax.Array], ...]:
-    """Of kernel and bias of every layer but the first.
-
-    Args:
-      states: per such layer what it read, `[time, batch, hidden]`.
-      d_pre: per such layer the gradient of its pre-activation, likewise.
-    """
-    return tuple((over_steps(x, d, precision), total(d)) for x, d in zip(states, d_pre, strict=True))
+def dense_gradient(inputs: jax.Array, gradients: jax.Array, precision: Precision) -> tuple[jax.Array, jax.Array]:
+    """Of kernel and bias of a dense layer; arguments of `kernel_gradient`."""
+    return kernel_gradient(inputs, gradients, precision), bias_gradient(gradients)
 
 
-def of_norm(norm: tuple[jax.Array, jax.Array], kept: Forward, d_contexts: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of the LayerNorm's scale and bias, from the gradients `[time, batch, context]` of the context after each step."""
-    _, pullback = jax.vjp(lambda norm: next_context(kept.contexts, kept.gates, norm), norm)
+def norm_gradient(
+    norm: tuple[jax.Array, jax.Array], stored: Activations, d_contexts: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Of the LayerNorm's scale and bias, from the gradients `[T, B, C]` of the context after each step."""
+    _, pullback = jax.vjp(lambda norm: next_context(stored.contexts, stored.gates, norm), norm)
     return pullback(d_contexts)[0]

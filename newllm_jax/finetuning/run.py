@@ -1,0 +1,82 @@
+"""A fine-tuned SmolLM2 restored from disk, measured again, and made to write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from newllm_jax.config import FinetuneConfig
+from newllm_jax.decoding.exits import Exits
+from newllm_jax.decoding.sampling import Sampling
+from newllm_jax.finetuning.loss import sequence_loss
+from newllm_jax.records.directory import RunDir
+from newllm_jax.records.results import check_fingerprints
+from newllm_jax.records.stored_config import stored_config
+from newllm_jax.smollm.alpaca import load_alpaca
+from newllm_jax.smollm.base import fingerprints, load_base
+from newllm_jax.smollm.generate import generate_tokens, prompt_ids, stream_text
+from newllm_jax.smollm.model import parameter_shapes
+from newllm_jax.smollm.pretrained import Pretrained
+from newllm_jax.training.history import best_epoch
+from newllm_jax.training.loop import evaluate
+from newllm_jax.training.split import Split
+from newllm_jax.training.step import make_evaluation
+
+
+@dataclass(frozen=True)
+class FinetuneRun:
+    """A fine-tuned model, ready to call: `run.base.model.apply({"params": run.base.params}, ids)`.
+
+    Attributes:
+      base: the model, its best parameters and its tokenizer.
+      config: of the run.
+      epoch: the epoch that the parameters are from.
+      run: its directory.
+    """
+
+    base: Pretrained
+    config: FinetuneConfig
+    epoch: int
+    run: RunDir
+
+
+def restore_finetune(run_dir: str | Path) -> FinetuneRun:
+    """The best parameters of a fine-tuned model, on the default device. Changes nothing on disk.
+
+    Raises:
+      InputError: not a fine-tuning run, one without a checkpoint, or a base that cannot be had (its tokenizer).
+    """
+    from newllm_jax.training.checkpoint import Checkpoints
+
+    run = RunDir.open(run_dir)
+    config = stored_config(run, FinetuneConfig)
+    base = load_base(config)
+    with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
+        epoch = best_epoch(checkpoints.record()["history"])
+        params = checkpoints.params(epoch, parameter_shapes(base.model.config))
+    return FinetuneRun(Pretrained(base.model, params, base.tokenizer, base.source), config, epoch, run)
+
+
+def evaluate_run(run_dir: str | Path) -> dict[str, Any]:
+    """Loss, perplexity and accuracy of a run's best parameters on its validation chunks, strict float32."""
+    run = restore_finetune(run_dir)
+    data = load_alpaca(run.base.tokenizer, run.config)
+    check_fingerprints(run.run, fingerprints(run.base, data))
+    evaluation = make_evaluation(sequence_loss(run.base.model))
+    return {"validation": evaluate(evaluation, run.base.params, Split.of(data.validation), run.config.batch_size)}
+
+
+def generate(
+    run: FinetuneRun,
+    prompt: str,
+    *,
+    max_words: int = 100,
+    seed: int = 0,
+    sampling: Sampling | None = None,
+    exits: Exits | None = None,
+) -> Iterator[str]:
+    """Streams the answer to a prompt; arguments and errors of `systems.generate`. The model has no exits."""
+    ids = prompt_ids(run.base.tokenizer, prompt)
+    return stream_text(run.base.tokenizer, generate_tokens(run.base, ids, max_words, sampling or Sampling(), seed))

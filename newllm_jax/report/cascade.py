@@ -1,0 +1,70 @@
+"""The report of a CASCADE run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from newllm_jax.records.directory import RunDir
+from newllm_jax.report.cascade_tables import (
+    configuration_name,
+    ensemble_table,
+    exit_group_table,
+    provenance_warning,
+    stage_epochs,
+    stage_table,
+    verdict,
+)
+from newllm_jax.report.plots import save_stage_curves
+
+
+def write_report(run: RunDir, results: dict[str, Any]) -> Path:
+    """Writes `curves.png` and `report.md`; returns the latter's path."""
+    save_stage_curves(run.path / "curves.png", results["stages"], results["ensemble"], results["name"])
+    return run.write_text("report.md", cascade_report(results))
+
+
+def cascade_report(results: dict[str, Any]) -> str:
+    """`report.md` of a CASCADE run, from its `results.json`."""
+    config, data, base, environment = (results[key] for key in ("config", "data", "base", "environment"))
+    last = results["ensemble"][-1]
+    return f"""# CASCADE: {results["name"]}
+
+{provenance_warning(results)}**{verdict(results)}**
+
+![stages and ensemble](curves.png)
+
+## Stages
+
+The perplexity of a stage is measured on its own hard tokens, another and smaller set for each; only the last column but
+one, over all tokens, can be compared between lines. "Last" weights and "best" ones are both kept; \
+**{config["stage_weights"]}** ones went on to the next stage and to the ensemble.
+
+{stage_table(results)}
+
+## Ensemble over all {data["val_tokens"]:,} validation tokens
+
+{ensemble_table(results)}
+
+Does handing on pay? The tokens of {configuration_name(last["stages"])} by the place where they exit:
+
+{exit_group_table(last)}
+
+## Run
+
+| | |
+|---|---|
+| command | `{results["command"]}` |
+| base | {base["source"]}: {base["layers"]} layers, {base["parameters"]:,} parameters, frozen |
+| data | {data["source"]}: {data["train_chunks"]:,} + {data["validation_chunks"]:,} chunks, \
+{data["train_tokens"]:,} train and {data["val_tokens"]:,} validation tokens |
+| hard tokens | {config["criterion"]}, hard ratio {config["hard_ratio"]:g} |
+| stages | {config["num_stages"]} of {config["stage_layers"]} layers, AdamW {config["learning_rate"]:g}, \
+weight decay {config["weight_decay"]:g}, batch {config["batch_size"]}, up to {config["num_epochs"]} epochs, \
+patience {config["patience"]}, seed {config["seed"]} |
+| device | {environment["device"]} ({environment["platform"]}), {environment["precision"]}, \
+jax {environment["jax"]}, flax {environment["flax"]} |
+| time, memory | {results["seconds"]:.0f} s, {results["peak_memory_bytes"] / 2**30:.2f} GiB at most |
+
+{stage_epochs(results)}
+"""

@@ -1,0 +1,48 @@
+"""The report of a fine-tuning run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from newllm_jax.records.directory import RunDir
+from newllm_jax.report.cascade_tables import provenance_warning
+from newllm_jax.report.plots import save_curves
+from newllm_jax.report.tables import epoch_table, number
+
+
+def write_report(run: RunDir, results: dict[str, Any]) -> Path:
+    """Writes `curves.png` and `report.md`; returns the latter's path."""
+    save_curves(run.path / "curves.png", results["epochs"], results["name"], unit="token", dropout=False)
+    return run.write_text("report.md", finetune_report(results))
+
+
+def finetune_report(results: dict[str, Any]) -> str:
+    """`report.md` of a fine-tuning, from its `results.json`."""
+    config, data, base, best = (results[key] for key in ("config", "data", "base", "best"))
+    environment = results["environment"]
+    gain = best["val_loss"] - base["val_loss"]
+    return f"""# Fine-tuning: {results["name"]}
+
+{provenance_warning(results)}Best validation perplexity **{number(best["val_ppl"])}** (loss {best["val_loss"]:.4f}) \
+after epoch {best["epoch"]} of {len(results["epochs"])}: {gain:+.4f} nats against the {number(base["val_ppl"])} of the \
+base before.
+
+![learning curves](curves.png)
+
+| | |
+|---|---|
+| command | `{results["command"]}` |
+| base | {base["source"]}: {base["layers"]} layers, {results["parameters"]:,} parameters, \
+{results["trained_parameters"]:,} of them trained |
+| data | {data["source"]}: {data["train_chunks"]:,} + {data["validation_chunks"]:,} chunks, \
+{data["train_tokens"]:,} train and {data["val_tokens"]:,} validation tokens |
+| training | AdamW {config["learning_rate"]:g}, weight decay {config["weight_decay"]:g}, \
+batch {config["batch_size"]} chunks, up to {config["num_epochs"]} epochs, patience {config["patience"]}, \
+seed {config["seed"]} |
+| device | {environment["device"]} ({environment["platform"]}), {environment["precision"]}, \
+jax {environment["jax"]}, flax {environment["flax"]} |
+| time, memory | {results["seconds"]:.0f} s, {results["peak_memory_bytes"] / 2**30:.2f} GiB at most |
+
+{epoch_table(results["epochs"])}
+"""

@@ -1,0 +1,70 @@
+"""The examples of a split on the device, and the order in which a training reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Data: TypeAlias = Any  # a tree of arrays [examples, ...]; a batch of it is a tree of [B, ...]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Independent examples, read in batches.
+
+    Attributes:
+      data: a tree of arrays with a leading axis of examples. They may have room for more than there are: trainings on
+        fewer and fewer examples then share compiled programs.
+      examples: how many there are.
+    """
+
+    data: Data
+    examples: int
+
+    @classmethod
+    def of(cls, arrays: Data) -> Split:
+        """All examples of some arrays, moved to the device."""
+        data = jax.tree.map(jnp.asarray, arrays)
+        return cls(data, jax.tree.leaves(data)[0].shape[0])
+
+    @property
+    def room(self) -> int:
+        """How many examples the arrays have room for."""
+        return jax.tree.leaves(self.data)[0].shape[0]
+
+    def steps(self, batch_size: int) -> int:
+        """How many batches all examples are; the last may be smaller."""
+        return -(-self.examples // batch_size)
+
+    def shuffled(self, batch_size: int, seed: int, epoch: int) -> jax.Array:
+        """The batches of an epoch (from 1), see `batches`."""
+        return jnp.asarray(batches(epoch_order(seed, epoch, self.examples), batch_size, self.room))
+
+    def in_order(self, batch_size: int) -> jax.Array:
+        """The batches without shuffling."""
+        return jnp.asarray(batches(np.arange(self.examples, dtype=np.int32), batch_size, self.room))
+
+
+def epoch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
+    """The shuffled order of the examples `[examples]`: a pure function of the seed and the epoch (from 1)."""
+    return np.random.default_rng((seed, epoch)).permutation(examples).astype(np.int32)
+
+
+def batches(order: np.ndarray, batch_size: int, capacity: int = 0) -> np.ndarray:
+    """Cuts an order of examples into batches `[steps, B]`; -1 fills the places that are empty.
+
+    With a `capacity` there are as many batches as that many examples would need.
+    """
+    steps = -(-max(len(order), capacity) // batch_size)
+    padded = np.full(steps * batch_size, -1, np.int32)
+    padded[: len(order)] = order
+    return padded.reshape(steps, batch_size)
+
+
+def take(data: Data, indices: jax.Array) -> tuple[Data, jax.Array]:
+    """The batch of these examples, and which of them are present: an index of -1 gives some example, marked absent."""
+    return jax.tree.map(lambda array: array[jnp.maximum(indices, 0)], data), indices >= 0
