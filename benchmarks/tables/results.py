@@ -1,58 +1,36 @@
-"""Writes the tables of README.md and docs/results/README.md from the JSON files there: `python docs/make_tables.py`.
-
-A block between `<!-- table: NAME -->` and `<!-- end -->` is replaced by the table of that name. With `--check` nothing
-is written, and a page that is not up to date ends in exit code 1.
-"""
+"""The tables of whole runs, New-LLM's and CASCADE's, beside the published figures."""
 
 from __future__ import annotations
 
-import json
-import re
 import statistics
-import sys
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # the benchmarks are not part of the installed package
-
-from benchmarks.tables import file_tables
-from docs.speed_tables import SPEED_TABLES
+from benchmarks.tables.files import load, load_all
 from newllm_jax.report.cascade_tables import configuration_name, exit_group_table, verdict
 from newllm_jax.report.compare import differences, ensemble_columns, stages_table
 from newllm_jax.report.published import PUBLISHED_RUNS
 from newllm_jax.report.tables import markdown_table, number
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "docs" / "results"
-PAGES = (ROOT / "README.md", RESULTS / "README.md")
 SEEDS = (0, 1, 2)
 
 
-def load(path: str) -> Any:
-    return json.loads((RESULTS / path).read_text(encoding="utf-8"))
-
-
-def runs(config: str) -> list[dict[str, Any]]:
+def newllm_runs(config: str) -> list[dict[str, Any]]:
+    """The committed runs of a configuration, by seed."""
     return [load(f"newllm/{config}-seed{seed}.json") for seed in SEEDS]
-
-
-def each(values: list[float], digits: int = 2) -> str:
-    return " / ".join(f"{value:.{digits}f}" for value in values)
 
 
 def newllm_summary() -> str:
     """Published and own best perplexities, one line a configuration."""
     rows = []
     for config, published in load("published.json")["newllm"].items():
-        own = runs(config)
+        own = newllm_runs(config)
         first = own[0]
         seconds = statistics.median(entry["seconds"] for run in own for entry in run["epochs"])
         best = f"{published['best_val_ppl']['value']:.2f} ({published['device']})"
         rows.append([
             f"`{config}`", f"{first['parameters']:,}", best,
-            each([run["best"]["val_ppl"] for run in own]), each([run["test"]["ppl"] for run in own]),
+            _each([run["best"]["val_ppl"] for run in own]), _each([run["test"]["ppl"] for run in own]),
             str(len(first["epochs"])), f"{seconds:.1f} s", f"{first['peak_memory_bytes'] / 2**30:.2f} GiB",
         ])  # fmt: skip
     header = ["config", "parameters", "published val PPL", "ours, val PPL (3 seeds)", "ours, test PPL", "epochs",
@@ -62,7 +40,7 @@ def newllm_summary() -> str:
 
 def newllm_epochs(config: str) -> str:
     """Validation perplexity, published and ours, at every epoch for which one was published."""
-    published, own = load("published.json")["newllm"][config], runs(config)
+    published, own = load("published.json")["newllm"][config], newllm_runs(config)
     rows = [
         [epoch, f"{figure['value']:.1f}", figure["source"]]
         + [f"{run['epochs'][int(epoch) - 1]['val_ppl']:.1f}" for run in own]
@@ -82,25 +60,17 @@ def newllm_extended() -> str:
 def newllm_cpu() -> str:
     """The baseline's first epoch without a GPU."""
     rows = []
-    for path in sorted((RESULTS / "newllm").glob("baseline-epoch1-*.json")):
-        run = load(f"newllm/{path.name}")
+    for name, run in load_all("newllm", "baseline-epoch1-*.json").items():
         epoch = run["epochs"][0]
-        rows.append(
-            [f"[{path.stem}](newllm/{path.name})", f"{epoch['seconds'] / 60:.1f} min", f"{epoch['val_ppl']:.1f}"]
-        )
+        rows.append([_link("newllm", name), f"{epoch['seconds'] / 60:.1f} min", f"{epoch['val_ppl']:.1f}"])
     return markdown_table(["run", "an epoch", "val PPL"], rows)
 
 
 def newllm_commands() -> str:
     """The command, device and versions of every committed run."""
     rows = []
-    for path in sorted((RESULTS / "newllm").glob("*.json")):
-        run = load(f"newllm/{path.name}")
-        environment = run["environment"]
-        rows.append([
-            f"[{path.stem}](newllm/{path.name})", f"`{run['command']}`",
-            f"{environment['device']}, {environment['precision']}, jax {environment['jax']}", f"{run['seconds']:.0f} s",
-        ])  # fmt: skip
+    for name, run in load_all("newllm").items():
+        rows.append([_link("newllm", name), f"`{run['command']}`", _machine(run), f"{run['seconds']:.0f} s"])
     return markdown_table(["run", "command", "on", "took"], rows)
 
 
@@ -112,7 +82,7 @@ def cascade_runs() -> list[dict[str, Any]]:
 
 def cascade_summary() -> str:
     """Perplexity over all tokens: the base, the base with stages, and fine-tuning as the control."""
-    tuned = [load(f"cascade/{path.name}") for path in sorted((RESULTS / "cascade").glob("finetune-*.json"))]
+    tuned = load_all("cascade", "finetune-*.json").values()
     base = load("cascade/ratio06.json")["base"]
     rows = [["base alone, frozen", f"{base['parameters']:,}", "7.89", number(base["val_ppl"])]]
     published, _, six, nine = cascade_runs()
@@ -130,18 +100,28 @@ def cascade_summary() -> str:
 def cascade_commands() -> str:
     """The command, device and memory of every committed run."""
     rows = []
-    for path in sorted((RESULTS / "cascade").glob("*.json")):
-        run = load(f"cascade/{path.name}")
-        environment = run["environment"]
+    for name, run in load_all("cascade").items():
         rows.append([
-            f"[{path.stem}](cascade/{path.name})", f"`{run['command']}`",
-            f"{environment['device']}, {environment['precision']}, jax {environment['jax']}", f"{run['seconds']:.0f} s",
+            _link("cascade", name), f"`{run['command']}`", _machine(run), f"{run['seconds']:.0f} s",
             f"{run['peak_memory_bytes'] / 2**30:.2f} GiB",
         ])  # fmt: skip
     return markdown_table(["run", "command", "on", "took", "memory"], rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {
+def _each(values: list[float]) -> str:
+    return " / ".join(f"{value:.2f}" for value in values)
+
+
+def _link(folder: str, name: str) -> str:
+    return f"[{name}]({folder}/{name}.json)"
+
+
+def _machine(run: dict[str, Any]) -> str:
+    environment = run["environment"]
+    return f"{environment['device']}, {environment['precision']}, jax {environment['jax']}"
+
+
+RESULTS_TABLES: dict[str, Callable[[], str]] = {
     "newllm summary": newllm_summary,
     "newllm baseline epochs": lambda: newllm_epochs("baseline"),
     "newllm advanced epochs": lambda: newllm_epochs("advanced"),
@@ -156,27 +136,3 @@ TABLES: dict[str, Callable[[], str]] = {
     "cascade verdict": lambda: verdict(load("cascade/ratio06.json")),
     "cascade commands": cascade_commands,
 }
-TABLES |= {name: partial(table, load) for name, table in SPEED_TABLES.items()}
-TABLES |= file_tables((path.stem, load(f"benchmarks/{path.name}")) for path in (RESULTS / "benchmarks").glob("*.json"))
-BLOCK = re.compile(r"(<!-- table: (?P<name>.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-def render(text: str) -> str:
-    """A page with every table made anew."""
-    return BLOCK.sub(lambda block: f"{block[1]}{TABLES[block['name']]()}\n{block[3]}", text)
-
-
-def main() -> int:
-    check = "--check" in sys.argv
-    before = {page: page.read_text(encoding="utf-8") for page in PAGES}
-    after = {page: render(text) for page, text in before.items()}  # all, before any is written
-    stale = [page for page in PAGES if after[page] != before[page]]
-    for page in stale:
-        print(f"{page.relative_to(ROOT)} {'is not up to date' if check else 'written'}")
-        if not check:
-            page.write_text(after[page], encoding="utf-8")
-    return int(check and bool(stale))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""New-LLM as the library trains it, timed: one configuration, or one after another for a sweep."""
+"""New-LLM as the library trains it, timed: a configuration, a sweep of sizes, every form of the time loop."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.memory import jax_memory
-from benchmarks.ours import JaxTraining, write_weights
-from benchmarks.timing import loss_curve, time_updates, updates_needed
+from benchmarks.harness.memory import jax_memory
+from benchmarks.harness.timing import loss_curve, time_in_turns, time_updates, updates_needed
+from benchmarks.subjects.jax_training import JaxTraining, write_weights
 from newllm_jax.config import NewLLMConfig
+from newllm_jax.newllm.model import ContextVectorLM
+from newllm_jax.newllm.recurrence.scan import loops_for
 from newllm_jax.newllm.run import init_params
 from newllm_jax.newllm.updates import build, training_model, training_precision
 from newllm_jax.training.step import epoch_order, init_state
@@ -24,9 +26,34 @@ def orders(seed: int, examples: int, batch: int, updates: int) -> np.ndarray:
     return flat[: updates * batch].reshape(updates, batch)
 
 
-def training(config: NewLLMConfig, vocabulary: int, sequences: np.ndarray, updates: int, seed: int = 0) -> JaxTraining:
-    """The training of a configuration from its own initial weights. `seed` is that of dropout alone."""
+# The only lines of the benchmarks that name the forms of the time loop: `loop_forms` and `with_form`.
+PLAIN_FORMS = ("rows", "columns")  # those that run on every device
+
+
+def loop_forms(config: NewLLMConfig) -> list[str]:
+    """The forms of the time loop that this device can run; the first is the one that the library trains with."""
+    chosen = loops_for(config, training_precision(config))
+    return [chosen, *(form for form in PLAIN_FORMS if form != chosen)]
+
+
+def with_form(model: ContextVectorLM, form: str) -> ContextVectorLM:
+    """The same model, its time loop in another form."""
+    return model.clone(loops=form)
+
+
+def training(
+    config: NewLLMConfig, vocabulary: int, sequences: np.ndarray, updates: int, seed: int = 0, form: str | None = None
+) -> JaxTraining:
+    """The training of a configuration from its own initial weights.
+
+    Args:
+      sequences: `[examples, T]` word ids.
+      updates: number of updates that there must be batches for.
+      seed: random seed of dropout alone.
+      form: form of the time loop, of `loop_forms`; None for the library's choice.
+    """
     model = training_model(config, vocabulary, training_precision(config))
+    model = model if form is None else with_form(model, form)
     trainer, optimizer = build(config, model, steps_per_epoch(config, len(sequences)))
     state = init_state(init_params(model, config.seed), optimizer)
     order = orders(config.seed, len(sequences), config.batch_size, updates)
@@ -59,6 +86,27 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
+def random_ids(config: NewLLMConfig, vocabulary: int) -> np.ndarray:
+    """Two batches of ids `[2 B, T]`, drawn at random, none of them padding."""
+    shape = (config.batch_size * 2, config.sequence_length)
+    return np.random.default_rng(0).integers(1, vocabulary, shape).astype(np.uint16)
+
+
+def measure_forms(task: dict[str, Any]) -> dict[str, Any]:
+    """A row for each form of the time loop: the same updates on random ids, the forms taking turns."""
+    config, vocabulary = NewLLMConfig.from_dict(task["config"]), task["vocabulary"]
+    updates, repeats = task["updates"], task["repeats"]
+    sequences, needed, forms = random_ids(config, vocabulary), updates_needed(updates, repeats), loop_forms(config)
+    trainings = [training(config, vocabulary, sequences, needed, form=form) for form in forms]
+    measured = time_in_turns(trainings, updates, repeats)
+    precision = training_precision(config)
+    rows = [
+        {"form": form, "precision": precision, **row, "planned_memory_bytes": trained.planned_bytes}
+        for form, row, trained in zip(forms, measured, trainings, strict=True)
+    ]
+    return {"rows": rows}
+
+
 def measure_sizes(task: dict[str, Any]) -> dict[str, Any]:
     """The same training at several sizes: `config` overridden by each of `sizes`, one row each.
 
@@ -68,11 +116,7 @@ def measure_sizes(task: dict[str, Any]) -> dict[str, Any]:
     for size in task["sizes"]:
         config = NewLLMConfig.from_dict(task["config"]).override(size)
         vocabulary = task["vocabulary"]
-        if task["sequences"]:
-            sequences = np.load(task["sequences"])
-        else:
-            shape = (config.batch_size * 2, config.sequence_length)
-            sequences = np.random.default_rng(0).integers(1, vocabulary, shape).astype(np.uint16)
+        sequences = np.load(task["sequences"]) if task["sequences"] else random_ids(config, vocabulary)
         row: dict[str, Any] = {**size, "batch_size": config.batch_size, "sequence_length": config.sequence_length}
         row["precision"] = training_precision(config)
         updates, repeats = task["updates"], task["repeats"]

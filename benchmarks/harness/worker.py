@@ -1,4 +1,4 @@
-"""One measurement in a process of its own: `python -m benchmarks.worker TASK.json` (started by `program.Program`).
+"""One measurement in a process of its own: `python -m benchmarks.harness.worker TASK.json`, started by `Program`.
 
 A process for each keeps the frameworks out of each other's memory, makes peaks mean something, and lets one fail alone.
 """

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from benchmarks.profile import Kernel, busy, read_trace, summary
+from benchmarks.harness.trace import Kernel, busy, read_trace, summary
 from newllm_jax.errors import InputError
 
 pytestmark = pytest.mark.quick

@@ -21,7 +21,7 @@ from newllm_jax.config import NewLLMConfig, load_config
 from newllm_jax.errors import InputError
 from newllm_jax.files import whole_file
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "docs" / "results" / "benchmarks"
 SCHEMA_VERSION = 1
 # Both frameworks share the device, so JAX must not take most of it at its start; peaks count what is in use either way.
@@ -54,19 +54,19 @@ def names(text: str, known: Sequence[str], option: str) -> list[str]:
 
 
 def configurations(text: str | None, overrides: dict[str, Any]) -> dict[str, NewLLMConfig]:
-    """The configurations of New-LLM that `a,b` names, by name; those of the report where nothing is given."""
+    """The New-LLM configurations of `a,b` (names or files), by name; `baseline,advanced` where the text is None."""
     chosen = [name.strip() for name in ("baseline,advanced" if text is None else text).split(",") if name.strip()]
     if not chosen:
         raise InputError("config: names no configuration")
     return {name: load_config(name, overrides) for name in chosen}
 
 
-def sizes(text: str, option: str) -> list[int]:
-    """A list of positive integers from `64,128`. Raises InputError."""
-    try:
-        return [positive(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"{option}: {text!r} is not a list of positive integers") from None
+def integers(text: str, option: str, least: int) -> list[int]:
+    """A list from `64,128`. Raises InputError where a part of it is not an integer of at least `least`."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) >= least for part in parts):
+        raise InputError(f"{option}: {text!r} is not a list of integers of at least {least}")
+    return [int(part) for part in parts]
 
 
 def run_program(main: Callable[[Sequence[str]], None]) -> int:
@@ -88,12 +88,18 @@ def run_program(main: Callable[[Sequence[str]], None]) -> int:
 
 
 class Program:
-    """A benchmark under way: its options, its folder for tasks, and what was measured so far. Use it as a context."""
+    """One run of a benchmark: its options, its scratch folder and its results so far. A context manager.
+
+    Attributes:
+      name: the beginning of the default output file's name.
+      results: what will be written as JSON.
+    """
 
     def __init__(self, name: str, description: str) -> None:
         self.name = name
         self.parser = Parser(prog=f"python -m benchmarks.{name}", description=description, allow_abbrev=False)
-        self.parser.add_argument("--output", metavar="FILE", help=f"default {_shown(RESULTS)}/{name}-DEVICE.json")
+        default = f"{RESULTS.relative_to(ROOT).as_posix()}/{name}-[SWEEP-]DEVICE.json"
+        self.parser.add_argument("--output", metavar="FILE", help=f"JSON file to write (default {default})")
         self.arguments: Any = None
         self.results: dict[str, Any] = {}
 
@@ -113,9 +119,9 @@ class Program:
         self._scratch.cleanup()
 
     def start(self, precision: str = "auto", ceilings: bool = True) -> dict[str, Any]:
-        """Looks at the machine, measures its ceilings, and opens the results with it. Returns the environment."""
+        """Describes the machine, measures its ceilings, and begins the results with both. Returns the environment."""
         task = {"precision": precision, "ceilings": ceilings}
-        machine = self.measure("benchmarks.machine:measure", task, "this machine")
+        machine = self.measure("benchmarks.harness.machine:measure", task, "this machine")
         if "error" in machine:
             raise InputError(f"JAX does not run here: {machine['error']}")
         found = machine["environment"]
@@ -148,7 +154,7 @@ class Program:
         number = len(list(self.folder.glob("*.task")))
         path = self.folder / f"{number}.task"
         path.write_text(json.dumps({**task, "function": function, "folder": str(self.folder)}))
-        line, log = _run([sys.executable, "-m", "benchmarks.worker", str(path)], limit)
+        line, log = _run([sys.executable, "-m", "benchmarks.harness.worker", str(path)], limit)
         written = path.with_suffix(".result")
         result = json.loads(written.read_text()) if written.is_file() else {"error": line}
         if "error" in result:
@@ -195,7 +201,3 @@ def _run(command: list[str], limit: float | None) -> tuple[str, str]:
                 process.wait()
         output.seek(0)
         return line, output.read()[-2000:]
-
-
-def _shown(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from benchmarks import work
-from benchmarks.ours import write_weights
-from benchmarks.ours_newllm import orders
+from benchmarks.harness import work
+from benchmarks.subjects.jax_newllm import orders
+from benchmarks.subjects.jax_training import write_weights
 from newllm_jax.config import NewLLMConfig
 from newllm_jax.newllm.loss import next_word_loss
 from newllm_jax.newllm.model import ContextVectorLM
@@ -46,7 +46,7 @@ def random_ids(config):
 
 def test_the_pytorch_re_creation_has_our_loss_and_gradient(tmp_path):
     torch = pytest.importorskip("torch", reason="PyTorch is an extra: pip install -e '.[benchmarks]'")
-    from benchmarks import torch_newllm, torch_training
+    from benchmarks.subjects import torch_newllm, torch_training
 
     config = small()
     params = init_params(ContextVectorLM.from_config(config, VOCABULARY), 0)

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.timing import loss_curve, spread, time_updates
-from benchmarks.torch_training import Tensor, TorchTraining, device, memory, read_weights, set_precision, torch
+from benchmarks.harness.timing import loss_curve, spread, time_updates
+from benchmarks.subjects.torch_training import Tensor, TorchTraining, device, memory, read_weights, set_precision, torch
 from newllm_jax.config import CascadeConfig
 from newllm_jax.smollm.llama_config import LlamaConfig
 

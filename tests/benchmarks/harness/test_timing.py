@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.timing import loss_curve, time_updates, updates_needed
+from benchmarks.harness.timing import loss_curve, time_updates, updates_needed
 
 pytestmark = pytest.mark.quick
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 WARM_UP = 4  # updates at least, before the first timed block; a CUDA graph makes three of them before its capture
@@ -52,19 +53,30 @@ def time_updates(training: Training, updates: int, repeats: int) -> dict[str, An
       `prepare_seconds`, `update_seconds` (of one update: median and spread over the blocks), and `losses`, the mean
       loss of the warm-up and of each block: every training makes the same updates, so the curves can be compared.
     """
-    started = time.perf_counter()
-    made = training.prepare()
-    prepared = time.perf_counter() - started
-    training.run(max(updates, WARM_UP) - made)
-    losses, seconds = [training.loss()], []
+    return time_in_turns([training], updates, repeats)[0]
+
+
+def time_in_turns(trainings: Sequence[Training], updates: int, repeats: int) -> list[dict[str, Any]]:
+    """`time_updates` of several trainings, a block of each in turn: all meet the same changes of the machine."""
+    prepared, losses, seconds = [], [], [[] for _ in trainings]
+    for training in trainings:
+        started = time.perf_counter()
+        made = training.prepare()
+        prepared.append(time.perf_counter() - started)
+        training.run(max(updates, WARM_UP) - made)
+        losses.append([training.loss()])
     for _ in range(repeats):
-        seconds.append(timed(lambda: training.run(updates)) / updates)
-        losses.append(training.loss())
-    return {
-        "prepare_seconds": prepared,
-        "update_seconds": {**spread(seconds), "updates_per_repeat": updates},
-        "losses": losses,
-    }
+        for index, training in enumerate(trainings):
+            seconds[index].append(timed(partial(training.run, updates)) / updates)
+            losses[index].append(training.loss())
+    return [
+        {
+            "prepare_seconds": prepared[index],
+            "update_seconds": {**spread(seconds[index]), "updates_per_repeat": updates},
+            "losses": losses[index],
+        }
+        for index in range(len(trainings))
+    ]
 
 
 def loss_curve(training: Training, updates: int) -> list[float]:

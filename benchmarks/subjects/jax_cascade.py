@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.memory import jax_memory
-from benchmarks.ours import JaxTraining, write_weights
-from benchmarks.ours_newllm import orders
-from benchmarks.timing import loss_curve, spread, time_updates, timed, updates_needed
+from benchmarks.harness.memory import jax_memory
+from benchmarks.harness.timing import loss_curve, spread, time_updates, timed, updates_needed
+from benchmarks.subjects.jax_newllm import orders
+from benchmarks.subjects.jax_training import JaxTraining, write_weights
 from newllm_jax.cascade.extraction import Tokens, batch_chunks, extract
 from newllm_jax.cascade.hardness import hardness_threshold, select_hard
 from newllm_jax.cascade.stage.model import Stage, init_stage, stage_config

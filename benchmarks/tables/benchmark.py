@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from newllm_jax.report.tables import markdown_table
+from newllm_jax.report.cascade_tables import configuration_name
+from newllm_jax.report.tables import markdown_table, number
 
 MIB, GIB = 2**20, 2**30
 
@@ -47,11 +50,10 @@ def update_table(results: dict[str, Any]) -> str:
                 rows.append([config, row["name"], "-", row["error"], *["-"] * 6])
                 continue
             seconds = row["update_seconds"]
-            span = f"{_ms(seconds['median'])} ({_ms(seconds['min'])} to {_ms(seconds['max'])})"
             rows.append([
-                config, row["name"], row["precision"], span, f"{row['epoch_seconds']:.2f}", f"{row['times_ours']:.2f}",
-                f"{row['prepare_seconds']:.1f}", _memory(row), _share(row.get("flops_fraction")),
-                _share(row.get("bytes_fraction")),
+                config, row["name"], row["precision"], _span(seconds), f"{row['epoch_seconds']:.2f}",
+                f"{row['times_ours']:.2f}", f"{row['prepare_seconds']:.1f}", _memory(row),
+                _share(row.get("flops_fraction")), _share(row.get("bytes_fraction")),
             ])  # fmt: skip
     return markdown_table(header, rows)
 
@@ -85,6 +87,61 @@ def size_table(results: dict[str, Any]) -> str:
                 f"{row['tokens_per_second']:,.0f}", f"{row['planned_memory_bytes'] / MIB:,.0f}",
             ])  # fmt: skip
     return markdown_table(header, rows)
+
+
+def form_table(results: dict[str, Any]) -> str:
+    """Time of an update by form of the time loop, within a configuration and precision."""
+    header = ["config", "precision", "time loop", "an update, ms (min to max)", "x first", "planned memory, MiB",
+              "last timed loss"]  # fmt: skip
+    rows = []
+    for config, entry in results["configs"].items():
+        first: dict[str, float] = {}
+        for row in entry["rows"]:
+            seconds = row["update_seconds"]
+            times = seconds["median"] / first.setdefault(row["precision"], seconds["median"])
+            rows.append([
+                config, row["precision"], row["form"], _span(seconds), f"{times:.2f}",
+                f"{row['planned_memory_bytes'] / MIB:,.0f}", f"{row['losses'][-1]:.4f}",
+            ])  # fmt: skip
+    return markdown_table(header, rows)
+
+
+def best_loss_cells(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Of several runs: number, mean of the best validation losses with its error, spread, and perplexities."""
+    losses = [row["best"]["val_loss"] for row in rows]
+    mean, spread = statistics.mean(losses), statistics.stdev(losses) if len(losses) > 1 else math.nan
+    return [
+        str(len(losses)), f"{mean:.4f} +- {spread / math.sqrt(len(losses)):.4f}", f"{spread:.4f}",
+        f"{math.exp(mean):.2f}", f"{math.exp(min(losses)):.2f} to {math.exp(max(losses)):.2f}",
+    ]  # fmt: skip
+
+
+BEST_LOSSES = ["seeds", "best val loss, mean +- its error", "spread of runs", "PPL of the mean",
+               "lowest to highest PPL"]  # fmt: skip
+
+
+def newllm_seed_table(results: dict[str, Any]) -> str:
+    """Where whole runs of New-LLM end, by configuration and precision."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in results["rows"]:
+        groups.setdefault((row["config"], row["precision"]), []).extend([] if "error" in row else [row])
+    rows = [[*key, *best_loss_cells(group)] if group else [*key, "0", *["-"] * 4] for key, group in groups.items()]
+    return markdown_table(["config", "precision", *BEST_LOSSES], rows)
+
+
+def cascade_seed_table(results: dict[str, Any]) -> str:
+    """Whole runs of CASCADE: the best perplexity of each stage on its hard tokens, and the ensemble's on all."""
+    runs = [run for run in results["rows"] if "error" not in run]
+    count = max((len(run["stages"]) for run in runs), default=0)
+    rows = []
+    for run in results["rows"]:
+        if "error" in run:
+            rows.append([str(run["seed"]), run["error"], *["-"] * (2 * count)])
+            continue
+        figures = [number(stage["best"]["val_ppl"]) for stage in run["stages"]]
+        rows.append([str(run["seed"]), *figures, *(number(row["val_ppl"]) for row in run["ensemble"])])
+    names = [*(f"stage {n}" for n in range(1, count + 1)), *(configuration_name(n) for n in range(count + 1))]
+    return markdown_table(["seed", *names], rows)
 
 
 def generation_table(results: dict[str, Any]) -> str:
@@ -146,18 +203,21 @@ TABLES: dict[tuple[str, str | None], dict[str, Callable[[dict[str, Any]], str]]]
     ("newllm", None): {"machine": machine_table, "updates": update_table, "losses": loss_table},
     ("newllm", "length"): {"length": size_table},
     ("newllm", "batch"): {"batch": size_table},
+    ("newllm", "forms"): {"forms": form_table},
+    ("newllm", "seeds"): {"seeds": newllm_seed_table},
     ("newllm", "memory"): {"generation": generation_table},
     ("newllm", "plan"): {"plan": plan_table},
     ("cascade", None): {
         "machine": machine_table, "updates": update_table, "losses": loss_table, "extraction": extraction_table
     },
     ("cascade", "plan"): {"plan": plan_table},
+    ("cascade", "seeds"): {"seeds": cascade_seed_table},
     ("startup", None): {"startup": startup_table},
 }  # fmt: skip
 
 
 def file_tables(files: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, Callable[[], str]]:
-    """For `docs/make_tables.py`: the tables of `(stem, results)` files as `benchmark STEM TITLE`."""
+    """For the pages: the tables of `(stem, results)` files as `benchmark STEM TITLE`."""
     return {
         f"benchmark {stem} {title}": (lambda table=table: table)
         for stem, results in files
@@ -167,6 +227,10 @@ def file_tables(files: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, Callab
 
 def _ms(seconds: float) -> str:
     return f"{1e3 * seconds:.3g}" if seconds < 1 else f"{1e3 * seconds:,.0f}"
+
+
+def _span(seconds: dict[str, float]) -> str:
+    return f"{_ms(seconds['median'])} ({_ms(seconds['min'])} to {_ms(seconds['max'])})"
 
 
 def _memory(row: dict[str, Any], digits: int = 0) -> str:

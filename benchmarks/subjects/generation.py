@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.memory import jax_memory
+from benchmarks.harness.memory import jax_memory
 from newllm_jax.config import NewLLMConfig
 from newllm_jax.newllm.generate import generate
 from newllm_jax.newllm.model import ContextVectorLM

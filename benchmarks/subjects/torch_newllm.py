@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.timing import loss_curve, time_updates
-from benchmarks.torch_training import Tensor, TorchTraining, device, memory, read_weights, set_precision, torch
+from benchmarks.harness.timing import loss_curve, time_updates
+from benchmarks.subjects.torch_training import Tensor, TorchTraining, device, memory, read_weights, set_precision, torch
 from newllm_jax.config import NewLLMConfig
 
 functional: Any = torch.nn.functional

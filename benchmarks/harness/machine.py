@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.timing import timed
+from benchmarks.harness.timing import timed
 from newllm_jax.records.machine import environment
 from newllm_jax.training.precision import resolve_precision
 

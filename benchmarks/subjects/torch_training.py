@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.memory import process_memory
+from benchmarks.harness.memory import process_memory
 
 torch: Any = importlib.import_module("torch")
 

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from benchmarks import cascade, newllm, startup
-from benchmarks.machine import device_slug
-from benchmarks.program import Program, run_program
+from benchmarks.harness.machine import device_slug
+from benchmarks.harness.program import Program, run_program
 from newllm_jax.errors import InputError
 
 
@@ -22,6 +22,8 @@ from newllm_jax.errors import InputError
         (newllm.main, ["--config", ""], "names no configuration"),
         (newllm.main, ["--updates", "0"], "positive integer"),
         (newllm.main, ["--sweep", "length", "--sizes", "64,x"], "sizes: '64,x'"),
+        (newllm.main, ["--sweep", "seeds", "--seeds", "0,-1"], "seeds: '0,-1'"),
+        (cascade.main, ["--seeds", "a"], "seeds: 'a'"),
         (newllm.main, ["--precision", "fp99"], "precision: must be one of"),
         (newllm.main, ["--output", "/dev/null/x.json"], "/dev/null"),
         (cascade.main, ["--only", "nothing"], "only: no 'nothing'"),
@@ -55,7 +57,7 @@ def dawdles(task):
 
 
 def test_a_failing_measurement_is_a_line_and_the_next_one_goes_on():
-    here = "tests.benchmarks.test_program"
+    here = "tests.benchmarks.harness.test_program"
     with Program("newllm", "").parse([]) as program:
         assert program.measure(f"{here}:fails", {}, "a") == {"error": "RuntimeError: CUDA error: no kernel image"}
         assert program.measure(f"{here}:dawdles", {}, "b", limit=0.5) == {"error": "given up after 0.5 s"}

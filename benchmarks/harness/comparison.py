@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.work import Work
+from benchmarks.harness.work import Work
 
 
 def complete(rows: list[dict[str, Any]], steps: int, counted: Work, ceilings: dict[str, Any]) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from benchmarks import work
-from benchmarks.ours import write_weights
+from benchmarks.harness import work
+from benchmarks.subjects.jax_training import write_weights
 from newllm_jax.cascade.stage.model import Stage, init_stage
 from newllm_jax.cascade.stage.updates import next_token_loss
 from newllm_jax.smollm.llama_config import LlamaConfig
@@ -36,7 +36,7 @@ def random_tokens():
 
 def test_the_pytorch_stage_has_our_loss_and_gradient(tmp_path):
     torch = pytest.importorskip("torch", reason="PyTorch is an extra: pip install -e '.[benchmarks]'")
-    from benchmarks import torch_cascade, torch_training
+    from benchmarks.subjects import torch_cascade, torch_training
 
     params = init_stage(Stage(LLAMA), 0, 1)
     params = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(1), leaf.shape), params)

@@ -1,4 +1,4 @@
-"""A run that ends after its first finished update: `python -m benchmarks.first_update MARK train --config baseline`.
+"""A run that ends after its first update: `python -m benchmarks.subjects.first_update MARK train --config baseline`.
 
 The command line is the library's own. Nothing is imported ahead of it, so that the time is that of a user's run: a
 thread waits until the library has loaded its progress report, and has it write the time of its first call to MARK.
