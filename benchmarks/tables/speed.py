@@ -18,17 +18,17 @@ def speed() -> str:
     lines = []
     for config in ("advanced", "baseline"):
         measured = load(f"benchmarks/newllm-{config}-h200.json")["configs"][config]["rows"]
-        lines.append(_speed_line(f"`{config}`, an epoch", measured, "epoch_seconds"))
+        lines.append(speed_line(f"`{config}`, an epoch", measured, "epoch_seconds"))
     cascade = load("benchmarks/cascade-h200.json")
     stage, extraction = cascade["configs"]["stage 1"]["rows"], cascade["extraction"]["rows"]
-    lines.append(_speed_line("CASCADE stage 1 at 0.6, an epoch", stage, "epoch_seconds"))
-    lines.append(_speed_line("CASCADE, the base over 128,000 tokens", extraction, "full_seconds"))
+    lines.append(speed_line("CASCADE stage 1 at 0.6, an epoch", stage, "epoch_seconds"))
+    lines.append(speed_line("CASCADE, the base over 128,000 tokens", extraction, "full_seconds"))
     header = ["work", "precision of both", "newllm_jax", "PyTorch eager", "PyTorch CUDA graph", "newllm_jax in bf16",
               "bf16 against PyTorch in tf32: eager, graph"]  # fmt: skip
     return markdown_table(header, lines)
 
 
-def _speed_line(work: str, rows: Rows, key: str) -> list[str]:
+def speed_line(work: str, rows: Rows, key: str) -> list[str]:
     """Seconds in the precision of the peers, theirs with the factor, then bf16."""
     peers = [next((row for row in rows if row["name"].endswith(word) and "error" not in row), None) for word in PEERS]
     ours = {row.get("precision", "fp32"): row[key] for row in rows if row["name"] == "newllm_jax"}

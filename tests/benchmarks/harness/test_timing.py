@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.harness.timing import loss_curve, time_updates, updates_needed
+from benchmarks.harness.timing import loss_curve, time_in_turns, time_updates, updates_needed
 
 pytestmark = pytest.mark.quick
 
@@ -39,3 +39,16 @@ def test_there_is_a_batch_for_every_update(updates, repeats, curve):
     time_updates(timed, updates, repeats)
     loss_curve(plain, curve)
     assert updates_needed(updates, repeats, curve) == max(timed.made, plain.made)
+
+
+def test_several_trainings_take_turns_and_make_the_updates_that_one_alone_makes():
+    order = []
+
+    class Watched(Counting):
+        def run(self, updates):
+            order.append(self.prepares)
+            super().run(updates)
+
+    rows = time_in_turns([Watched(0), Watched(3)], updates=5, repeats=2)
+    assert order[-4:] == [0, 3, 0, 3]
+    assert [row["losses"] for row in rows] == [[5, 10, 15], [5, 10, 15]]

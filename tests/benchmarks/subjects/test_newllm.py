@@ -11,7 +11,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from benchmarks.harness import work
-from benchmarks.subjects.jax_newllm import orders
+from benchmarks.subjects.jax_newllm import loop_forms, orders, random_ids, training
 from benchmarks.subjects.jax_training import write_weights
 from newllm_jax.config import NewLLMConfig
 from newllm_jax.newllm.loss import next_word_loss
@@ -77,6 +77,19 @@ def test_counted_work_is_what_xla_counts(monkeypatch):
     found = compiled.cost_analysis()["flops"]
     counted = work.newllm_update(config, VOCABULARY).flops
     assert counted < found < 1.04 * counted  # XLA counts additions and the like too
+
+
+def test_a_form_of_the_time_loop_is_a_program_of_its_own():
+    config = small()
+    forms = loop_forms(config)
+    ids = random_ids(config, VOCABULARY)
+    programs = []
+    for form in (None, *forms):
+        trained = training(config, VOCABULARY, ids, 1, form=form)
+        arguments = trained.state, trained.totals, trained.data, trained.order, 0, 1, trained.key
+        programs.append(trained.updates.lower(*arguments).as_text())
+    assert programs[0] == programs[1]  # the library's choice comes first
+    assert len(set(programs[1:])) == len(forms) > 1
 
 
 def test_batches_of_the_benchmark_are_full_and_go_through_the_data():
