@@ -28,11 +28,12 @@ CPU_CHUNKS, CPU_TOKENS = 8, 3_200
 
 def options() -> Program:
     """The program with its options; nothing is parsed or measured yet."""
-    program = Program("cascade", "Time the extraction and the stage update of CASCADE beside PyTorch.")
+    program = Program("cascade", "Time the extraction and the stage update of CASCADE beside PyTorch.", "[SWEEP-]")
     add = program.parser.add_argument
     add("--config", default="published", help="configuration, a name or a file (default %(default)s)")
     add("--only", metavar="WHAT", default=",".join(MEASURED), help="parts to measure (default %(default)s)")
-    add("--base_model", help="base model with real weights, as for cascade.py (default: random weights)")
+    add("--base_model", help="base model with real weights, as for cascade.py (default: random weights; in "
+        "sweeps the configuration's)")  # fmt: skip
     add("--dataset", help="data set that a base model with real weights reads, as for cascade.py")
     add("--precision", default="auto", help="precision of the stage, as for cascade.py (default auto); PyTorch is "
         "measured in fp32 where this is fp32, else in tf32")  # fmt: skip

@@ -36,7 +36,7 @@ PEERS = {
 
 def options() -> Program:
     """The program with its options; nothing is parsed or measured yet."""
-    program = Program("newllm", "Time updates of New-LLM beside re-creations in PyTorch.")
+    program = Program("newllm", "Time updates of New-LLM beside re-creations in PyTorch.", "[SWEEP-]")
     add = program.parser.add_argument
     add("--config", metavar="NAMES", help="configurations a,b, names or files (default baseline,advanced; "
         "baseline alone on a CPU and for the sweeps length and memory)")  # fmt: skip

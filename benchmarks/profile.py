@@ -20,7 +20,7 @@ WHATS = ("newllm:baseline", "newllm:advanced", "cascade:stage", "cascade:extract
 
 def options() -> Program:
     """The program with its options; nothing is parsed or measured yet."""
-    program = Program("profile", "Print the kernels of an update, from a trace of JAX's profiler.")
+    program = Program("profile", "Print the kernels of an update, from a trace of JAX's profiler.", "PART-")
     add = program.parser.add_argument
     add("--what", choices=WHATS, default=WHATS[1], help="system and part to trace (default %(default)s)")
     add("--updates", type=positive, help="number of updates to trace, or of batches of chunks (default 5; on a CPU 1)")

@@ -91,14 +91,14 @@ class Program:
     """One run of a benchmark: its options, its scratch folder and its results so far. A context manager.
 
     Attributes:
-      name: the beginning of the default output file's name.
+      name: the beginning of the default output file's name; a `part` for `--help` alone says what may follow it.
       results: what will be written as JSON.
     """
 
-    def __init__(self, name: str, description: str) -> None:
+    def __init__(self, name: str, description: str, part: str = "") -> None:
         self.name = name
         self.parser = Parser(prog=f"python -m benchmarks.{name}", description=description, allow_abbrev=False)
-        default = f"{RESULTS.relative_to(ROOT).as_posix()}/{name}-[SWEEP-]DEVICE.json"
+        default = f"{RESULTS.relative_to(ROOT).as_posix()}/{name}-{part}DEVICE.json"
         self.parser.add_argument("--output", metavar="FILE", help=f"JSON file to write (default {default})")
         self.arguments: Any = None
         self.results: dict[str, Any] = {}

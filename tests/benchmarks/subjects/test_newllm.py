@@ -11,7 +11,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from benchmarks.harness import work
-from benchmarks.subjects.jax_newllm import loop_forms, orders, random_ids, training
+from benchmarks.subjects.jax_newllm import loop_forms, orders, training
 from benchmarks.subjects.jax_training import write_weights
 from newllm_jax.config import NewLLMConfig
 from newllm_jax.newllm.loss import next_word_loss
@@ -82,7 +82,7 @@ def test_counted_work_is_what_xla_counts(monkeypatch):
 def test_a_form_of_the_time_loop_is_a_program_of_its_own():
     config = small()
     forms = loop_forms(config)
-    ids = random_ids(config, VOCABULARY)
+    ids = random_ids(config)
     programs = []
     for form in (None, *forms):
         trained = training(config, VOCABULARY, ids, 1, form=form)
