@@ -1,4 +1,4 @@
-"""From the start of a process to what it is for: `python -m benchmarks.startup` (`--help` tells the rest).
+"""From the start of a process to what it is for: `python -m benchmarks.startup` (options: `--help`).
 
 Imports, `--help`, `--dry_run`, and the first finished update of a training, with empty and with filled caches of
 compiled programs. The data are prepared beforehand; every cold run gets an empty folder of caches but for them.
@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.program import ROOT, Program, configurations, positive, run_program
-from benchmarks.tables import benchmark_tables
-from benchmarks.timing import spread
+from benchmarks.harness.program import ROOT, Program, configurations, positive, run_program
+from benchmarks.harness.timing import spread
+from benchmarks.tables.benchmark import benchmark_tables
 from newllm_jax.config import NewLLMConfig
 from newllm_jax.errors import InputError
 
@@ -35,15 +35,28 @@ class Failed(Exception):
     """A command that did not do what it should; the last line that it printed."""
 
 
-def main(argv: Sequence[str]) -> None:
-    """Measures what the command line asks for, writes and prints it."""
+def options() -> Program:
+    """The program with its options; nothing is parsed or measured yet."""
     program = Program("startup", "Time imports, --help, --dry_run and the first update of a training.")
     add = program.parser.add_argument
-    add("--config", metavar="NAMES", help="configurations, a,b (default baseline,advanced; on a CPU baseline)")
-    add("--dataset", help="as for train.py: Hub name, folder, file or builtin")
-    add("--imports", type=positive, default=5, metavar="RUNS", help="of every import and --help (default 5)")
-    add("--runs", type=positive, help="cold and warm ones of every training (default 3; on a CPU 1)")
-    arguments = program.parse(argv).arguments
+    add("--config", metavar="NAMES", help="configurations a,b, names or files (default baseline,advanced; on a CPU "
+        "baseline)")  # fmt: skip
+    add("--dataset", help="data set: Hub name, folder, file or builtin (default: the configuration's)")
+    add(
+        "--imports",
+        type=positive,
+        default=5,
+        metavar="RUNS",
+        help="timed starts of every import and of --help (default 5)",
+    )
+    add("--runs", type=positive, help="number of cold and of warm starts of every training (default 3; on a CPU 1)")
+    return program
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measures what the command line asks for, writes and prints it."""
+    program = options().parse(argv)
+    arguments = program.arguments
     overrides = {"dataset": arguments.dataset} if arguments.dataset else {}
     configs = configurations(arguments.config, overrides)
     with program:
@@ -65,7 +78,8 @@ def main(argv: Sequence[str]) -> None:
 
 def first_updates(folder: Path, name: str, config: NewLLMConfig, dataset: str | None, runs: int) -> list[Any]:
     """The first update of a configuration cold and warm, and its `--dry_run` with prepared data."""
-    prepared, options = folder / f"{name}-data", ["--config", name, *(["--dataset", dataset] if dataset else [])]
+    stem = Path(name).stem
+    prepared, typed = folder / f"{stem}-data", ["--config", name, *(["--dataset", dataset] if dataset else [])]
     try:
         run([sys.executable, "-c", PREPARE, json.dumps(config.to_dict())], prepared)
     except Failed as error:
@@ -73,13 +87,13 @@ def first_updates(folder: Path, name: str, config: NewLLMConfig, dataset: str | 
     cold, warm, last = [], [], prepared
     try:
         for number in range(runs):
-            last = folder / f"{name}-{number}"
+            last = folder / f"{stem}-{number}"
             shutil.copytree(prepared, last)
-            cold.append(first_update(options, last))
-        warm = [first_update(options, last) for _ in range(runs)]
+            cold.append(first_update(typed, last))
+        warm = [first_update(typed, last) for _ in range(runs)]
     except Failed as error:
         return [{"name": f"train.py --config {name}, first update", "error": str(error)}]
-    dry = [sys.executable, str(ROOT / "train.py"), *options, "--dry_run"]
+    dry = [sys.executable, str(ROOT / "train.py"), *typed, "--dry_run"]
     return [
         {"name": f"train.py --config {name}, first update, cold", "seconds": spread(cold)},
         {"name": f"train.py --config {name}, first update, warm", "seconds": spread(warm)},
@@ -96,12 +110,12 @@ def row(name: str, command: list[str], caches: Path, runs: int) -> dict[str, Any
         return {"name": name, "error": str(error)}
 
 
-def first_update(options: list[str], caches: Path) -> float:
+def first_update(typed: list[str], caches: Path) -> float:
     """Seconds from the start of the process to the end of the first update."""
-    print(f"first update of {' '.join(options)}, caches in {caches.name} ...", file=sys.stderr, flush=True)
+    print(f"first update of {' '.join(typed)}, caches in {caches.name} ...", file=sys.stderr, flush=True)
     mark = caches / "mark"
     mark.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "benchmarks.first_update", str(mark), "train", *options]
+    command = [sys.executable, "-m", "benchmarks.subjects.first_update", str(mark), "train", *typed]
     started = time.time()
     run([*command, "--run_root", str(caches / "runs")], caches, expected=130)
     return float(mark.read_text()) - started

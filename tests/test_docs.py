@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_tables_come_from_the_results():
-    done = subprocess.run([sys.executable, ROOT / "docs" / "make_tables.py", "--check"], capture_output=True, text=True)
+    command = [sys.executable, "-m", "benchmarks.tables", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -31,6 +34,42 @@ def test_every_published_figure_names_its_source():
     walk({key: value for key, value in published.items() if key != "sources"})
     assert len(figures) > 20
     assert set(figures) <= set(published["sources"])
+
+
+# The file that no command writes: its figures were read from the sources that it names.
+TYPED_BY_HAND = {"published.json"}
+# The first words of a command, and the system that its results.json names.
+EXPERIMENTS = {
+    ("python", "train.py"): "new-llm",
+    ("python", "cascade.py"): "cascade",
+    ("newllm", "finetune"): "finetune",
+}
+# Sweeps whose rows were collected from single runs; the file's note says so.
+COLLECTED = {"newllm-seeds-h200.json", "cascade-seeds-h200.json"}
+RESULTS = ROOT / "docs" / "results"
+FILES = [path for path in sorted(RESULTS.rglob("*.json")) if path.name not in TYPED_BY_HAND]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(RESULTS).as_posix())
+def test_every_file_of_results_has_a_command_that_makes_it_again(path):
+    found = json.loads(path.read_text())
+    if "system" in found:
+        first, second, *_ = shlex.split(found["command"])
+        assert EXPERIMENTS[first, second] == found["system"]
+        assert second == "finetune" or (ROOT / second).is_file()
+        return
+    assert path.parent == RESULTS / "benchmarks"
+    module = importlib.import_module(f"benchmarks.{found['benchmark']}")
+    sweep = found.get("sweep")
+    assert sweep is None or sweep in module.SWEEPS
+    assert path.stem.startswith("-".join(filter(None, [found["benchmark"], sweep])))
+    if path.name in COLLECTED:
+        assert f"python -m benchmarks.{found['benchmark']} --sweep {sweep}" in found["note"]
+        return
+    words = shlex.split(found["command"])
+    assert words[:3] == ["python", "-m", f"benchmarks.{found['benchmark']}"]
+    typed = module.options().parse(words[3:]).arguments  # raises InputError where an option is no longer there
+    assert getattr(typed, "sweep", None) == sweep
 
 
 @pytest.mark.parametrize("config", ["baseline", "advanced"])

@@ -1,0 +1,75 @@
+"""Each sweep over forms or seeds runs on a CPU, and its rows are those of the library."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import cascade, newllm
+from newllm_jax import load_config, train_cascade, train_newllm
+
+RESULTS = Path(__file__).parents[3] / "docs" / "results" / "benchmarks"
+
+
+def toml(settings):
+    """Settings as a configuration file."""
+    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
+
+
+@pytest.fixture
+def measured(monkeypatch, tmp_path):
+    """Runs a benchmark on settings of its own; returns the path of their file and what the benchmark wrote."""
+
+    def run(program, settings, *options):
+        config, output = tmp_path / "small.toml", tmp_path / "found.json"
+        config.write_text(toml(settings))
+        argv = [f"--config={config}", f"--output={output}", *options]
+        monkeypatch.setattr("sys.argv", ["benchmark", *argv])
+        program.main(argv)
+        return config, json.loads(output.read_text())
+
+    return run
+
+
+def test_forms_of_the_time_loop_make_the_same_updates(measured, small):
+    config, found = measured(newllm, {**small, "dropout": 0.0}, "--sweep=forms", "--updates=2", "--repeats=3")
+    rows = found["configs"][str(config)]["rows"]
+    assert len({row["form"] for row in rows}) == len(rows) > 1
+    for row in rows:
+        assert row["precision"] == "fp32" and row["update_seconds"]["repeats"] == 3
+        np.testing.assert_allclose(row["losses"], rows[0]["losses"], rtol=1e-5)
+    assert len(set(rows[0]["losses"])) == 4  # it learns
+
+
+def test_seeds_of_newllm_are_the_runs_of_these_seeds(measured, small, tmp_path):
+    config, found = measured(newllm, {**small, "num_epochs": 1}, "--sweep=seeds", "--seeds=3,0", "--precision=fp32")
+    rows = found["rows"]
+    assert [(row["config"], row["precision"], row["seed"]) for row in rows] == [
+        (str(config), "fp32", s) for s in (3, 0)
+    ]
+    expected = train_newllm(load_config(str(config), {"seed": 3}), run_root=tmp_path, narrate=lambda _: None).results
+    assert rows[0]["best"] == expected["best"] != rows[1]["best"]
+    assert rows[0]["test"] == expected["test"]
+    assert rows[0]["command"] == f"python train.py --config {config} --seed 3 --precision fp32"
+    committed = json.loads((RESULTS / "newllm-seeds-h200.json").read_text())["rows"]
+    assert all(row.keys() == rows[0].keys() for row in committed)
+
+
+def test_seeds_of_cascade_are_the_runs_of_these_seeds(measured, tiny, tmp_path):
+    settings = {**tiny.to_dict(), "num_stages": 1, "num_epochs": 1, "precision": "fp32"}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    _, found = measured(cascade, settings, "--sweep=seeds", "--seeds=1,0")
+    rows = found["rows"]
+    assert [row["seed"] for row in rows] == [1, 0]
+    config = tiny.override({"num_stages": 1, "num_epochs": 1, "seed": 1})
+    expected = train_cascade(config, run_root=tmp_path, narrate=lambda _: None).results
+    assert [stage["best"] for stage in rows[0]["stages"]] == [stage["best"] for stage in expected["stages"]]
+    ensembles = [[row["val_loss"] for row in entry["ensemble"]] for entry in (*rows, expected)]
+    assert ensembles[0] == ensembles[2] != ensembles[1]
+    committed = json.loads((RESULTS / "cascade-seeds-h200.json").read_text())["rows"]
+    for row in committed:
+        assert row.keys() <= rows[0].keys()
+        assert row["stages"][0].keys() == rows[0]["stages"][0].keys()
