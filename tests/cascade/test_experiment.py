@@ -16,6 +16,7 @@ from newllm_jax.cascade.experiment import train_cascade
 from newllm_jax.cascade.plan import plan_cascade
 from newllm_jax.config import CascadeConfig
 from newllm_jax.errors import InputError
+from newllm_jax.smollm.base import load_base_and_data, source_warnings
 from newllm_jax.smollm.pretrained import load_smollm2
 from newllm_jax.training.checkpoint import Checkpoints
 
@@ -98,11 +99,11 @@ def test_the_ensemble_sums_up_over_all_tokens(whole):
 
 def test_the_base_stays_frozen_bit_for_bit(tiny, monkeypatch, tmp_path):
     seen = []
-    load = experiment.load_base
-    monkeypatch.setattr(experiment, "load_base", lambda config: seen.append(load(config)) or seen[-1])
+    load = experiment.load_base_and_data
+    monkeypatch.setattr(experiment, "load_base_and_data", lambda config: seen.append(load(config)) or seen[-1])
     result = train(tiny.override({"num_stages": 1}), tmp_path)
     fresh = load_smollm2(tiny.base_model)
-    for left, right in zip(jax.tree.leaves(seen[0].params), jax.tree.leaves(fresh.params), strict=True):
+    for left, right in zip(jax.tree.leaves(seen[0][0].params), jax.tree.leaves(fresh.params), strict=True):
         assert (left == right).all()
     assert len(seen) == 1
     saved = newllm_jax.restore(result.run_dir)
@@ -130,9 +131,9 @@ def test_last_and_best_weights_are_both_kept(tiny, whole, tmp_path):
 
 def interrupt(monkeypatch, stage: int, epoch: int) -> None:
     """Ctrl-C at the start of an epoch of a stage."""
-    from newllm_jax.training import loop
+    from newllm_jax.training import split
 
-    order, started = loop.epoch_order, []
+    order, started = split.epoch_order, []
 
     def interrupted(seed, number, examples):
         if number == 1:
@@ -141,7 +142,7 @@ def interrupt(monkeypatch, stage: int, epoch: int) -> None:
             raise KeyboardInterrupt
         return order(seed, number, examples)
 
-    monkeypatch.setattr(loop, "epoch_order", interrupted)
+    monkeypatch.setattr(split, "epoch_order", interrupted)
 
 
 @pytest.mark.parametrize(("stage", "epoch"), [(1, 2), (2, 1), (3, 2)])
@@ -256,17 +257,12 @@ def test_too_few_rows(tiny, tmp_path):
 
 
 def test_builtin_rows_give_what_they_have(tiny, tmp_path):
-    told: list[str] = []
     config = tiny.override({"dataset": "builtin", "train_chunks": 10**6, "validation_chunks": 10**5})
-    from newllm_jax.cascade.run import narrate_sources
-    from newllm_jax.smollm.alpaca import load_alpaca
-
-    base = load_smollm2(tiny.base_model)
-    data = load_alpaca(base.tokenizer, config)
+    base, data = load_base_and_data(config)
     assert len(data.train) > 1000
     assert len(data.train) // len(data.validation) == 10
-    narrate_sources(told.append, base, data, config, "fp32")
-    assert "fewer than the 1000000 + 100000" in " ".join(told[0].split())
+    (warning,) = source_warnings(base, data, config)
+    assert "fewer than the 1000000 + 100000" in warning
 
 
 @pytest.mark.parametrize("value", [0, 1, 1.5, float("nan"), "most", True])

@@ -13,7 +13,8 @@ import pytest
 import newllm_jax
 from newllm_jax.config import FinetuneConfig
 from newllm_jax.errors import InputError
-from newllm_jax.finetuning.experiment import finetune, sequence_loss
+from newllm_jax.finetuning.experiment import finetune
+from newllm_jax.finetuning.loss import sequence_loss
 from newllm_jax.smollm.pretrained import load_smollm2
 from newllm_jax.systems import evaluate
 from newllm_jax.training.precision import PRECISIONS
@@ -70,7 +71,7 @@ def test_the_loss_is_that_of_whole_sequences(config):
     ids = jnp.asarray(np.random.default_rng(0).integers(0, 257, (3, 129)), jnp.int32)
     logits, _ = jax.jit(base.model.apply)({"params": base.params}, ids[:, :-1])
     expected = optax.softmax_cross_entropy_with_integer_labels(logits, ids[:, 1:])
-    sums = jax.jit(sequence_loss(base.model))(base.params, ids, jnp.array([True, False, True]), None)
+    sums, _ = jax.jit(sequence_loss(base.model))(base.params, ids, jnp.array([True, False, True]), None, None)
     assert int(sums.count) == 256
     assert float(sums.loss) == pytest.approx(float(expected[0].sum() + expected[2].sum()), rel=1e-6)
 
@@ -96,9 +97,11 @@ def test_fp16_skips_what_overflows_and_resumes_bit_for_bit(config, tmp_path, fp1
 def test_every_product_is_in_the_precision_asked_for(config, products):
     base = load_smollm2(config.base_model)
     ids, present = jnp.zeros((2, 129), jnp.int32), jnp.ones(2, bool)
-    for name, precision in PRECISIONS.items():
-        loss = sequence_loss(base.model.clone(precision=precision))
-        found = products(jax.grad(lambda params, loss=loss: loss(params, ids, present, None).loss), base.params)
+    for name in PRECISIONS:
+        loss = sequence_loss(base.model.clone(precision=name))
+        found = products(
+            jax.grad(lambda params, loss=loss: loss(params, ids, present, None, None)[0].loss), base.params
+        )
         assert len(found) == 3 * (7 + 2 + 1)  # projections, attention, head; and the gradients by both factors
         assert set(found) == {name}
 

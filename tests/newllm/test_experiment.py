@@ -134,16 +134,16 @@ def test_the_seed_and_the_clipping_borders_matter(config, whole, tmp_path):
 
 
 def test_a_stop_inside_an_epoch_costs_that_epoch_and_nothing_else(config, whole, tmp_path, monkeypatch):
-    from newllm_jax.training import loop
+    from newllm_jax.training import split
 
-    epoch_order = loop.epoch_order
+    epoch_order = split.epoch_order
 
     def interrupted(seed, epoch, examples):
         if epoch == 3:
             raise KeyboardInterrupt
         return epoch_order(seed, epoch, examples)
 
-    monkeypatch.setattr(loop, "epoch_order", interrupted)
+    monkeypatch.setattr(split, "epoch_order", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path)
     monkeypatch.undo()
@@ -248,11 +248,12 @@ def test_restore_gives_the_best_parameters_ready_to_call(whole, config):
     from newllm_jax.newllm.loss import next_word_loss
     from newllm_jax.newllm.wikitext import load_wikitext
     from newllm_jax.training.loop import evaluate
+    from newllm_jax.training.split import Split
     from newllm_jax.training.step import make_evaluation
 
     run = newllm_jax.restore(whole.run_dir)
-    rows = jnp.asarray(load_wikitext(config).sequences["validation"])
-    metrics = evaluate(make_evaluation(next_word_loss(run.model)), run.params, rows, len(rows), 32)
+    validation = Split.of(load_wikitext(config).sequences["validation"])
+    metrics = evaluate(make_evaluation(next_word_loss(run.model)), run.params, validation, 32)
     assert metrics["loss"] == pytest.approx(whole.results["best"]["val_loss"], rel=1e-6)
     logits, context = run.model.apply({"params": run.params}, jnp.array([run.tokenizer.encode("w1 w2")]))
     assert logits.shape == (1, 4, len(run.tokenizer))

@@ -10,7 +10,6 @@ import pytest
 
 from newllm_jax.newllm.loss import _in_one_pass, _in_two_passes, cross_entropy
 
-HIGHEST = jax.lax.Precision.HIGHEST
 TIME, BATCH, HIDDEN, VOCABULARY = 5, 3, 8, 11
 
 pytestmark = pytest.mark.quick
@@ -32,12 +31,12 @@ def test_value_and_gradients_are_those_of_optax(inputs):
     *floats, targets, counted = inputs
 
     def reference(kernel, bias, states):
-        logits = jnp.dot(states, kernel, precision=HIGHEST) + bias
+        logits = jnp.dot(states, kernel, precision=jax.lax.Precision.HIGHEST) + bias
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         return jnp.sum(losses, where=counted), jnp.sum((jnp.argmax(logits, -1) == targets) & counted)
 
     def ours(kernel, bias, states):
-        sums = cross_entropy(HIGHEST, kernel, bias, states, targets, counted)
+        sums = cross_entropy("fp32", kernel, bias, states, targets, counted)
         assert sums.count.dtype == jnp.int32
         return sums.loss, sums.hits
 
@@ -52,9 +51,9 @@ def test_value_and_gradients_are_those_of_optax(inputs):
 def test_logits_far_from_zero_overflow_nothing(inputs):
     kernel, bias, states, targets, counted = inputs
     sums, gradient = jax.value_and_grad(
-        lambda bias: cross_entropy(HIGHEST, kernel, bias, states, targets, counted).loss
+        lambda bias: cross_entropy("fp32", kernel, bias, states, targets, counted).loss
     )(bias + 500)  # fmt: skip
-    plain = cross_entropy(HIGHEST, kernel, bias, states, targets, counted)
+    plain = cross_entropy("fp32", kernel, bias, states, targets, counted)
     np.testing.assert_allclose(sums, plain.loss, rtol=1e-3)
     assert np.all(np.isfinite(gradient))
 
@@ -62,7 +61,7 @@ def test_logits_far_from_zero_overflow_nothing(inputs):
 def test_counts_only_what_is_counted(inputs):
     *floats, targets, counted = inputs
     other = jnp.where(counted, targets, (targets + 1) % VOCABULARY)
-    one, two = (cross_entropy(HIGHEST, *floats, ids, counted) for ids in (targets, other))
+    one, two = (cross_entropy("fp32", *floats, ids, counted) for ids in (targets, other))
     assert one == two
     assert int(one.count) == int(counted.sum())
 
@@ -70,7 +69,7 @@ def test_counts_only_what_is_counted(inputs):
 def test_nothing_counted_is_nothing_lost(inputs):
     *floats, targets, counted = inputs
     value, gradients = jax.value_and_grad(
-        lambda *floats: cross_entropy(HIGHEST, *floats, targets, jnp.zeros_like(counted)).loss, (0, 1, 2)
+        lambda *floats: cross_entropy("fp32", *floats, targets, jnp.zeros_like(counted)).loss, (0, 1, 2)
     )(*floats)
     assert float(value) == 0
     assert not any(np.any(gradient) for gradient in gradients)

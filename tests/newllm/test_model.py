@@ -120,7 +120,7 @@ def test_many_ids_read_a_table_of_the_words_few_do_not(params, ids):
 def test_the_loss_counts_words_not_padding(params):
     loss = next_word_loss(MODEL)
     ids = jnp.array([[2, 5, 7, 3, 0, 0], [2, 6, 8, 9, 4, 3]])
-    sums = loss(params, ids, jnp.array([True, True]), None)
+    sums, _ = loss(params, ids, jnp.array([True, True]), None, None)
     assert int(sums.count) == 3 + 5
     logits = np.asarray(run(params, ids[:, :-1])[0], np.float64)
     log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -129,15 +129,15 @@ def test_the_loss_counts_words_not_padding(params):
     picked = np.take_along_axis(log_probabilities, targets[..., None], -1)[..., 0]
     assert float(sums.loss) == pytest.approx(-(picked * counted).sum(), rel=1e-5)
     assert int(sums.hits) == ((logits.argmax(-1) == targets) & counted).sum()
-    absent = loss(params, ids, jnp.array([True, False]), None)
+    absent, _ = loss(params, ids, jnp.array([True, False]), None, None)
     assert int(absent.count) == 3
     assert float(absent.loss) < float(sums.loss)
 
 
 @pytest.mark.parametrize("name", PRECISIONS)
 def test_every_product_is_in_the_precision_asked_for(params, ids, products, name):
-    loss = next_word_loss(MODEL.clone(precision=PRECISIONS[name]))
+    loss = next_word_loss(MODEL.clone(precision=name))
     present, key = jnp.ones(len(ids), bool), jax.random.key(0)
-    found = products(jax.grad(lambda params: loss(params, ids, present, key).loss), params)
+    found = products(jax.grad(lambda params: loss(params, ids, present, key, None)[0].loss), params)
     forward = 1 + MODEL.num_layers + 1 + 1  # of the token, of each layer, of the gates, of the logits
     assert found == [name] * (3 * forward)  # and of each the gradients by both factors

@@ -7,7 +7,8 @@ import copy
 import pytest
 
 from newllm_jax.errors import InputError
-from newllm_jax.report.cascade_tables import cascade_report, exit_group_table, provenance_warning, verdict
+from newllm_jax.report.cascade import cascade_report
+from newllm_jax.report.cascade_tables import exit_group_table, provenance_warning, verdict
 from newllm_jax.report.compare import comparison, read_results
 from newllm_jax.report.published import PUBLISHED_RUNS
 

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from newllm_jax.report.tables import markdown_table, newllm_report, number
+from newllm_jax.report.newllm import newllm_report
+from newllm_jax.report.tables import markdown_table, number
 
 
 def entry(epoch, val_ppl):

@@ -27,5 +27,8 @@ def test_patience(losses, patience, minimum_gain, stopped):
 
 
 def test_best_epoch_is_the_first_lowest_however_small_the_gain():
+    def history(*losses):
+        return [{"val_loss": loss} for loss in losses]
+
     assert best_epoch([]) == 0
-    assert best_epoch([3.0, 2.0, 1.9999, 1.9999, 2.5]) == 3
+    assert best_epoch(history(3.0, 2.0, 1.9999, 1.9999, 2.5)) == 3

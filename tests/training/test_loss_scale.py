@@ -23,16 +23,16 @@ ADAM = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.linear_sched
 PRESENT, KEY = jnp.ones(2, bool), jax.random.key(0)
 
 
-def loss(params, batch, present, key):
+def loss(params, batch, present, key, carry):
     """A line through the batch; whatever is infinite or NaN in it is so in the loss or in the gradients."""
     count = jnp.sum(present)
-    return Sums(jnp.sum(jnp.square(batch @ params["w"])), count, count)
+    return Sums(jnp.sum(jnp.square(batch @ params["w"])), count, count), carry
 
 
-def overflowing(params, batch, present, key):
+def overflowing(params, batch, present, key, carry):
     """Finite itself, with a gradient that is not: the square root at 0."""
     count = jnp.sum(present)
-    return Sums(jnp.sum(jnp.sqrt(params["w"] * 0)), count, count)
+    return Sums(jnp.sum(jnp.sqrt(params["w"] * 0)), count, count), carry
 
 
 def scale_of(value=2.0**15, good=0, skipped=0) -> LossScale:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from functools import partial
 
@@ -15,16 +16,9 @@ from newllm_jax.newllm.loss import next_word_loss
 from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.run import init_params
 from newllm_jax.training.loop import evaluate
-from newllm_jax.training.step import (
-    Totals,
-    batches,
-    epoch_order,
-    init_state,
-    make_evaluation,
-    make_updates,
-    take,
-    train_step,
-)
+from newllm_jax.training.losses import Sums
+from newllm_jax.training.split import Split, batches, epoch_order, take
+from newllm_jax.training.step import Totals, init_state, make_evaluation, make_updates, train_step
 
 MODEL = ContextVectorLM(vocabulary_size=20, embed_dim=8, hidden_dim=16, context_dim=12, num_layers=2)
 LOSS = next_word_loss(MODEL)
@@ -125,8 +119,35 @@ def test_a_second_epoch_does_not_compile_again(data, state):
 
 def test_evaluation_does_not_depend_on_the_batch_size(state, data):
     evaluation = make_evaluation(LOSS)
-    by_size = [evaluate(evaluation, state.params, data, 22, size) for size in (1, 4, 22, 100)]
+    by_size = [evaluate(evaluation, state.params, Split.of(data), size) for size in (1, 4, 22, 100)]
     for metrics in by_size[1:]:
         assert metrics["loss"] == pytest.approx(by_size[0]["loss"], rel=1e-6)
         assert metrics["accuracy"] == by_size[0]["accuracy"]
     assert by_size[0]["ppl"] == pytest.approx(np.exp(by_size[0]["loss"]))
+
+
+def running_total(params, batch, present, key, carry):
+    """A loss that hands the sum of all examples so far from batch to batch, and adds it to its loss."""
+    seen = carry + jnp.sum(jnp.where(present, batch, 0))
+    return Sums(params * seen, jnp.zeros((), jnp.int32), jnp.sum(present)), seen
+
+
+def test_a_loss_may_hand_a_carry_from_batch_to_batch():
+    data, order = jnp.arange(1.0, 6.0), jnp.asarray(batches(np.arange(5, dtype=np.int32), 2))
+    optimizer = optax.sgd(0.0)
+    state = dataclasses.replace(init_state(jnp.ones(()), optimizer), carry=jnp.zeros(()))
+    updates, key = make_updates(partial(train_step, running_total, optimizer)), jax.random.key(0)
+    state, totals = updates(state, Totals.zero(), data, order, 0, 1, key)
+    assert float(state.carry) == 1 + 2
+    state, totals = updates(state, totals, data, order, 1, 3, key)
+    assert float(state.carry) == 15
+    assert float(totals.sums.loss) == (1 + 2) + (1 + 2 + 3 + 4) + 15
+    evaluation = make_evaluation(running_total)
+    assert float(evaluation(jnp.ones(()), data, order, 3, jnp.zeros(())).loss) == 3 + 10 + 15
+    assert float(evaluation(jnp.ones(()), data, order, 3, jnp.ones(())).loss) == 4 + 11 + 16
+
+
+def test_validation_measures_the_average_of_the_parameters_where_there_is_one():
+    state = init_state(jnp.ones(()), ADAM)
+    assert state.evaluated is state.params
+    assert dataclasses.replace(state, ema=jnp.zeros(())).evaluated == 0

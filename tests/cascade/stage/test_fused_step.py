@@ -12,7 +12,7 @@ import pytest
 from newllm_jax.cascade.stage import kernels
 from newllm_jax.cascade.stage.fused_step import stage_step
 from newllm_jax.cascade.stage.model import Stage, init_stage
-from newllm_jax.cascade.stage.updates import fusible, next_token_loss
+from newllm_jax.cascade.stage.updates import kernel_obstacle, next_token_loss
 from newllm_jax.config import CascadeConfig
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.smollm.model import rms_norm
@@ -92,13 +92,13 @@ def test_products_are_those_of_the_layer(monkeypatch, depth):
 
 
 @pytest.mark.parametrize(
-    "sizes, batch_size, precision, expected",
+    "sizes, batch_size, precision, reason",
     [
-        ({}, 32, "tf32", True),
-        ({}, 32, "fp32", False),
-        ({}, 24, "tf32", False),
-        ({"intermediate_size": 200}, 32, "tf32", False),
+        ({}, 32, "fp32", "not in fp32"),
+        ({}, 24, "tf32", "batch_size must be one of 16, 32, 64"),
+        ({"intermediate_size": 200}, 32, "tf32", "no multiples of 64"),
     ],
 )
-def test_where_the_kernels_can_be_used(sizes, batch_size, precision, expected):
-    assert fusible(Stage(LlamaConfig(**sizes)), batch_size, precision) is expected
+def test_where_the_kernels_cannot_be_used(sizes, batch_size, precision, reason):
+    assert reason in kernel_obstacle(Stage(LlamaConfig(**sizes), precision), batch_size)
+    assert not kernel_obstacle(Stage(LlamaConfig(), "tf32"), 32)

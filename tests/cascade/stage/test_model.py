@@ -38,7 +38,7 @@ def batch():
 def gradient(batch):
     """The gradient of the mean loss of the batch."""
     loss = next_token_loss(STAGE)
-    return jax.jit(jax.grad(lambda params: loss(params, batch, jnp.ones(6, bool), None).loss / 6))
+    return jax.jit(jax.grad(lambda params: loss(params, batch, jnp.ones(6, bool), None, None)[0].loss / 6))
 
 
 def test_published_sizes():
@@ -88,7 +88,7 @@ def test_the_loss_counts_those_present(params, batch):
     loss, (hidden, targets) = next_token_loss(STAGE), batch
     _, logits = STAGE.apply({"params": params}, hidden)
     per_token = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-    sums = loss(params, batch, jnp.arange(6) < 4, None)
+    sums, _ = loss(params, batch, jnp.arange(6) < 4, None, None)
     assert int(sums.count) == 4
     assert float(sums.loss) == pytest.approx(float(per_token[:4].sum()), rel=1e-6)
     assert int(sums.hits) == int((jnp.argmax(logits, -1) == targets)[:4].sum())

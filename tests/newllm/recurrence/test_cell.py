@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from newllm_jax.newllm.recurrence.cell import dropout_seeds, keep, next_context
+from newllm_jax.newllm.recurrence.cell import dropout_mask, dropout_seeds, next_context
 
 pytestmark = pytest.mark.quick
 
@@ -22,7 +22,7 @@ def test_context_is_clipped():
 
 def mask(seed: int, rate: float, shape: tuple[int, ...], first: int = 0) -> np.ndarray:
     numbers = first + jnp.arange(np.prod(shape), dtype=jnp.uint32)
-    return np.asarray(keep(dropout_seeds(jax.random.key(seed)), rate, numbers)).reshape(shape)
+    return np.asarray(dropout_mask(dropout_seeds(jax.random.key(seed)), rate, numbers)).reshape(shape)
 
 
 def correlation(first: np.ndarray, second: np.ndarray) -> float:
@@ -66,4 +66,4 @@ def test_the_hash_is_the_one_that_was_chosen():
     numbers, (first, second) = [0, 1, 12345, 2**32 - 1], (17, 2**31 + 3)
     expected = [mix(mix((number + first) % 2**32) ^ second) >= 2**30 for number in numbers]
     seeds = jnp.array([first, second], jnp.uint32)
-    assert keep(seeds, 0.25, jnp.array(numbers, jnp.uint32)).tolist() == expected
+    assert dropout_mask(seeds, 0.25, jnp.array(numbers, jnp.uint32)).tolist() == expected

@@ -1,7 +1,8 @@
-"""The recurrence against a step-by-step float64 re-computation, and its own backward pass against JAX's."""
+"""The recurrence against a step-by-step float64 re-computation, and its own backward passes against JAX's."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -10,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from newllm_jax.config import NewLLMConfig
-from newllm_jax.newllm.recurrence.cell import CellParams, keep
-from newllm_jax.newllm.recurrence.scan import fusible, loops_for, scan, scan_plain
+from newllm_jax.newllm.recurrence import gpu
+from newllm_jax.newllm.recurrence.cell import CellParams, CellSpec, dropout_mask
+from newllm_jax.newllm.recurrence.reference import scan_plain
+from newllm_jax.newllm.recurrence.scan import form_for, scan
 
 pytestmark = pytest.mark.quick
 
@@ -25,8 +27,8 @@ def strict_promotion():
 
 
 TIME, HIDDEN, CONTEXT, LAYERS = 9, 8, 6, 4
-FORMS = {"rows": scan, "columns": partial(scan, loops="columns")}  # `fused` has its own tests
-HIGHEST = jax.lax.Precision.HIGHEST
+FORMS = ("plain", "cpu")  # `gpu` has its own tests
+SPEC = CellSpec(HIDDEN, CONTEXT, LAYERS, dropout=0.25)
 
 
 def random_params(scale: float = 0.5) -> CellParams:
@@ -56,7 +58,7 @@ def numpy_scan(params, context, tokens, seeds, dropout):
     shape = TIME, LAYERS, len(context), HIDDEN
     kept = None
     if seeds is not None:
-        kept = np.asarray(keep(seeds, dropout, jnp.arange(np.prod(shape), dtype=jnp.uint32))).reshape(shape)
+        kept = np.asarray(dropout_mask(seeds, dropout, jnp.arange(np.prod(shape), dtype=jnp.uint32))).reshape(shape)
     p = jax.tree.map(lambda array: np.asarray(array, np.float64), params)
     context, tokens = np.asarray(context, np.float64).copy(), np.asarray(tokens, np.float64)
     outputs = np.zeros(tokens.shape)
@@ -80,12 +82,13 @@ def numpy_scan(params, context, tokens, seeds, dropout):
     return context, outputs
 
 
-@pytest.mark.parametrize("form", [*FORMS.values(), scan_plain], ids=[*FORMS, "plain"])
+@pytest.mark.parametrize("form", [*FORMS, "definition"])
 @pytest.mark.parametrize("dropped", [False, True])
 def test_equals_the_equations_step_by_step(form, dropped, inputs):
     context, tokens, seeds = inputs
     seeds = seeds if dropped else None
-    last, hidden = form(random_params(), context, tokens, seeds, 0.25, HIGHEST)
+    run = scan_plain if form == "definition" else scan
+    last, hidden = run(replace(SPEC, form=form), random_params(), context, tokens, seeds)
     expected_last, expected_hidden = numpy_scan(random_params(), context, tokens, seeds, 0.25)
     np.testing.assert_allclose(last, expected_last, rtol=2e-5, atol=2e-5)
     np.testing.assert_allclose(hidden, expected_hidden, rtol=2e-5, atol=2e-5)
@@ -93,12 +96,12 @@ def test_equals_the_equations_step_by_step(form, dropped, inputs):
 
 def test_dropout_matters(inputs):
     context, tokens, seeds = inputs
-    with_dropout = scan(random_params(), context, tokens, seeds, 0.25, HIGHEST)[1]
-    without = scan(random_params(), context, tokens, None, 0.25, HIGHEST)[1]
+    with_dropout = scan(SPEC, random_params(), context, tokens, seeds)[1]
+    without = scan(SPEC, random_params(), context, tokens, None)[1]
     assert float(jnp.abs(with_dropout - without).max()) > 0.1
 
 
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dropped", [False, True])
 def test_own_backward_pass_equals_the_plain_scans(form, dropped, inputs):
     context, tokens, seeds = inputs
@@ -107,38 +110,46 @@ def test_own_backward_pass_equals_the_plain_scans(form, dropped, inputs):
         jax.random.normal(jax.random.key(index), shape) for index, shape in enumerate([context.shape, tokens.shape])
     )
 
-    def objective(form, params, context, tokens):
-        last, hidden = form(params, context, tokens, seeds, 0.25, HIGHEST)
+    def objective(run, params, context, tokens):
+        last, hidden = run(replace(SPEC, form=form), params, context, tokens, seeds)
         return jnp.sum(last * weights_last) + jnp.sum(hidden * weights_hidden)
 
     own, plain = (
         jax.jit(jax.grad(partial(objective, each), argnums=(0, 1, 2)))(random_params(), context, tokens)
-        for each in (form, scan_plain)
+        for each in (scan, scan_plain)
     )
     for ours, reference in zip(jax.tree.leaves(own), jax.tree.leaves(plain), strict=True):
         assert float(jnp.abs(reference).max()) > 1e-3
         np.testing.assert_allclose(ours, reference, rtol=1e-4, atol=1e-5 * float(jnp.abs(reference).max()))
 
 
-def config(**changes):
-    return NewLLMConfig().override(changes)
+BASELINE = CellSpec(512, 256, 6, 0.1, "tf32")
 
 
-def test_fused_loops_are_for_tensor_cores_and_even_sizes():
-    assert fusible(config(), "tf32")
-    assert fusible(config(context_dim=1024, num_layers=12, batch_size=512), "bf16")
-    assert not fusible(config(), "fp32")
-    assert not fusible(config(), "fp16")
-    assert not fusible(config(hidden_dim=384), "tf32")
-    assert not fusible(config(context_dim=128), "tf32")
-    assert not fusible(config(num_layers=1), "tf32")
-    assert not fusible(config(sequence_length=8192, batch_size=512), "tf32")
+def test_the_gpu_kernels_say_what_they_do_not_support():
+    assert gpu.supports(BASELINE, 32, 63)
+    assert gpu.supports(replace(BASELINE, context_dim=1024, num_layers=12, precision="bf16"), 512, 63)
+    for change, batch, steps, reason in (
+        ({"precision": "fp32"}, 32, 63, "not in fp32"),
+        ({"precision": "fp16"}, 32, 63, "not in fp16"),
+        ({"hidden_dim": 384}, 32, 63, "powers of two from 256"),
+        ({"context_dim": 128}, 32, 63, "powers of two from 256"),
+        ({"num_layers": 1}, 32, 63, "num_layers"),
+        ({}, 512, 8191, "smaller batch_size or sequence_length"),
+    ):
+        assert reason in gpu.obstacle(replace(BASELINE, **change), batch, steps), change
+        assert not gpu.supports(replace(BASELINE, **change), batch, steps)
+
+
+def test_a_jax_without_the_back_end_is_an_obstacle_that_is_named(monkeypatch):
+    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
+    assert gpu.obstacle(BASELINE, 32, 63) == "this version of JAX has no jax.experimental.pallas.triton"
 
 
 @pytest.mark.parametrize(
     ("platform", "precision", "expected"),
-    [("cpu", "fp32", "columns"), ("gpu", "fp32", "rows"), ("gpu", "fp16", "rows"), ("gpu", "bf16", "fused")],
+    [("cpu", "fp32", "cpu"), ("gpu", "fp32", "plain"), ("gpu", "fp16", "plain"), ("gpu", "bf16", "gpu")],
 )
-def test_the_form_of_the_loops_follows_the_device(monkeypatch, platform, precision, expected):
+def test_the_form_of_the_time_loop_follows_the_device(monkeypatch, platform, precision, expected):
     monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(platform=platform)])
-    assert loops_for(config(), precision) == expected
+    assert form_for(replace(BASELINE, precision=precision), 32, 63) == expected
