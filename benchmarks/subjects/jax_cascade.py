@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +17,14 @@ from benchmarks.subjects.jax_training import JaxTraining, write_weights
 from newllm_jax.cascade.extraction import Tokens, batch_chunks, extract
 from newllm_jax.cascade.hardness import hardness_threshold, select_hard
 from newllm_jax.cascade.stage.model import Stage, init_stage, stage_config
-from newllm_jax.cascade.stage.training import StageTrainer
+from newllm_jax.cascade.stage.updates import build_stage_training
 from newllm_jax.config import CascadeConfig
 from newllm_jax.smollm.alpaca import CHUNK, load_alpaca
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.smollm.model import SmolLM2
 from newllm_jax.smollm.pretrained import load_smollm2
 from newllm_jax.smollm.weights import save_model
-from newllm_jax.training.precision import PRECISIONS, resolve_precision
+from newllm_jax.training.precision import resolve_precision
 from newllm_jax.training.step import init_state
 
 
@@ -69,17 +69,14 @@ def synthetic_tokens(path: str, tokens: int, llama: LlamaConfig) -> None:
 
 
 def stage_training(config: CascadeConfig, llama: LlamaConfig, path: str, updates: int) -> JaxTraining:
-    """The training of stage 1 as `StageTrainer` makes it."""
-    precision = resolve_precision(config.precision)
-    stage = Stage(stage_config(llama, config.stage_layers), PRECISIONS[precision])
-    no_run = cast(Any, None)  # its run directory is for `train_stage` only
-    made = StageTrainer(stage, config, precision, no_run, print, 0.0)
+    """The training of stage 1 as `train_stage` runs it."""
+    stage = Stage(stage_config(llama, config.stage_layers), resolve_precision(config.precision))
+    shared = build_stage_training(stage, config)
     with np.load(path) as tokens:
         data = tokens["hidden"], tokens["targets"]
     order = orders(config.seed, len(data[1]), config.batch_size, updates)
-    return JaxTraining(
-        made.trainer.updates, init_state(init_stage(stage, config.seed, 1), made.optimizer), data, order
-    )  # fmt: skip
+    state = init_state(init_stage(stage, config.seed, 1), shared.optimizer)
+    return JaxTraining(shared.training.updates, state, data, order)
 
 
 def measure_stage(task: dict[str, Any]) -> dict[str, Any]:

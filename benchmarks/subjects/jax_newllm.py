@@ -13,10 +13,11 @@ from benchmarks.harness.timing import loss_curve, time_in_turns, time_updates, u
 from benchmarks.subjects.jax_training import JaxTraining, write_weights
 from newllm_jax.config import NewLLMConfig
 from newllm_jax.newllm.model import ContextVectorLM
-from newllm_jax.newllm.recurrence.scan import loops_for
+from newllm_jax.newllm.recurrence.cell import Form
 from newllm_jax.newllm.run import init_params
-from newllm_jax.newllm.updates import build, training_model, training_precision
-from newllm_jax.training.step import epoch_order, init_state
+from newllm_jax.newllm.updates import build_training, training_model, training_precision
+from newllm_jax.training.split import epoch_order
+from newllm_jax.training.step import init_state
 
 
 def orders(seed: int, examples: int, batch: int, updates: int) -> np.ndarray:
@@ -27,22 +28,22 @@ def orders(seed: int, examples: int, batch: int, updates: int) -> np.ndarray:
 
 
 # The only lines of the benchmarks that name the forms of the time loop: `loop_forms` and `with_form`.
-PLAIN_FORMS = ("rows", "columns")  # those that run on every device
+PLAIN_FORMS = ("plain", "cpu")  # those that run on every device
 
 
-def loop_forms(config: NewLLMConfig) -> list[str]:
+def loop_forms(config: NewLLMConfig) -> list[Form]:
     """The forms of the time loop that this device can run; the first is the one that the library trains with."""
-    chosen = loops_for(config, training_precision(config))
+    chosen = training_model(config, config.vocabulary_size, training_precision(config)).form
     return [chosen, *(form for form in PLAIN_FORMS if form != chosen)]
 
 
-def with_form(model: ContextVectorLM, form: str) -> ContextVectorLM:
+def with_form(model: ContextVectorLM, form: Form) -> ContextVectorLM:
     """The same model, its time loop in another form."""
-    return model.clone(loops=form)
+    return model.clone(form=form)
 
 
 def training(
-    config: NewLLMConfig, vocabulary: int, sequences: np.ndarray, updates: int, seed: int = 0, form: str | None = None
+    config: NewLLMConfig, vocabulary: int, sequences: np.ndarray, updates: int, seed: int = 0, form: Form | None = None
 ) -> JaxTraining:
     """The training of a configuration from its own initial weights.
 
@@ -54,10 +55,10 @@ def training(
     """
     model = training_model(config, vocabulary, training_precision(config))
     model = model if form is None else with_form(model, form)
-    trainer, optimizer = build(config, model, steps_per_epoch(config, len(sequences)))
+    compiled, optimizer = build_training(config, model, steps_per_epoch(config, len(sequences)))
     state = init_state(init_params(model, config.seed), optimizer)
     order = orders(config.seed, len(sequences), config.batch_size, updates)
-    return JaxTraining(trainer.updates, state, sequences, order, seed)
+    return JaxTraining(compiled.updates, state, sequences, order, seed)
 
 
 def steps_per_epoch(config: NewLLMConfig, examples: int) -> int:

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from newllm_jax.training.step import Data, Totals, TrainState, UpdateFn
+from newllm_jax.training.memory import planned_bytes
+from newllm_jax.training.split import Data
+from newllm_jax.training.step import Totals, TrainState, UpdateFn
 
 
 class JaxTraining:
@@ -51,15 +53,6 @@ class JaxTraining:
 
     def _arguments(self, updates: int) -> tuple[Any, ...]:
         return self.state, self.totals, self.data, self.order, self.done, self.done + updates, self.key
-
-
-def planned_bytes(compiled: jax.stages.Compiled) -> int:
-    """The device memory that a compiled call needs by XLA's own plan: arguments, results, and what lies between."""
-    memory = compiled.memory_analysis()
-    if memory is None:
-        return 0
-    buffers = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return buffers + memory.temp_size_in_bytes
 
 
 def write_weights(path: Path, params: Any) -> int:

@@ -24,7 +24,7 @@ def gradient(params, hidden, targets):
 
     def mean(params):
         present = jnp.ones(len(targets), bool)
-        return next_token_loss(Stage(LLAMA))(params, (hidden, targets), present, None).loss / len(targets)
+        return next_token_loss(Stage(LLAMA))(params, (hidden, targets), present, None, None)[0].loss / len(targets)
 
     return jax.value_and_grad(mean)(params)
 

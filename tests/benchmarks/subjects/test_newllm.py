@@ -30,8 +30,8 @@ def gradient(config, params, ids):
     """Mean loss and gradient of the library, without dropout."""
 
     def mean(params):
-        sums = next_word_loss(ContextVectorLM.from_config(config, VOCABULARY))(
-            params, ids, jnp.ones(len(ids), bool), None
+        sums, _ = next_word_loss(ContextVectorLM.from_config(config, VOCABULARY))(
+            params, ids, jnp.ones(len(ids), bool), None, None
         )
         return sums.loss / sums.count
 
