@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+pytest.importorskip("jax.experimental.pallas.triton", reason="this JAX has no Triton back end of Pallas")
 
 from newllm_jax.cascade.stage import kernels
 from newllm_jax.cascade.stage.fused_step import stage_step
@@ -102,3 +105,9 @@ def test_products_are_those_of_the_layer(monkeypatch, depth):
 )
 def test_where_the_kernels_can_be_used(sizes, batch_size, precision, expected):
     assert fusible(Stage(LlamaConfig(**sizes)), batch_size, precision) is expected
+
+
+def test_without_their_back_end_the_kernels_are_not_used(monkeypatch):
+    assert fusible(Stage(LlamaConfig()), 32, "tf32")
+    monkeypatch.setitem(sys.modules, "jax.experimental.pallas.triton", None)
+    assert not fusible(Stage(LlamaConfig()), 32, "tf32")

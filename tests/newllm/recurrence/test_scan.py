@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from types import SimpleNamespace
 
@@ -124,6 +125,7 @@ def config(**changes):
     return NewLLMConfig().override(changes)
 
 
+@pytest.mark.usefixtures("triton")
 def test_fused_loops_are_for_tensor_cores_and_even_sizes():
     assert fusible(config(), "tf32")
     assert fusible(config(context_dim=1024, num_layers=12, batch_size=512), "bf16")
@@ -137,8 +139,25 @@ def test_fused_loops_are_for_tensor_cores_and_even_sizes():
 
 @pytest.mark.parametrize(
     ("platform", "precision", "expected"),
-    [("cpu", "fp32", "columns"), ("gpu", "fp32", "rows"), ("gpu", "fp16", "rows"), ("gpu", "bf16", "fused")],
+    [("cpu", "fp32", "columns"), ("gpu", "fp32", "rows"), ("gpu", "fp16", "rows")],
 )
 def test_the_form_of_the_loops_follows_the_device(monkeypatch, platform, precision, expected):
     monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(platform=platform)])
     assert loops_for(config(), precision) == expected
+
+
+@pytest.fixture
+def a_gpu(monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(platform="gpu")])
+
+
+@pytest.mark.usefixtures("triton", "a_gpu")
+def test_a_gpu_has_fused_loops():
+    assert loops_for(config(), "bf16") == "fused"
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_a_gpu_has_plain_loops_where_jax_lacks_the_kernels_back_end(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax.experimental.pallas.triton", None)
+    assert not fusible(config(), "bf16")
+    assert loops_for(config(), "bf16") == "rows"
