@@ -94,6 +94,12 @@ def small_run(tmp_path_factory, small) -> Path:
     return train_newllm(load_config("quickstart", small), name="small", run_root=root, narrate=lambda _: None).run_dir
 
 
+@pytest.fixture(scope="session")
+def triton() -> None:
+    """Skips the test where JAX has no Triton back end of Pallas, which the kernels for GPUs need."""
+    pytest.importorskip("jax.experimental.pallas.triton", reason="this JAX has no Triton back end of Pallas")
+
+
 @pytest.fixture
 def copy(small_run, tmp_path) -> Path:
     """A finished run that a test may change."""

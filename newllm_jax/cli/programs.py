@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
 import stat
+from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
 
 from newllm_jax.errors import InputError
 from newllm_jax.files import cache_folder
 
+# JAX has a limit of its own, `jax_compilation_cache_max_size`, which would be worse. It keeps the time of the last use
+# of a program in a second file, and reads all of these before it writes a program (28 ms where there are 1000). Where
+# one is missing, because a process was killed between the two writes or ran without the limit, no program is written
+# any more. And it holds a lock, for which others wait up to 10 s, around every read and write.
 LARGEST = 2**30  # bytes of all programs
 ENTRIES = "*-cache"  # JAX's name for a program
 
 
 def program_folder() -> Path:
-    """The folder for programs of this kind of processor, made where it is missing; too many, the oldest go.
+    """The folder for programs of this kind of processor, made where it is missing; too many, the longest unused go.
 
     Machines that share a home may differ in what their processors can do, and what is compiled for one can crash on
     another.
@@ -31,11 +37,10 @@ def program_folder() -> Path:
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
         raise InputError(f"{folder} is another user's or others can write to it: compiled programs are not kept there")
-    newest_first = sorted(((entry.stat(), entry) for entry in folder.glob(ENTRIES)), key=lambda pair: -pair[0].st_mtime)
-    total = 0
-    for status, entry in newest_first:
-        total += status.st_size
-        if total > LARGEST:
+    size = 0
+    for _, entry_size, entry in sorted(_programs(folder), reverse=True):
+        size += entry_size
+        if size > LARGEST:
             entry.unlink(missing_ok=True)
     return folder
 
@@ -44,6 +49,14 @@ def forget_programs(folder: Path) -> None:
     """Deletes all programs, of which one is damaged: JAX would never replace it."""
     for entry in folder.glob(ENTRIES):
         entry.unlink(missing_ok=True)
+
+
+def _programs(folder: Path) -> Iterator[tuple[float, int, Path]]:
+    """The time of the last use (in seconds; of the writing, where reads are not recorded), bytes and file of each."""
+    for entry in folder.glob(ENTRIES):
+        with contextlib.suppress(FileNotFoundError):  # another process made room at the same time
+            found = entry.stat()
+            yield max(found.st_atime, found.st_mtime), found.st_size, entry
 
 
 def _processor() -> str:

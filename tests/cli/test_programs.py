@@ -52,17 +52,23 @@ def test_a_folder_of_another_user_is_not_used(tmp_path, monkeypatch):
         program_folder()
 
 
-def test_the_oldest_programs_make_room(monkeypatch):
+def test_the_programs_that_were_unused_for_longest_make_room(monkeypatch):
     monkeypatch.setattr(programs, "LARGEST", 250)
     folder = program_folder()
-    for age, name in enumerate("abcd"):
+    for name, read, written in (("a", 1000, 1000), ("b", 998, 998), ("c", 999, 0), ("d", 0, 997)):
         (folder / f"{name}-cache").write_bytes(bytes(100))
-        os.utime(folder / f"{name}-cache", (1000 - age, 1000 - age))
+        os.utime(folder / f"{name}-cache", (read, written))
     (folder / "other").write_bytes(bytes(1000))
     program_folder()
-    assert {entry.name for entry in folder.iterdir()} == {"a-cache", "b-cache", "other"}
+    assert {entry.name for entry in folder.iterdir()} == {"a-cache", "c-cache", "other"}
     forget_programs(folder)
     assert {entry.name for entry in folder.iterdir()} == {"other"}
+
+
+def test_a_program_that_another_process_has_just_deleted_is_no_fault():
+    folder = program_folder()
+    (folder / "a-cache").symlink_to("nowhere")
+    assert program_folder() == folder
 
 
 @pytest.fixture

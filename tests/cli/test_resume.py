@@ -19,7 +19,7 @@ from newllm_jax.files import whole_file
 from newllm_jax.records import directory as run_dir
 from newllm_jax.training import loop
 
-CHECKOUT = Path(__file__).parent.parent
+CHECKOUT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
@@ -64,9 +64,18 @@ def test_resuming_a_finished_run_says_what_would_let_it_go_on(newllm, copy):
 # What stops a run, and going on after it
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C reaches this process and those that it starts, even where nohup or a script's `&` has them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(
     ("sent", "code", "word"), [(signal.SIGINT, 130, "stopped"), (signal.SIGTERM, 143, "terminated")]
 )
+@pytest.mark.usefixtures("ctrl_c")
 def test_signals_and_a_run_in_use(refused, newllm, only_run, options, sent, code, word):
     forever = ["--num_epochs", "100000", "--patience", "100000", "--checkpoint_every", "100000"]
     command = [sys.executable, str(CHECKOUT / "train.py"), *options[1:], *forever]
@@ -88,6 +97,13 @@ def test_signals_and_a_run_in_use(refused, newllm, only_run, options, sent, code
     assert (code, err) == (0, "")
     assert f"going on after epoch {done}" in out
     assert epochs(run) == list(range(1, done + 2))
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_a_command_that_is_started_with_ctrl_c_ignored_ignores_it(newllm):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert newllm("--help")[0] == 0
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def test_numbers_that_fail(refused, newllm, only_run, options):

@@ -19,6 +19,7 @@ def pretend(monkeypatch, capability: str | None) -> None:
     monkeypatch.setattr(jax, "devices", lambda: [found])
 
 
+@pytest.mark.usefixtures("triton")
 @pytest.mark.parametrize("name", ["baseline", "advanced", "ctx1024"])
 def test_auto_takes_bf16_where_the_loops_are_kernels(monkeypatch, name):
     for capability, expected in (("9.0", "bf16"), ("8.0", "bf16"), ("7.5", "fp32"), (None, "fp32")):

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+pytest.importorskip("jax.experimental.pallas.triton", reason="this JAX has no Triton back end of Pallas")
+
 from newllm_jax.config import Precision
 from newllm_jax.newllm.recurrence import gpu, reference
 from newllm_jax.newllm.recurrence.cell import CellParams, CellSpec

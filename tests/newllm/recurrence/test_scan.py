@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -126,6 +127,7 @@ def test_own_backward_pass_equals_the_plain_scans(form, dropped, inputs):
 BASELINE = CellSpec(512, 256, 6, 0.1, "tf32")
 
 
+@pytest.mark.usefixtures("triton")
 def test_the_gpu_kernels_say_what_they_do_not_support():
     assert gpu.supports(BASELINE, 32, 63)
     assert gpu.supports(replace(BASELINE, context_dim=1024, num_layers=12, precision="bf16"), 512, 63)
@@ -142,14 +144,30 @@ def test_the_gpu_kernels_say_what_they_do_not_support():
 
 
 def test_a_jax_without_the_back_end_is_an_obstacle_that_is_named(monkeypatch):
-    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "jax.experimental.pallas.triton", None)
     assert gpu.obstacle(BASELINE, 32, 63) == "this version of JAX has no jax.experimental.pallas.triton"
+
+
+def pretend(monkeypatch, platform: str) -> None:
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(platform=platform)])
 
 
 @pytest.mark.parametrize(
     ("platform", "precision", "expected"),
-    [("cpu", "fp32", "cpu"), ("gpu", "fp32", "plain"), ("gpu", "fp16", "plain"), ("gpu", "bf16", "gpu")],
+    [("cpu", "fp32", "cpu"), ("gpu", "fp32", "plain"), ("gpu", "fp16", "plain")],
 )
 def test_the_form_of_the_time_loop_follows_the_device(monkeypatch, platform, precision, expected):
-    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(platform=platform)])
+    pretend(monkeypatch, platform)
     assert form_for(replace(BASELINE, precision=precision), 32, 63) == expected
+
+
+@pytest.mark.usefixtures("triton")
+def test_a_gpu_with_tensor_cores_runs_the_loop_as_kernels(monkeypatch):
+    pretend(monkeypatch, "gpu")
+    assert form_for(replace(BASELINE, precision="bf16"), 32, 63) == "gpu"
+
+
+def test_a_gpu_runs_the_plain_loop_where_jax_lacks_the_back_end(monkeypatch):
+    pretend(monkeypatch, "gpu")
+    monkeypatch.setitem(sys.modules, "jax.experimental.pallas.triton", None)
+    assert form_for(replace(BASELINE, precision="bf16"), 32, 63) == "plain"
