@@ -11,7 +11,7 @@ import pytest
 
 from newllm_jax.cli import process as cli
 
-CHECKOUT = Path(__file__).parent.parent
+CHECKOUT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 

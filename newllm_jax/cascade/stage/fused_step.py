@@ -1,6 +1,10 @@
-"""A stage's update through the GPU kernels of `kernels.py`: what `train_step` does, with fewer bytes moved.
+"""A stage's update through the GPU kernels of `kernels.py`: the same as `train_step`, with fewer bytes moved.
 
-`stage.fusible` says where they can be used.
+    1. forward   blocks (`single_token.forward`), final norm, logits, mean cross-entropy
+    2. backward  the same, from the logits to the input; the gradient of every kernel stays in two factors
+    3. AdamW     kernels and embedding from those factors, the norms' scales by Optax
+
+`updates.kernel_obstacle` says where it cannot be used.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from newllm_jax.training.precision import PRECISIONS
 from newllm_jax.training.step import Totals, TrainState
 
 Path: TypeAlias = tuple[str, ...]  # of an array in the parameters
-Factors: TypeAlias = dict[Path, tuple[jax.Array, jax.Array]]  # as `single_token.Gradients.kernels` has them
+Factors: TypeAlias = dict[Path, tuple[jax.Array, jax.Array]]  # those of `single_token.Gradients.kernel_factors`
 
 BLOCKS, FINAL_NORM, EMBEDDING = ("backbone", "blocks"), ("backbone", "norm", "scale"), ("embed", "embedding")
 
@@ -38,39 +42,47 @@ def stage_step(
     key: jax.Array,
     interpret: bool = False,
 ) -> tuple[TrainState, Totals]:
-    """One update, as `train_step` with `next_token_loss` and this optimiser, the AdamW of the configuration.
+    """One update: that of `train_step` with `next_token_loss` and this optimiser.
 
     Args:
-      batch: `hidden [batch, hidden]` and `targets [batch]`.
-      key: of no use, there is no dropout.
+      config: has the learning rate and the weight decay, which the kernel of AdamW needs as numbers.
+      optimizer: `training.optimizer.adamw` of those two. It is needed as well, because an Optax transformation keeps
+        its settings to itself: it updates the norms' scales and counts the updates.
+      batch: `hidden [B, H]` and `targets [B]`.
+      present: bool `[B]`; absent tokens have no loss.
+      key: unused, there is no dropout.
       interpret: without a GPU, for tests.
     """
     hidden, targets = batch
     llama, precision = stage.config, PRECISIONS[stage.precision]
-    how = {"precision": precision, "interpret": interpret}
+    options = {"precision": precision, "interpret": interpret}
     products = single_token.Products(
-        partial(kernels.forward, epsilon=llama.rms_norm_eps, **how),
-        partial(kernels.backward, **how),
-        partial(kernels.backward_normed, epsilon=llama.rms_norm_eps, **how),
+        partial(kernels.forward, epsilon=llama.rms_norm_eps, **options),
+        partial(kernels.backward, **options),
+        partial(kernels.norm_backward, epsilon=llama.rms_norm_eps, **options),
     )
     dot = partial(jnp.dot, precision=precision)
     params = _flat(state.params)
     blocks, embedding = state.params["backbone"]["blocks"], params[EMBEDDING]
 
-    residual, kept = single_token.forward(llama, products, blocks, hidden)
-    last, through_norm = jax.vjp(lambda x, scale: rms_norm(x, scale, llama.rms_norm_eps), residual, params[FINAL_NORM])
-    d_logits, sums = jax.grad(_mean_loss, has_aux=True)(dot(last, embedding.T), targets, present)
-    d_residual, d_norm = through_norm(dot(d_logits, embedding))
-    found = single_token.backward(llama, products, blocks, kept, d_residual)
+    residual, residuals = single_token.forward(llama, products, blocks, hidden)
+    final_norm = partial(rms_norm, epsilon=llama.rms_norm_eps)
+    last, norm_backward = jax.vjp(final_norm, residual, params[FINAL_NORM])
+    logits = dot(last, embedding.T)
 
+    d_logits, sums = jax.grad(_mean_loss, has_aux=True)(logits, targets, present)
+    d_residual, d_final_scale = norm_backward(dot(d_logits, embedding))
+    gradients = single_token.backward(llama, products, blocks, residuals, d_residual)
+
+    paths = {name: (*BLOCKS, *path, "kernel") for name, path in single_token.KERNELS.items()}
     factors: Factors
-    factors = {(*BLOCKS, *single_token.KERNELS[name], "kernel"): pair for name, pair in found.kernels.items()}
+    factors = {paths[name]: pair for name, pair in gradients.kernel_factors.items()}
     factors[EMBEDDING] = d_logits[None], last[None]
-    gradients: dict[Path, jax.Array]
-    gradients = {(*BLOCKS, name, "scale"): gradient for name, gradient in found.norms.items()}
-    gradients[FINAL_NORM] = d_norm
-    after, norm = _adamw(config, optimizer, state, factors, gradients, how)
-    return after, Totals(sums, norm)
+    scales: dict[Path, jax.Array]
+    scales = {(*BLOCKS, name, "scale"): gradient for name, gradient in gradients.norm_scales.items()}
+    scales[FINAL_NORM] = d_final_scale
+    after, gradient_norm = _adamw(config, optimizer, state, factors, scales, options)
+    return after, Totals(sums, gradient_norm)
 
 
 def _adamw(
@@ -78,39 +90,49 @@ def _adamw(
     optimizer: optax.GradientTransformation,
     state: TrainState,
     factors: Factors,
-    gradients: dict[Path, jax.Array],
-    how: Any,
+    scales: dict[Path, jax.Array],
+    options: Any,
 ) -> tuple[TrainState, jax.Array]:
-    """The state after an update, and the gradient's norm: each kernel from its factors, the rest by `optimizer`.
+    """The state after an update by AdamW, and the gradient's norm.
 
-    It is `optimizer.adamw` of the configuration, as `kernels.adamw` is.
+    Args:
+      factors: of the gradients of kernels and embedding, `[layers, B, in]` and `[layers, B, out]`: `kernels.adamw`.
+      scales: the gradients of the norms' scales, for `optimizer`. It is called with their part of the moments; the
+        count of updates, which comes first in its state, is the one of all parameters.
+      options: of the GPU kernels.
     """
     adam: Any
     adam, *others = cast(Any, state.opt_state)
     params, means, squares = _flat(state.params), _flat(adam.mu), _flat(adam.nu)
-    for path in sorted(params.keys() - factors.keys() - gradients.keys()):  # queries and keys: no gradient ever
+    # Queries and keys have no gradient, ever: their moments stay 0, and only the decay changes them.
+    for path in sorted(params.keys() - factors.keys() - scales.keys()):
         params[path] += -config.learning_rate * (config.weight_decay * params[path])
 
-    small, small_means, small_squares = ({path: tree[path] for path in gradients} for tree in (params, means, squares))
-    updates, (adam, *others) = cast(
-        Any, optimizer.update(gradients, (adam._replace(mu=small_means, nu=small_squares), *others), small)
+    old_scales, scale_means, scale_squares = (
+        {path: tree[path] for path in scales} for tree in (params, means, squares)
     )
-    params |= cast(Any, optax.apply_updates(small, updates))
+    updates, (adam, *others) = cast(
+        Any, optimizer.update(scales, (adam._replace(mu=scale_means, nu=scale_squares), *others), old_scales)
+    )
+    params |= cast(Any, optax.apply_updates(old_scales, updates))
     means |= adam.mu
     squares |= adam.nu
-    squared = [jnp.square(gradient).ravel() for gradient in gradients.values()]
-    for path, (operand, d_result) in factors.items():
+
+    sums_of_squares = [jnp.square(gradient).ravel() for gradient in scales.values()]
+    for path, (x, d_y) in factors.items():
         shape = params[path].shape
-        trained = kernels.Trained(*(tree[path].reshape(-1, *shape[-2:]) for tree in (params, means, squares)))
-        trained, sums_of_squares = kernels.adamw(
-            trained, operand, d_result, adam.count, learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay, **how,
-        )  # fmt: skip
-        params[path], means[path], squares[path] = (array.reshape(shape) for array in trained)
-        squared.append(sums_of_squares.ravel())
+        before = kernels.ParameterAndMoments(
+            *(tree[path].reshape(-1, *shape[-2:]) for tree in (params, means, squares))
+        )
+        after, by_tile = kernels.adamw(
+            before, x, d_y, adam.count, learning_rate=config.learning_rate, weight_decay=config.weight_decay, **options
+        )
+        params[path], means[path], squares[path] = (array.reshape(shape) for array in after)
+        sums_of_squares.append(by_tile.ravel())
+
     adam = adam._replace(mu=unflatten_dict(means), nu=unflatten_dict(squares))
-    after = replace(state, params=unflatten_dict(params), opt_state=cast(Any, (adam, *others)))
-    return after, jnp.sqrt(jnp.sum(jnp.concatenate(squared)))
+    new_state = replace(state, params=unflatten_dict(params), opt_state=cast(Any, (adam, *others)))
+    return new_state, jnp.sqrt(jnp.sum(jnp.concatenate(sums_of_squares)))
 
 
 def _flat(tree: Any) -> dict[Path, jax.Array]:
@@ -118,5 +140,6 @@ def _flat(tree: Any) -> dict[Path, jax.Array]:
 
 
 def _mean_loss(logits: jax.Array, targets: jax.Array, present: jax.Array) -> tuple[jax.Array, Any]:
+    """The mean cross-entropy (nats) of the tokens that are present, and the sums it was computed from."""
     sums = summed_losses(logits, targets, present)
     return sums.loss / jnp.maximum(sums.count, 1).astype(jnp.float32), sums

@@ -1,10 +1,17 @@
-"""The GPU kernels of a stage's update: products of few tokens with large weights, and AdamW in one pass.
+"""The GPU kernels of a stage's update: products of few tokens with large kernels, and AdamW in one pass.
 
-An update reads every weight for some tens of tokens, so what it costs is memory traffic and the wait at the start of
-every kernel. A product reads its layer of a stack in place and cuts the inner dimension too, so that enough thread
-blocks read at once. `adamw` forms each gradient where it is used: none is ever written.
+An update reads every weight for some tens of tokens, so its time is memory traffic and the latency of each launch, not
+arithmetic. Three things are done about that:
 
-Written for Pallas's Triton backend; `fused_step.py` calls these.
+  - A product is divided along its inner dimension too, in *pieces*, so that enough thread blocks read at the same time.
+    Each piece's partial sum is a result of its own; XLA adds them up, together with what follows.
+  - RMSNorm is part of the product that follows it, and its backward pass adds up the pieces of the one before it.
+  - `adamw` computes each tile of a gradient where it is applied. No gradient of a kernel is ever written to memory.
+
+In shapes, B is the tokens of a batch, L the layers of a stack, P the pieces of an inner dimension. `single_token.py`
+has the equations of the model. "Kernel" below is a kernel of the GPU; those of the model are called weights.
+
+Written for Pallas's Triton back end; `fused_step.py` calls these.
 """
 
 from __future__ import annotations
@@ -20,17 +27,17 @@ from jax.experimental.pallas import triton as plgpu
 from newllm_jax.training.optimizer import BETAS, EPSILON
 
 TILE = 64  # every width is a multiple of it
-ROWS, WARPS = 16, 4  # of a thread block of `adamw`
+ADAMW_ROWS, ADAMW_WARPS = 16, 4  # of a thread block of `adamw`: its rows of a weight, and its warps
 
 
-class Cut(NamedTuple):
-    """How a product is cut.
+class ProductTiling(NamedTuple):
+    """How a product is divided among thread blocks.
 
     Attributes:
       columns: of the result, for a thread block.
-      depth: of the inner dimension, for a thread block, at most.
+      depth: size of a piece of the inner dimension, at most.
       warps: of a thread block.
-      stages: loads in flight.
+      stages: tiles in flight from device memory: the depth of the software pipeline.
     """
 
     columns: int
@@ -39,19 +46,25 @@ class Cut(NamedTuple):
     stages: int
 
 
-class Trained(NamedTuple):
-    """A stack of kernels and its moments, those of the gradient and of its square."""
+class ParameterAndMoments(NamedTuple):
+    """A stack of weights with Adam's moments, each `[L, in, out]`.
 
-    param: jax.Array
+    Attributes:
+      parameter: the weights.
+      mean: the running mean of the gradient.
+      square: the running mean of its square.
+    """
+
+    parameter: jax.Array
     mean: jax.Array
     square: jax.Array
 
 
-CUT = Cut(columns=64, depth=64, warps=4, stages=2)  # what measured best on an H200
+PRODUCT_TILING = ProductTiling(columns=64, depth=64, warps=4, stages=2)  # the fastest measured on an H200
 
 
 def forward(
-    operand: jax.Array,
+    x: jax.Array,
     stacks: list[jax.Array],
     layer: int,
     scales: jax.Array | None,
@@ -60,71 +73,93 @@ def forward(
     precision: Any,
     interpret: bool = False,
 ) -> list[jax.Array]:
-    """`single_token.Products.forward`, of stacks of one shape; the tokens are a power of two from 16 on.
+    """`single_token.Products.forward`, for stacks of one shape: RMSNorm(x) W for each W, or x W without scales.
+
+    RMSNorm divides a row by one number, so that division can follow the product, for which no block has to wait:
+
+        RMSNorm(x) W = ((x * scale) W) / sqrt(mean(x^2) + epsilon)
 
     Args:
+      x: `[B, in]`, B a power of two from 16.
       epsilon: of the RMSNorm.
       interpret: without a GPU, for tests.
     """
-    normed = [] if scales is None else [scales]
-    *parts, squares = _products([operand], stacks, layer, normed, False, precision, interpret)
-    results = [jnp.sum(part, 0) for part in parts]
+    norm_scales = [] if scales is None else [scales]
+    *partial_sums, squares = _products([x], stacks, layer, norm_scales, False, precision, interpret)
+    results = [jnp.sum(pieces, 0) for pieces in partial_sums]
     if scales is None:
         return results
-    mean = jnp.sum(squares, 0) / operand.shape[1]
+    mean = jnp.sum(squares, 0) / x.shape[1]
     return [result * jax.lax.rsqrt(mean + epsilon)[:, None] for result in results]
 
 
 def backward(
-    gradients: list[jax.Array], stacks: list[jax.Array], layer: int, *, precision: Any, interpret: bool = False
+    d_results: list[jax.Array], stacks: list[jax.Array], layer: int, *, precision: Any, interpret: bool = False
 ) -> jax.Array:
-    """`single_token.Products.backward`, likewise."""
-    return jnp.sum(_products(gradients, stacks, layer, [], True, precision, interpret)[0], 0)
+    """`single_token.Products.backward`, for stacks of one shape: the sum of d_y W^T."""
+    return jnp.sum(_products(d_results, stacks, layer, [], True, precision, interpret)[0], 0)
 
 
-def backward_normed(
-    gradients: list[jax.Array],
+def norm_backward(
+    d_results: list[jax.Array],
     stacks: list[jax.Array],
     layer: int,
     scales: jax.Array,
     x: jax.Array,
-    d_around: jax.Array,
+    d_residual: jax.Array,
     *,
     epsilon: float,
     precision: Any,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """`single_token.Products.backward_normed`, likewise: the pieces' sum and the norm's gradient in one kernel."""
-    parts, _ = _products(gradients, stacks, layer, [], True, precision, interpret)
+    """`single_token.Products.norm_backward`, for stacks of one shape: two kernels, the products and the norm."""
+    partial_sums, _ = _products(d_results, stacks, layer, [], True, precision, interpret)
     d_normed, d_x = pl.pallas_call(
-        partial(_norm_kernel, epsilon),
+        partial(_norm_backward_kernel, epsilon),
         out_shape=[jax.ShapeDtypeStruct(x.shape, jnp.float32)] * 2,
         grid=(len(x),),
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=1),
         interpret=interpret,
-    )(jnp.array([layer], jnp.int32), parts, scales, x, d_around)
+    )(jnp.array([layer], jnp.int32), partial_sums, scales, x, d_residual)
     return d_normed, d_x
 
 
-def _norm_kernel(epsilon: float, layer: Any, parts: Any, scales: Any, x: Any, d_around: Any, *results: Any) -> None:
-    """One token: its gradient through the norm from the pieces of that of the normed operand."""
+def _norm_backward_kernel(
+    epsilon: float, layer: Any, partial_sums: Any, scales: Any, x: Any, d_residual: Any, *results: Any
+) -> None:
+    """The backward pass of RMSNorm; a thread block a token, so the sums below are over the columns of its row.
+
+        d_normed = sum of the pieces                            the gradient of n = unit * scale
+        unit     = x / r                                        r = sqrt(mean(x^2) + epsilon)
+        d_unit   = d_normed * scale
+        d_x      = d_residual + (d_unit - unit * mean(unit * d_unit)) / r
+
+    Args:
+      layer: `[1]`, the row of `scales`.
+      partial_sums: `[P, B, H]`.
+      scales: `[L, H]`.
+      x, d_residual: `[B, H]`.
+      results: d_normed and d_x, `[B, H]`.
+    """
     hidden, row = x.shape[1], pl.program_id(0)
+    # Triton's blocks are powers of two: a row is loaded as one, with a mask. Its start is computed (as 0), for JAX from
+    # 0.12 on refuses a slice that it can see to be too wide, whatever the mask.
     width = pl.next_power_of_2(hidden)
-    # The start is computed, for JAX from 0.12 on refuses a slice that it sees to be too wide, whatever the mask.
-    columns, present = pl.ds(row * 0, width), jax.lax.iota(jnp.int32, width) < hidden
+    columns, in_row = pl.ds(row * 0, width), jax.lax.iota(jnp.int32, width) < hidden
 
     def load(ref: Any, *index: Any) -> jax.Array:
         shape = (*[1] * len(index), width)
         place = ref.at[(*(pl.ds(i, 1) for i in index), columns)]
-        return plgpu.load(place, mask=present.reshape(shape), other=0.0).reshape(width)
+        return plgpu.load(place, mask=in_row.reshape(shape), other=0.0).reshape(width)
 
-    d_normed = sum((load(parts, piece, row) for piece in range(1, parts.shape[0])), start=load(parts, 0, row))
+    pieces = range(1, partial_sums.shape[0])
+    d_normed = sum((load(partial_sums, piece, row) for piece in pieces), start=load(partial_sums, 0, row))
     value = load(x, row)
     inverse = jax.lax.rsqrt(jnp.sum(value * value) / hidden + epsilon)
     unit, d_unit = value * inverse, d_normed * load(scales, layer[0])
-    d_x = load(d_around, row) + (d_unit - unit * (jnp.sum(unit * d_unit) / hidden)) * inverse
+    d_x = load(d_residual, row) + (d_unit - unit * (jnp.sum(unit * d_unit) / hidden)) * inverse
     for ref, result in zip(results, (d_normed, d_x), strict=True):
-        plgpu.store(ref.at[row, columns], result, mask=present)
+        plgpu.store(ref.at[row, columns], result, mask=in_row)
 
 
 def _products(
@@ -136,55 +171,72 @@ def _products(
     precision: Any,
     interpret: bool,
 ) -> list[jax.Array]:
-    """One operand by each kernel; or, transposed, the sum of each operand by its kernel.
+    """The partial sums of products with one layer's weights W; those of the whole are their sums over the pieces.
+
+        plain:       y_W = (x * scale) W, for each W            one operand x `[B, in]`, weights `[L, in, out]`
+        transposed:  y   = sum of x_W W^T over all W            an operand x_W `[B, in]` per W, weights `[L, out, in]`
 
     Args:
-      scales: none, or one stack `[layers, in]` whose row the operand is multiplied with first.
+      scales: of the RMSNorm before a plain product, one stack `[L, in]`; or none.
+      layer: an argument of the kernel, not a constant of it: one compiled kernel serves all layers.
 
     Returns:
-      By result, what each piece of the inner dimension adds to it; and to the sums of the operand's squares.
+      The partial sums of each y, `[P, B, out]`, and last those of the squares of x, `[P, B]`, which are written only
+      where there are scales.
     """
     (tokens, inner), outer = operands[0].shape, stacks[0].shape[1 if transposed else 2]
-    depth = max(size for size in range(TILE, min(CUT.depth, inner) + 1, TILE) if inner % size == 0)
-    sizes = len(operands), len(stacks), len(scales), CUT.columns, depth
-    shapes = [(inner // depth, tokens, outer)] * (1 if transposed else len(stacks)) + [(inner // depth, tokens)]
+    columns, most = PRODUCT_TILING.columns, min(PRODUCT_TILING.depth, inner)
+    depth = max(size for size in range(TILE, most + 1, TILE) if inner % size == 0)
+    counts, pieces = (len(operands), len(stacks), len(scales)), inner // depth
+    shapes = [(pieces, tokens, outer)] * (1 if transposed else len(stacks)) + [(pieces, tokens)]
     return pl.pallas_call(
-        partial(_product_kernel, sizes, transposed, precision),
+        partial(_product_kernel, counts, columns, depth, transposed, precision),
         out_shape=[jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes],
-        grid=(outer // CUT.columns, inner // depth),
-        compiler_params=plgpu.CompilerParams(num_warps=CUT.warps, num_stages=CUT.stages),
+        grid=(outer // columns, pieces),
+        compiler_params=plgpu.CompilerParams(num_warps=PRODUCT_TILING.warps, num_stages=PRODUCT_TILING.stages),
         interpret=interpret,
     )(jnp.array([layer], jnp.int32), *operands, *stacks, *scales)
 
 
-def _product_kernel(sizes: tuple[int, ...], transposed: bool, precision: Any, layer: Any, *refs: Any) -> None:
-    operands, stacks, scales, columns, depth = sizes
-    given = iter(refs)
-    xs, ws, norms = ([next(given) for _ in range(count)] for count in (operands, stacks, scales))
-    *parts, squares = given
+def _product_kernel(
+    counts: tuple[int, int, int], columns: int, depth: int, transposed: bool, precision: Any, layer: Any, *refs: Any
+) -> None:
+    """One thread block: some columns of the results of `_products`, one piece of the inner dimension.
+
+    It adds up the piece's tiles; blocks of the first columns also add up the squares of their piece of x.
+
+    Args:
+      counts: of the references that are operands, stacks and scales, in this order; the results follow.
+      columns: of the results.
+      depth: size of the piece.
+      layer: `[1]`.
+    """
+    references = iter(refs)
+    operands, stacks, scales = ([next(references) for _ in range(count)] for count in counts)
+    *results, squares = references
     here, piece, number = pl.ds(pl.program_id(0) * columns, columns), pl.program_id(1), layer[0]
     dot = partial(jnp.dot, precision=precision, preferred_element_type=jnp.float32)
 
-    def add(step: Any, carry: tuple[list[jax.Array], jax.Array]) -> tuple[list[jax.Array], jax.Array]:
+    def add_tile(step: Any, carry: tuple[list[jax.Array], jax.Array]) -> tuple[list[jax.Array], jax.Array]:
         sums, squared = carry
         inner = pl.ds(piece * depth + step * TILE, TILE)
         if transposed:
-            [total] = sums
-            for x, w in zip(xs, ws, strict=True):
-                total += dot(x[:, inner], w[number, here, inner].T)
-            return [total], squared
-        x = xs[0][:, inner]
-        if norms:
+            [y] = sums
+            for x, w in zip(operands, stacks, strict=True):
+                y += dot(x[:, inner], w[number, here, inner].T)
+            return [y], squared
+        x = operands[0][:, inner]
+        if scales:
             squared += jnp.sum(x * x, 1)
-            x *= norms[0][number, inner][None, :]
-        return [total + dot(x, w[number, inner, here]) for total, w in zip(sums, ws, strict=True)], squared
+            x *= scales[0][number, inner][None, :]
+        return [y + dot(x, w[number, inner, here]) for y, w in zip(sums, stacks, strict=True)], squared
 
-    tokens = xs[0].shape[0]
-    zeros = [jnp.zeros((tokens, columns), jnp.float32)] * len(parts), jnp.zeros((tokens,), jnp.float32)
-    sums, squared = jax.lax.fori_loop(0, depth // TILE, add, zeros)
-    for part, total in zip(parts, sums, strict=True):
-        part[piece, :, here] = total
-    if norms:
+    tokens = operands[0].shape[0]
+    zeros = [jnp.zeros((tokens, columns), jnp.float32)] * len(results), jnp.zeros((tokens,), jnp.float32)
+    sums, squared = jax.lax.fori_loop(0, depth // TILE, add_tile, zeros)
+    for result, y in zip(results, sums, strict=True):
+        result[piece, :, here] = y
+    if scales:
 
         @pl.when(pl.program_id(0) == 0)
         def _() -> None:
@@ -192,60 +244,72 @@ def _product_kernel(sizes: tuple[int, ...], transposed: bool, precision: Any, la
 
 
 def adamw(
-    trained: Trained,
-    operand: jax.Array,
-    d_result: jax.Array,
+    before: ParameterAndMoments,
+    x: jax.Array,
+    d_y: jax.Array,
     count: jax.Array,
     *,
     learning_rate: float,
     weight_decay: float,
     precision: jax.lax.PrecisionLike,
     interpret: bool = False,
-) -> tuple[Trained, jax.Array]:
-    """One update of a stack of kernels by AdamW, as Optax's, from what its gradient is the product of.
+) -> tuple[ParameterAndMoments, jax.Array]:
+    """One update of a stack of weights by AdamW, as `optax.adamw` does it, from the factors of their gradient x^T d_y.
 
     Args:
-      trained: `[layers, in, out]` each.
-      operand: `[layers, tokens, in]`, tokens a power of two from 16 on.
-      d_result: `[layers, tokens, out]`.
+      before: its memory is reused for the result.
+      x: `[L, B, in]`, the left operand of the product with the weights, B a power of two from 16.
+      d_y: `[L, B, out]`, the gradient of the result of that product.
       count: this update's number, from 1.
 
     Returns:
-      The same, written over what was given, and the gradient's sums of squares, by tile.
+      Weights and moments after the update, and the sums of the squares of the gradient by thread block: the gradient's
+      norm is the square root of their sum.
     """
-    layers, inner, outer = trained.param.shape
+    layers, inner, outer = before.parameter.shape
     corrections = 1 - jnp.array(BETAS) ** count
-    grid = outer // TILE, inner // ROWS, layers  # neighbours in memory are neighbours in time
-    kernel = partial(_adamw_kernel, height=ROWS, rate=learning_rate, decay=weight_decay, precision=precision)
-    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (*[trained.param.shape] * 3, grid)]
+    grid = outer // TILE, inner // ADAMW_ROWS, layers  # blocks that start together read neighbours in memory
+    kernel = partial(_adamw_kernel, height=ADAMW_ROWS, rate=learning_rate, decay=weight_decay, precision=precision)
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (*[before.parameter.shape] * 3, grid)]
     *updated, squares = pl.pallas_call(
         kernel,
         out_shape=shapes,
         grid=grid,
         input_output_aliases={0: 0, 1: 1, 2: 2},
-        compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=1),
+        compiler_params=plgpu.CompilerParams(num_warps=ADAMW_WARPS, num_stages=1),
         interpret=interpret,
-    )(*trained, operand, d_result, corrections)
-    return Trained(*updated), squares
+    )(*before, x, d_y, corrections)
+    return ParameterAndMoments(*updated), squares
 
 
 def _adamw_kernel(
-    param: Any, mean: Any, square: Any, operand: Any, d_result: Any, corrections: Any,
-    new_param: Any, new_mean: Any, new_square: Any, squares: Any,
+    parameter: Any, mean: Any, square: Any, x: Any, d_y: Any, corrections: Any,
+    new_parameter: Any, new_mean: Any, new_square: Any, squares: Any,
     *, height: int, rate: float, decay: float, precision: Any,
 ) -> None:  # fmt: skip
+    """One tile of the weights p of one layer, `height` rows by TILE columns (Loshchilov & Hutter 2019):
+
+        g  = x^T d_y
+        m' = beta_1 * m + (1 - beta_1) * g
+        v' = beta_2 * v + (1 - beta_2) * g^2
+        p' = p - rate * (m' / (1 - beta_1^n) / (sqrt(v' / (1 - beta_2^n)) + epsilon) + decay * p)
+
+    Args:
+      corrections: `[2]`, 1 - beta_1^n and 1 - beta_2^n for the n-th update.
+      squares: the sum of g^2 of each tile.
+    """
     column, row, layer = (pl.program_id(axis) for axis in range(3))
     rows, columns = pl.ds(row * height, height), pl.ds(column * TILE, TILE)
-    here = layer, rows, columns
+    tile = layer, rows, columns
     gradient = jnp.dot(
-        operand[layer, :, rows].T, d_result[layer, :, columns], precision=precision, preferred_element_type=jnp.float32
+        x[layer, :, rows].T, d_y[layer, :, columns], precision=precision, preferred_element_type=jnp.float32
     )
-    first, second = BETAS
-    old = param[here]
-    moved = first * mean[here] + (1 - first) * gradient
-    spread = second * square[here] + (1 - second) * gradient * gradient
-    update = moved / corrections[0] / (jnp.sqrt(spread / corrections[1]) + EPSILON) + decay * old
-    new_param[here] = old - rate * update
-    new_mean[here] = moved
-    new_square[here] = spread
+    beta_1, beta_2 = BETAS
+    old = parameter[tile]
+    first = beta_1 * mean[tile] + (1 - beta_1) * gradient
+    second = beta_2 * square[tile] + (1 - beta_2) * gradient * gradient
+    update = first / corrections[0] / (jnp.sqrt(second / corrections[1]) + EPSILON) + decay * old
+    new_parameter[tile] = old - rate * update
+    new_mean[tile] = first
+    new_square[tile] = second
     squares[column, row, layer] = jnp.sum(gradient * gradient)

@@ -10,11 +10,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from newllm_jax.cascade.stage.single_token import through_blocks
+from newllm_jax.cascade.stage.single_token import run_blocks
 from newllm_jax.config import Precision
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.smollm.model import SmolLM2, rms_norm
-from newllm_jax.training.precision import PRECISIONS
 from newllm_jax.training.step import Params
 
 
@@ -42,9 +41,7 @@ class Stage(nn.Module):
             last = self.llama.from_hidden(hidden[:, None, :]).last[:, 0, :]
         else:
             params = self.variables["params"]["backbone"]
-            residual = cast(
-                jax.Array, through_blocks(self.config, PRECISIONS[self.precision], params["blocks"], hidden)
-            )
+            residual = cast(jax.Array, run_blocks(self.config, self.precision, params["blocks"], hidden))
             last = rms_norm(residual, params["norm"]["scale"], self.config.rms_norm_eps)
         return last, self.llama.logits(last)
 

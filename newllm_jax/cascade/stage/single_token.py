@@ -1,7 +1,17 @@
-"""The blocks of a Llama on texts of one token: attention sees one key, so it passes the value on.
+"""The blocks of a Llama on texts of one token, as a stage of CASCADE reads them.
 
-What `Backbone` computes for such texts, with less work: no queries, keys or softmax, and the gradient of each weight is
-one product for all layers, formed after the chain through the layers instead of inside it.
+Attention to one key gives it the weight 1, whatever the query: it passes the value on, to all query heads that share
+the value head. So no query, key or softmax is computed, and their kernels have no gradient. A block is
+
+    v    = RMSNorm(x) W_value
+    x    = x + repeat(v) W_output                               repeat: each value head, once per query head
+    g, u = RMSNorm(x) W_gate, RMSNorm(x) W_up
+    x    = x + (silu(g) * u) W_down
+
+with the parameters of `smollm.model.Backbone`, and computes the same. The gradient of each kernel is one product for
+all layers, formed after the chain back through the layers instead of inside it.
+
+In shapes, B is the tokens of a batch, L the layers, H the hidden size. A *product* is one of the five of a block.
 """
 
 from __future__ import annotations
@@ -13,8 +23,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from newllm_jax.config import Precision
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.smollm.model import rms_norm
+from newllm_jax.training.precision import PRECISIONS
 
 KERNELS = {  # a product's name -> where its kernel is in the parameters of the blocks
     "value": ("attention", "v_proj"),
@@ -27,184 +39,201 @@ NORMS = ("attention_norm", "mlp_norm")
 
 
 class Products(NamedTuple):
-    """How to multiply with kernels that lie in stacks `[layers, in, out]`.
+    """An implementation of the products with one layer's kernels, which lie in stacks `[L, in, out]`.
+
+    With W the layer's kernel of a stack, n(x) the RMSNorm of x by the layer's scale, and d_x the gradient of x:
 
     Attributes:
-      forward: (operand `[tokens, in]`, stacks, layer, scales `[layers, in]` of an RMSNorm that the operand goes through
-        first, or None) -> by stack, operand @ kernel: `[tokens, out]`.
-      backward: (gradients of those, stacks, layer) -> that of the operand, `[tokens, in]`.
-      backward_normed: for an operand that went through an RMSNorm: (gradients, stacks, layer, scales, what went into
-        the norm, gradient of what went around it) -> gradients of the operand and of what went into the norm, with
-        that of what went around it added.
+      forward: (x `[B, in]`, stacks, layer, the norm's scales `[L, in]` or None) -> for each stack `[B, out]`: n(x) W,
+        or x W without scales.
+      backward: (for each stack the gradient d_y `[B, out]` of its result, stacks, layer) -> d_x `[B, in]`, the sum of
+        d_y W^T over the stacks; of results that had no norm.
+      norm_backward: (gradients as above, stacks, layer, scales, x, the gradient `[B, in]` that comes to x by the
+        residual stream) -> the gradients of n(x), as above, and of x, both `[B, in]`; the latter is the sum of what
+        comes through the norm and by the residual stream.
     """
 
     forward: Callable[[jax.Array, list[jax.Array], int, jax.Array | None], list[jax.Array]]
     backward: Callable[[list[jax.Array], list[jax.Array], int], jax.Array]
-    backward_normed: Callable[
+    norm_backward: Callable[
         [list[jax.Array], list[jax.Array], int, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]
     ]
 
 
-class Kept(NamedTuple):
-    """What the way forward leaves for the way back, by product or norm, one `[tokens, ...]` a layer.
+class Residuals(NamedTuple):
+    """Activations saved for the backward pass, by name, for each layer one `[B, ...]`.
 
     Attributes:
-      read: what goes into each norm, and into the products that read no normed operand.
-      made: what the products gate and up give.
+      inputs: of the norms, and of the products that no norm precedes, `output` and `down`.
+      pre_activations: g and u, the results of the products `gate` and `up`.
     """
 
-    read: dict[str, list[jax.Array]]
-    made: dict[str, list[jax.Array]]
+    inputs: dict[str, list[jax.Array]]
+    pre_activations: dict[str, list[jax.Array]]
 
 
 class Gradients(NamedTuple):
-    """What the way back gives.
+    """The gradients of the blocks' parameters and of their input; those of the kernels in two factors.
 
     Attributes:
-      kernels: by product its operand `[layers, tokens, in]` and the gradient of its result `[layers, tokens, out]`;
-        their product over the tokens is the gradient of the kernel.
-      norms: by norm, that of its scale `[layers, hidden]`.
-      x: of what went into the first layer, `[tokens, hidden]`.
+      kernel_factors: by product, its left operand x `[L, B, in]` and the gradient d_y `[L, B, out]` of its result; the
+        gradient of the kernels is x^T d_y.
+      norm_scales: by norm, `[L, H]`.
+      x: of the input of the first layer, `[B, H]`.
     """
 
-    kernels: dict[str, tuple[jax.Array, jax.Array]]
-    norms: dict[str, jax.Array]
+    kernel_factors: dict[str, tuple[jax.Array, jax.Array]]
+    norm_scales: dict[str, jax.Array]
     x: jax.Array
 
 
-def stack(blocks: Any, name: str) -> jax.Array:
-    """The kernels of a product, `[layers, in, out]`."""
+def kernel_stack(blocks: Any, name: str) -> jax.Array:
+    """The kernels of a product, `[L, in, out]`."""
     part, kernel = KERNELS[name]
     return blocks[part][kernel]["kernel"]
 
 
-def forward(config: LlamaConfig, products: Products, blocks: Any, x: jax.Array) -> tuple[jax.Array, Kept]:
-    """The residual stream `[tokens, hidden]` after all layers, from the one before the first."""
-    kept = Kept({name: [] for name in ("output", "down", *NORMS)}, {"gate": [], "up": []})
+def forward(config: LlamaConfig, products: Products, blocks: Any, x: jax.Array) -> tuple[jax.Array, Residuals]:
+    """The residual stream `[B, H]` after all layers, from that before the first."""
+    residuals = Residuals({name: [] for name in ("output", "down", *NORMS)}, {"gate": [], "up": []})
 
-    def product(layer: int, operand: jax.Array, *names: str, norm: str = "") -> list[jax.Array]:
-        kept.read[norm or names[0]].append(operand)
+    def multiply(layer: int, x: jax.Array, *names: str, norm: str = "") -> list[jax.Array]:
+        """RMSNorm(x) W for the kernel W of each name; without a norm x W."""
+        residuals.inputs[norm or names[0]].append(x)
         scales = blocks[norm]["scale"] if norm else None
-        return products.forward(operand, [stack(blocks, name) for name in names], layer, scales)
+        return products.forward(x, [kernel_stack(blocks, name) for name in names], layer, scales)
 
     for layer in range(config.num_layers):
-        [value] = product(layer, x, "value", norm="attention_norm")
-        [attended] = product(layer, _to_query_heads(config, value), "output")
+        [value] = multiply(layer, x, "value", norm="attention_norm")
+        [attended] = multiply(layer, _to_query_heads(config, value), "output")
         x = x + attended
-        gate, up = product(layer, x, "gate", "up", norm="mlp_norm")
-        kept.made["gate"].append(gate)
-        kept.made["up"].append(up)
-        [lowered] = product(layer, _gated(gate, up), "down")
+        gate, up = multiply(layer, x, "gate", "up", norm="mlp_norm")
+        residuals.pre_activations["gate"].append(gate)
+        residuals.pre_activations["up"].append(up)
+        [lowered] = multiply(layer, _swiglu(gate, up), "down")
         x = x + lowered
-    return x, kept
+    return x, residuals
 
 
-def backward(config: LlamaConfig, products: Products, blocks: Any, kept: Kept, d_x: jax.Array) -> Gradients:
-    """The gradients, from that of what `forward` returned."""
+def backward(config: LlamaConfig, products: Products, blocks: Any, residuals: Residuals, d_x: jax.Array) -> Gradients:
+    """The gradients of the blocks, from the gradient `[B, H]` of the result of `forward`."""
+    inputs = residuals.inputs
     d_results: dict[str, list[jax.Array]] = {name: [] for name in (*KERNELS, *NORMS)}
 
-    def given(d_by_name: dict[str, jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
+    def operands_of(d_by_name: dict[str, jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
+        """The gradients of products and their kernels, for `Products`; the former are also recorded."""
         for name, d_result in d_by_name.items():
             d_results[name].insert(0, d_result)
-        return list(d_by_name.values()), [stack(blocks, name) for name in d_by_name]
+        return list(d_by_name.values()), [kernel_stack(blocks, name) for name in d_by_name]
 
-    def product(layer: int, **d_by_name: jax.Array) -> jax.Array:
-        return products.backward(*given(d_by_name), layer)
+    def product_backward(layer: int, **d_by_name: jax.Array) -> jax.Array:
+        """The gradient of the input of a product, from that of its result."""
+        return products.backward(*operands_of(d_by_name), layer)
 
-    def normed(norm: str, layer: int, d_around: jax.Array, **d_by_name: jax.Array) -> jax.Array:
-        into, scales = kept.read[norm][layer], blocks[norm]["scale"]
-        d_normed, d_x = products.backward_normed(*given(d_by_name), layer, scales, into, d_around)
+    def norm_backward(norm: str, layer: int, d_residual: jax.Array, **d_by_name: jax.Array) -> jax.Array:
+        """The gradient of the residual stream before a norm and the products that follow it."""
+        x, scales = inputs[norm][layer], blocks[norm]["scale"]
+        d_normed, d_x = products.norm_backward(*operands_of(d_by_name), layer, scales, x, d_residual)
         d_results[norm].insert(0, d_normed)
         return d_x
 
     for layer in reversed(range(config.num_layers)):
-        _, pullback = jax.vjp(_gated, kept.made["gate"][layer], kept.made["up"][layer])
-        d_gate, d_up = pullback(product(layer, down=d_x))
-        d_x = normed("mlp_norm", layer, d_x, gate=d_gate, up=d_up)
-        d_heads = product(layer, output=d_x).reshape(-1, config.num_kv_heads, *_shared(config))
-        d_x = normed("attention_norm", layer, d_x, value=jnp.sum(d_heads, axis=2).reshape(d_x.shape[0], -1))
+        gate, up = (residuals.pre_activations[name][layer] for name in ("gate", "up"))
+        _, swiglu_backward = jax.vjp(_swiglu, gate, up)
+        d_gate, d_up = swiglu_backward(product_backward(layer, down=d_x))
+        d_x = norm_backward("mlp_norm", layer, d_x, gate=d_gate, up=d_up)
+        d_value = _sum_of_query_heads(config, product_backward(layer, output=d_x))
+        d_x = norm_backward("attention_norm", layer, d_x, value=d_value)
 
-    # All layers at once, and apart from the way forward: XLA would do this one by one inside the chain.
-    read: dict[str, Any] = jax.lax.optimization_barrier({name: jnp.stack(kept.read[name]) for name in kept.read})
-    units = {name: rms_norm(read[name], jnp.ones(()), config.rms_norm_eps) for name in NORMS}
-    operands = {name: units[name] * blocks[name]["scale"][:, None, :] for name in NORMS}
-    read |= {"value": operands["attention_norm"], "gate": operands["mlp_norm"], "up": operands["mlp_norm"]}
+    # Here the norms are computed again, for all layers at once. Without the barrier, XLA would reuse those of the
+    # forward pass, and compute what follows layer by layer inside the chain.
+    saved = jax.lax.optimization_barrier({name: jnp.stack(inputs[name]) for name in inputs})
+    units = {name: rms_norm(saved[name], jnp.ones(()), config.rms_norm_eps) for name in NORMS}
+    normed = {name: units[name] * blocks[name]["scale"][:, None, :] for name in NORMS}
+    operands = {"value": normed["attention_norm"], "gate": normed["mlp_norm"], "up": normed["mlp_norm"], **saved}
     return Gradients(
-        {name: (read[name], jnp.stack(d_results[name])) for name in KERNELS},
-        {name: jnp.sum(units[name] * jnp.stack(d_results[name]), axis=1) for name in NORMS},
-        d_x,
+        kernel_factors={name: (operands[name], jnp.stack(d_results[name])) for name in KERNELS},
+        norm_scales={name: jnp.sum(units[name] * jnp.stack(d_results[name]), axis=1) for name in NORMS},
+        x=d_x,
     )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def through_blocks(config: LlamaConfig, precision: jax.lax.PrecisionLike, blocks: Any, x: jax.Array) -> jax.Array:
-    """The residual stream after all layers.
+def run_blocks(config: LlamaConfig, precision: Precision, blocks: Any, x: jax.Array) -> jax.Array:
+    """The residual stream `[B, H]` after all layers.
 
     Args:
       precision: of the products.
       blocks: the parameters of `Backbone`'s blocks, stacked by layer.
-      x: `[tokens, hidden]`, the residual stream before the first layer.
+      x: `[B, H]`, the residual stream before the first layer.
     """
     return _forward(config, precision, blocks, x)[0]
 
 
-def _forward(config: LlamaConfig, precision: jax.lax.PrecisionLike, blocks: Any, x: jax.Array) -> tuple[jax.Array, Any]:
-    x, kept = forward(config, _products(config, precision), blocks, x)
-    return x, (kept, blocks)
+def _forward(config: LlamaConfig, precision: Precision, blocks: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+    x, residuals = forward(config, _plain_products(config, precision), blocks, x)
+    return x, (residuals, blocks)
 
 
-def _backward(
-    config: LlamaConfig, precision: jax.lax.PrecisionLike, saved: Any, d_x: jax.Array
-) -> tuple[Any, jax.Array]:
-    kept, blocks = saved
-    found = backward(config, _products(config, precision), blocks, kept, d_x)
-    gradients = jax.tree.map(jnp.zeros_like, blocks)  # and so it stays for queries and keys
+def _backward(config: LlamaConfig, precision: Precision, saved: Any, d_x: jax.Array) -> tuple[Any, jax.Array]:
+    residuals, blocks = saved
+    gradients = backward(config, _plain_products(config, precision), blocks, residuals, d_x)
+    d_blocks = jax.tree.map(jnp.zeros_like, blocks)  # the gradients of queries and keys stay 0
     for name, (part, kernel) in KERNELS.items():
-        gradients[part][kernel]["kernel"] = jnp.einsum("lti,lto->lio", *found.kernels[name], precision=precision)
+        x, d_y = gradients.kernel_factors[name]
+        d_blocks[part][kernel]["kernel"] = jnp.einsum("lbi,lbo->lio", x, d_y, precision=PRECISIONS[precision])
     for name in NORMS:
-        gradients[name]["scale"] = found.norms[name]
-    return gradients, found.x
+        d_blocks[name]["scale"] = gradients.norm_scales[name]
+    return d_blocks, gradients.x
 
 
-through_blocks.defvjp(_forward, _backward)
+run_blocks.defvjp(_forward, _backward)
 
 
-def _products(config: LlamaConfig, precision: jax.lax.PrecisionLike) -> Products:
-    dot = partial(jnp.dot, precision=precision)
+def _plain_products(config: LlamaConfig, precision: Precision) -> Products:
+    """The products as XLA computes them, on any device."""
+    dot = partial(jnp.dot, precision=PRECISIONS[precision])
 
     def forward(x: jax.Array, stacks: list[jax.Array], layer: int, scales: jax.Array | None) -> list[jax.Array]:
         operand = x if scales is None else rms_norm(x, scales[layer], config.rms_norm_eps)
         return [dot(operand, stack[layer]) for stack in stacks]
 
-    def backward(gradients: list[jax.Array], stacks: list[jax.Array], layer: int) -> jax.Array:
-        products = [dot(d, stack[layer].T) for d, stack in zip(gradients, stacks, strict=True)]
-        return sum(products[1:], start=products[0])
+    def backward(d_results: list[jax.Array], stacks: list[jax.Array], layer: int) -> jax.Array:
+        d_inputs = [dot(d_y, stack[layer].T) for d_y, stack in zip(d_results, stacks, strict=True)]
+        return sum(d_inputs[1:], start=d_inputs[0])
 
-    def backward_normed(
-        gradients: list[jax.Array],
+    def norm_backward(
+        d_results: list[jax.Array],
         stacks: list[jax.Array],
         layer: int,
         scales: jax.Array,
         x: jax.Array,
-        d_around: jax.Array,
+        d_residual: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
-        d_normed = backward(gradients, stacks, layer)
+        d_normed = backward(d_results, stacks, layer)
         _, pullback = jax.vjp(lambda x: rms_norm(x, scales[layer], config.rms_norm_eps), x)
-        return d_normed, d_around + pullback(d_normed)[0]
+        return d_normed, d_residual + pullback(d_normed)[0]
 
-    return Products(forward, backward, backward_normed)
+    return Products(forward, backward, norm_backward)
 
 
-def _gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+def _swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """SwiGLU's activation (Shazeer 2020), `[B, intermediate]`."""
     return jax.nn.silu(gate) * up
 
 
-def _shared(config: LlamaConfig) -> tuple[int, int]:
-    """How many query heads read a value head, and its size."""
+def _query_heads(config: LlamaConfig) -> tuple[int, int]:
+    """Query heads that share a value head, and the size of a head."""
     return config.num_heads // config.num_kv_heads, config.head_dim
 
 
 def _to_query_heads(config: LlamaConfig, value: jax.Array) -> jax.Array:
-    """`[tokens, kv_heads * head_dim]` -> `[tokens, heads * head_dim]`: what attention to one key gives each head."""
+    """`[B, kv_heads * head_dim]` -> `[B, heads * head_dim]`: the value that attention to one key gives each head."""
     heads = value.reshape(-1, config.num_kv_heads, 1, config.head_dim)
-    return jnp.broadcast_to(heads, (len(value), config.num_kv_heads, *_shared(config))).reshape(len(value), -1)
+    return jnp.broadcast_to(heads, (len(value), config.num_kv_heads, *_query_heads(config))).reshape(len(value), -1)
+
+
+def _sum_of_query_heads(config: LlamaConfig, d_heads: jax.Array) -> jax.Array:
+    """The gradient of the values `[B, kv_heads * head_dim]` from that of `_to_query_heads`."""
+    heads = d_heads.reshape(-1, config.num_kv_heads, *_query_heads(config))
+    return jnp.sum(heads, axis=2).reshape(len(d_heads), -1)

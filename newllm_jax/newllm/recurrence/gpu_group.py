@@ -1,6 +1,11 @@
-"""Thread blocks that work on some rows of a batch together: their shares, their meetings, their products.
+"""Thread blocks that compute some rows of a batch together: their shares, barrier, matrix product and LayerNorm.
 
-Written for Pallas's Triton backend; the kernels of the time loop in `kernel.py` are made of these.
+A *group* is `Tiling.blocks` thread blocks of one launch. It takes `Tiling.rows` rows of the batch through all steps,
+and no group ever waits for another. Within a group, the columns of every layer are shared out evenly. Triton has no
+barrier between thread blocks, so a group has one of its own: a counter in device memory to which each block adds 1 when
+it arrives, and which it then polls until all have arrived.
+
+Shapes follow the legend of `gpu_kernels.py`. Written for Pallas's Triton back end.
 """
 
 from __future__ import annotations
@@ -13,16 +18,18 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from newllm_jax.newllm.recurrence.cell import CONTEXT_BOUND, LAYER_NORM_EPSILON
+
 
 class Tiling(NamedTuple):
-    """How the work is cut.
+    """How the work is divided among thread blocks.
 
     Attributes:
-      rows: rows of the batch in a group.
+      rows: rows of the batch in a group, a multiple of `blocks`.
       blocks: thread blocks in a group; each computes 1 / blocks of the columns.
-      depth: how much of a product's inner dimension is loaded at a time.
+      depth: columns of a product's inner dimension that are loaded at a time, at most.
       warps: of a thread block.
-      stages: loads in flight.
+      stages: tiles in flight from device memory: the depth of the software pipeline.
     """
 
     rows: int
@@ -33,60 +40,154 @@ class Tiling(NamedTuple):
 
 
 class Group:
-    """One thread block's view of its group."""
+    """One thread block's view of its group.
+
+    Attributes:
+      index: the group's number in the launch.
+      rank: this block's number in the group.
+      rows: the group's rows of the batch.
+      own_rows: this block's share of those, for phases that need whole rows.
+    """
 
     def __init__(self, tiling: Tiling, counters: Any, alone: bool, precision: Any, groups: int) -> None:
-        self.tiling, self.counters, self.alone, self.precision = tiling, counters, alone, precision
-        # Numbers are given out as blocks start, so those that run are always whole groups but for the last, and none
-        # waits for a block that cannot start before it ends.
-        ticket = plgpu.atomic_add(counters, (jnp.int32(groups),), jnp.int32(1))
-        self.index, self.number = ticket // tiling.blocks, ticket % tiling.blocks
-        first, share = self.index * tiling.rows, tiling.rows // tiling.blocks
-        self.rows = pl.ds(first, tiling.rows)
-        self.own_rows = pl.ds(first + self.number * share, share)
+        """Takes a ticket, which assigns this block to a group.
 
-    def columns(self, width: int, part: int = 0) -> Any:
-        """This block's share of `width` columns, in the given one of several such parts side by side."""
-        share = width // self.tiling.blocks
-        return pl.ds(part * width + self.number * share, share)
-
-    def meet(self, arrivals: Any, meanwhile: Callable[[], Any] = lambda: ()) -> tuple[Any, Any, Any]:
-        """Waits until all blocks of the group have written what the next phase reads.
+        Tickets follow start order, which the numbers of a grid need not. So the running blocks always form whole groups
+        but for the last one, whose missing blocks start as soon as whole groups have finished: no deadlock, if the GPU
+        can run the blocks of one group at the same time.
 
         Args:
-          arrivals: how many there have been at earlier meetings.
-          meanwhile: what to do while others arrive. What it writes, other blocks may read after the next meeting only.
+          counters: int32 `[groups + 1]` in device memory, zeros at the launch: each group's arrivals at its barriers,
+            and the tickets given so far.
+          alone: the group has one block, so there is nobody to wait for; the interpreter runs blocks one by one.
+          precision: of the matrix products.
+          groups: in the launch.
+        """
+        self.tiling, self.counters, self.alone, self.precision = tiling, counters, alone, precision
+        ticket = plgpu.atomic_add(counters, (jnp.int32(groups),), jnp.int32(1))
+        self.index, self.rank = ticket // tiling.blocks, ticket % tiling.blocks
+        first_row, share = self.index * tiling.rows, tiling.rows // tiling.blocks
+        self.rows = pl.ds(first_row, tiling.rows)
+        self.own_rows = pl.ds(first_row + self.rank * share, share)
+
+    def columns(self, width: int, part: int = 0) -> Any:
+        """This block's share of the columns, as a slice of `width / blocks`.
+
+        Args:
+          width: of the array; of one part, where several of the same width lie side by side (the gates).
+          part: which of those.
+        """
+        share = width // self.tiling.blocks
+        return pl.ds(part * width + self.rank * share, share)
+
+    def barrier(self, arrivals: Any, meanwhile: Callable[[], Any] = lambda: ()) -> tuple[Any, Any, Any]:
+        """Waits until all blocks of the group have written what the next phase reads.
+
+        All blocks take part in the same number of barriers. The counter only grows, so the n-th barrier is passed when
+        it has reached n * blocks, and it need not be reset.
+
+        The writes of a block are published by its arrival: `debug_barrier` (`__syncthreads`) waits for all of its
+        threads, and the atomic add that follows has release semantics in the whole device. The loads of the next phase
+        must not be executed before the last poll; the returned zero sees to that (below). They could still find an old
+        value in the cache of their multiprocessor, which the writes of others do not reach. So kernels read no address
+        that another block writes until the barrier after the write, and write each address once (arrays have a time
+        axis instead of being overwritten): no cache can hold an older value of it.
+
+        Args:
+          arrivals: counted by all barriers before this one.
+          meanwhile: work for the time between this block's arrival and that of the last one: it writes results that no
+            other block reads in the next phase, and prefetches inputs that no block writes. What it writes is published
+            by this block's next arrival.
 
         Returns:
-          `arrivals` after this meeting; a zero that was computed from what was read, for an index with it added keeps
-          the next phase's loads behind the wait; and what `meanwhile` gave.
+          `arrivals`, this barrier's included; a zero derived from the polled counter, which, added to an index, keeps
+          the compiler from hoisting the loads of the next phase above the wait; and the result of `meanwhile`.
         """
         arrivals = arrivals + self.tiling.blocks
         if self.alone:
             return arrivals, jnp.int32(0), meanwhile()
-        plgpu.debug_barrier()  # all threads of this block have written
-        old = plgpu.atomic_add(self.counters, (self.index,), jnp.int32(1))  # which also publishes it
-        needs = meanwhile()
-        seen = jax.lax.while_loop(
-            lambda seen: seen < arrivals,
+        plgpu.debug_barrier()
+        before = plgpu.atomic_add(self.counters, (self.index,), jnp.int32(1))
+        prefetched = meanwhile()
+        counted = jax.lax.while_loop(
+            lambda counted: counted < arrivals,
             lambda _: plgpu.load(self.counters.at[self.index], volatile=True),
-            old + 1,
+            before + 1,  # the last block to arrive need not poll
         )
-        return arrivals, jnp.minimum(seen - arrivals, 0), needs
+        return arrivals, jnp.minimum(counted - arrivals, 0), prefetched
 
-    def product(self, x: Callable[[Any], jax.Array], ws: list[Callable[[Any], jax.Array]], inner: int, columns: int):
-        """x @ w for each w: `[rows, columns]`, from functions that load `x[:, k]` and `w[:, k].T` for a slice k."""
+    def product(
+        self, left: Callable[[Any], jax.Array], rights: list[Callable[[Any], jax.Array]], inner: int, columns: int
+    ) -> list[jax.Array]:
+        """left @ right for each right operand, summed in float32 over slices k of the inner dimension.
+
+        Args:
+          left: loads `left[:, k]`, `[rows, depth]`, of all rows of the group.
+          rights: load `right[k, :]`, transposed: `[columns, depth]`.
+          inner: size of the inner dimension.
+          columns: of each result.
+
+        Returns:
+          Per right operand float32 `[rows, columns]`.
+        """
         depth = min(self.tiling.depth, inner)
         while inner % depth:
             depth //= 2
 
-        def add(k: Any, sums: list[jax.Array]) -> list[jax.Array]:
-            part = pl.ds(k * depth, depth)
-            tile = x(part)
+        def accumulate(step: Any, sums: list[jax.Array]) -> list[jax.Array]:
+            k = pl.ds(step * depth, depth)
+            tile = left(k)
             return [
-                total + jnp.dot(tile, w(part).T, precision=self.precision, preferred_element_type=jnp.float32)
-                for total, w in zip(sums, ws, strict=True)
+                partial_sum + jnp.dot(tile, right(k).T, precision=self.precision, preferred_element_type=jnp.float32)
+                for partial_sum, right in zip(sums, rights, strict=True)
             ]
 
-        zeros = [jnp.zeros((self.tiling.rows, columns), jnp.float32) for _ in ws]
-        return jax.lax.fori_loop(0, inner // depth, add, zeros)
+        zeros = [jnp.zeros((self.tiling.rows, columns), jnp.float32) for _ in rights]
+        return jax.lax.fori_loop(0, inner // depth, accumulate, zeros)
+
+
+class MixedContexts:
+    """m_t, the contexts before their LayerNorm: written by columns, read normalised.
+
+    A block stores, with its columns of m_t, their mean and their sum of squared deviations; whoever reads m_t merges
+    the statistics of all N shares (Chan et al. 1979):
+
+        mean     = sum_n mean_n / N
+        variance = (sum_n squares_n + C/N * sum_n (mean_n - mean)^2) / C
+
+    This saves the barrier that a group would need between the mean of a row and the deviations from it. The other way
+    to save it, sums and sums of squares, loses digits where the mean is large.
+
+    Attributes:
+      own: this block's columns.
+      mixed: `[T + 1, B, C]`.
+      means, squares: `[T + 1, B, N]`, of each share: its mean, and its sum of squared deviations from that.
+    """
+
+    def __init__(
+        self, group: Group, own: Any, mixed: Any, means: Any, squares: Any, norm_scale: Any, norm_bias: Any
+    ) -> None:
+        self.group, self.own, self.mixed, self.means, self.squares = group, own, mixed, means, squares
+        self.norm_scale, self.norm_bias = norm_scale, norm_bias
+
+    def store(self, t: Any, x: jax.Array) -> None:
+        """This block's columns of m_t, `[R, C/N]`, and their statistics."""
+        group, rank = self.group, pl.ds(self.group.rank, 1)
+        self.mixed[t, group.rows, self.own] = x
+        mean = (jnp.sum(x, 1) / self.own.size)[:, None]
+        self.means[t, group.rows, rank] = mean
+        self.squares[t, group.rows, rank] = jnp.sum((x - mean) * (x - mean), 1)[:, None]
+
+    def statistics(self, t: Any) -> tuple[jax.Array, jax.Array]:
+        """Mean and 1 / standard deviation of the rows of m_t, `[R, 1]` each."""
+        means = self.means[t, self.group.rows, :]
+        mean = jnp.sum(means, 1) / self.group.tiling.blocks
+        off = means - mean[:, None]
+        variance = jnp.sum(self.squares[t, self.group.rows, :] + self.own.size * off * off, 1) / self.mixed.shape[-1]
+        return mean[:, None], jax.lax.rsqrt(variance + LAYER_NORM_EPSILON)[:, None]
+
+    def context(self, t: Any, columns: Any, mean: jax.Array, inverse: jax.Array) -> jax.Array:
+        """c_t = clip(LayerNorm(m_t)), these columns of it; m_0 is c_0, which is not normalised."""
+        x = self.mixed[t, self.group.rows, columns]
+        y = (x - mean) * inverse * self.norm_scale[columns][None, :] + self.norm_bias[columns][None, :]
+        return jnp.where(t > 0, jnp.clip(y, -CONTEXT_BOUND, CONTEXT_BOUND), x)

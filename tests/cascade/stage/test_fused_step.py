@@ -76,7 +76,7 @@ def test_updates_equal_the_plain_ones(batch):
 
 @pytest.mark.parametrize("depth", [64, 192])
 def test_products_are_those_of_the_layer(monkeypatch, depth):
-    monkeypatch.setattr(kernels, "CUT", kernels.CUT._replace(columns=32, depth=depth))
+    monkeypatch.setattr(kernels, "PRODUCT_TILING", kernels.PRODUCT_TILING._replace(columns=32, depth=depth))
     draw = np.random.default_rng(0)
     stacks = [jnp.asarray(draw.standard_normal((3, 192, 128), np.float32)) for _ in range(2)]
     operand = jnp.asarray(draw.standard_normal((32, 192), np.float32))

@@ -1,4 +1,4 @@
-"""Texts of one token: the short way through the blocks gives what the whole Llama gives, and its gradients."""
+"""The blocks on texts of one token compute what the whole Llama computes, and its gradients."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from newllm_jax.cascade.stage.single_token import through_blocks
+from newllm_jax.cascade.stage.single_token import run_blocks
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.smollm.model import SmolLM2, parameter_shapes
 
@@ -17,7 +17,6 @@ TOKENS = 5
 CONFIG = LlamaConfig(
     vocab_size=11, hidden_size=24, intermediate_size=40, num_layers=3, num_heads=6, num_kv_heads=2, head_dim=4
 )
-HIGHEST = jax.lax.Precision.HIGHEST
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +41,7 @@ def whole(blocks, x):
 
 
 def test_equals_the_whole_llama(blocks, x):
-    found = jax.jit(lambda: through_blocks(CONFIG, HIGHEST, blocks, x))()
+    found = jax.jit(lambda: run_blocks(CONFIG, "fp32", blocks, x))()
     expected = jax.jit(whole)(blocks, x)
     assert float(jnp.abs(expected - x).max()) > 1
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
@@ -54,7 +53,7 @@ def test_gradients_equal_the_whole_llamas(blocks, x):
     def gradients(function):
         return jax.jit(jax.grad(lambda blocks, x: jnp.sum(function(blocks, x) * weights), argnums=(0, 1)))(blocks, x)
 
-    found = gradients(lambda blocks, x: through_blocks(CONFIG, HIGHEST, blocks, x))
+    found = gradients(lambda blocks, x: run_blocks(CONFIG, "fp32", blocks, x))
     expected = gradients(whole)
     for (path, ours), reference in zip(
         jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True
