@@ -114,6 +114,14 @@ def test_ensemble_token_by_token(tokens, stage, weights, criterion):
     assert all(count > 5 for count in counts)  # each exit is taken
 
 
+def test_a_score_equal_to_the_threshold_is_handed_on(tokens, stage, weights, criterion):
+    few = tokens.take(np.arange(60))
+    assert len(set(few.scores.tolist())) == 60
+    threshold = float(np.sort(few.scores)[29])
+    rows = evaluate_ensemble(few, stage, [TrainedStage(weights[0], threshold)], criterion, 1000)
+    assert rows[1]["exit_rates"] == [0.5, 0.5]
+
+
 def test_never_exit_is_the_last_stage_everywhere(tokens, stage, weights, criterion):
     trained = [TrainedStage(entry, np.inf) for entry in weights]
     row = evaluate_ensemble(tokens, stage, trained, criterion, 0)[-1]
