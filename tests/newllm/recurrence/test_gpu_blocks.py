@@ -1,9 +1,9 @@
 """The GPU kernels of the time loop with several thread blocks a group, on a CPU.
 
 Pallas's interpreter runs one block after the other, so blocks that wait for each other would never end. Here a block is
-a thread, in which the kernel's own Python runs operation by operation, on NumPy arrays that all blocks share. One thread
-runs at a time, and as far as it can: it hands over only where it polls the counter of its group. Memory begins as NaN.
-So a block that does not wait for another one reads NaN, every time; and a wait that never ends is found.
+a thread, in which the kernel's own Python runs operation by operation, on NumPy arrays that all blocks share. A thread
+runs alone, and as far as it can: it hands over only where it polls the counter of its group. Memory begins as NaN. So a
+block that does not wait for another one reads NaN, every time; and a wait that never ends is found.
 """
 
 from __future__ import annotations
