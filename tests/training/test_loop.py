@@ -13,7 +13,7 @@ import pytest
 
 from newllm_jax.config import NewLLMConfig
 from newllm_jax.training.loop import Trainer, fit
-from newllm_jax.training.step import Sums, init_state, make_evaluation, make_updates, train_step
+from newllm_jax.training.step import Sums, Totals, init_state, make_evaluation, make_updates, train_step
 
 pytestmark = pytest.mark.quick
 
@@ -52,3 +52,32 @@ def test_two_thousand_epochs_of_less_than_a_second():
         value -= 1e-3 * 2 * (value - 1.5)
         assert epoch["val_loss"] == pytest.approx(np.mean((value - np.arange(4)) ** 2), rel=1e-5)
     assert float(state.params) == pytest.approx(1.5 + 3.5 * (1 - 2e-3) ** 2000, rel=1e-3)
+
+
+def orders_and_keys(seed: int) -> list[tuple[list[int], list[int]]]:
+    """The places of the batches and the key of dropout of three epochs: 7 examples in arrays with room for 10."""
+    seen = []
+
+    def updates(state, totals, data, order, start, stop, key):
+        if start == 0:
+            seen.append((np.ravel(order).tolist(), jax.random.key_data(key).tolist()))
+        return state, Totals(Sums(jnp.float32(1), jnp.int32(0), jnp.int32(1)), jnp.float32(1))
+
+    config = NewLLMConfig(num_epochs=3, patience=3, batch_size=3, seed=seed)
+    split = jnp.arange(10.0), 7
+    trainer = Trainer(updates, make_evaluation(loss), optax.constant_schedule(1e-3), None)
+    quiet = SimpleNamespace(progress=lambda *_: None, epoch=lambda _: None)
+    fit(trainer, init_state(jnp.float32(5), SGD), split, split, config, Saved(), quiet)
+    return seen
+
+
+def test_every_epoch_of_every_seed_has_an_order_and_masks_of_its_own():
+    seen = orders_and_keys(0) + orders_and_keys(1)
+    assert seen[:3] == orders_and_keys(0)
+    assert len(seen) == 6
+    for which in (0, 1):
+        assert len({tuple(epoch[which]) for epoch in seen}) == 6
+    for order, _ in seen:
+        assert sorted(order[:7]) == list(range(7))  # each example once
+        assert set(order[7:]) == {-1}  # and none of the empty places
+        assert order[:7] != list(range(7))
