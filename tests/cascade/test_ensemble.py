@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from newllm_jax.cascade import extraction
 from newllm_jax.cascade.ensemble import TrainedStage, evaluate_ensemble
 from newllm_jax.cascade.extraction import Tokens, batch_tokens, extract, run_stage
 from newllm_jax.cascade.hardness import token_scores
@@ -72,8 +75,17 @@ def test_extraction_is_the_base_token_by_token(base, chunks, criterion, tokens):
         assert (tokens.hits[rows] == (np.argmax(logits, -1) == ids[1:])).all()
 
 
+def test_pieces_of_the_extraction_keep_their_order(base, chunks, criterion, tokens, tmp_path, monkeypatch):
+    monkeypatch.setattr(extraction, "PIECE_BATCHES", 1)
+    for _ in range(2):  # computed, then read from the files
+        in_pieces = extract(base.model, base.params, chunks, criterion, tmp_path, "validation")
+        for field in ("hidden", "targets", "scores", "losses", "hits"):
+            np.testing.assert_array_equal(getattr(in_pieces, field), getattr(tokens, field))
+    assert len(list(tmp_path.iterdir())) == 2  # of 8 chunks and of 3
+
+
 def by_hand(base_tokens, stage, weights, thresholds, criterion, used):
-    """Exit and loss of every token, one after the other."""
+    """Exit, loss and hit of every token, one after the other."""
 
     @jax.jit
     def forward(params, hidden):
@@ -84,15 +96,20 @@ def by_hand(base_tokens, stage, weights, thresholds, criterion, used):
     for index in range(len(base_tokens)):
         hidden, target = jnp.asarray(base_tokens.hidden[index][None]), base_tokens.targets[index]
         score, loss, exit_ = base_tokens.scores[index], base_tokens.losses[index], 0
+        hit = base_tokens.hits[index]
         while exit_ < used and score <= np.float32(thresholds[exit_]):
             hidden, logits, score = forward(weights[exit_], hidden)
             loss, exit_ = -log_softmax(logits)[target], exit_ + 1
-        results.append((exit_, loss))
+            hit = np.argmax(logits) == target
+        results.append((exit_, loss, hit))
     return np.array(results)
 
 
 def test_ensemble_token_by_token(tokens, stage, weights, criterion):
     few = tokens.take(np.arange(60))
+    predicted = jnp.argmax(stage.apply({"params": weights[0]}, few.hidden)[1], -1)
+    targets = np.where(np.arange(60) % 2, predicted, few.targets).astype(np.int32)  # or no stage would hit any
+    few = dataclasses.replace(few, targets=targets)
     first = float(np.median(few.scores))
     second = float(np.median(run_stage(stage, weights[0], few.take(few.scores <= first), criterion).scores))
     trained = [TrainedStage(weights[0], first), TrainedStage(weights[1], second)]
@@ -106,12 +123,21 @@ def test_ensemble_token_by_token(tokens, stage, weights, criterion):
         assert row["exit_rates"] == pytest.approx(list(counts / 60))
         assert row["val_loss"] == pytest.approx(expected[:, 1].mean(), rel=1e-5)
         assert row["val_ppl"] == pytest.approx(np.exp(expected[:, 1].mean()), rel=1e-4)
+        assert row["val_accuracy"] == pytest.approx(expected[:, 2].mean())
         for group in row["exit_groups"]:
             there = expected[:, 0] == group["exit"]
             assert group["tokens"] == there.sum()
             assert group["loss"] == pytest.approx(expected[there, 1].mean(), rel=1e-5)
             assert group["base_loss"] == pytest.approx(few.losses[there].mean(), rel=1e-5)
     assert all(count > 5 for count in counts)  # each exit is taken
+
+
+def test_a_score_equal_to_the_threshold_is_handed_on(tokens, stage, weights, criterion):
+    few = tokens.take(np.arange(60))
+    assert len(set(few.scores.tolist())) == 60
+    threshold = float(np.sort(few.scores)[29])
+    rows = evaluate_ensemble(few, stage, [TrainedStage(weights[0], threshold)], criterion, 1000)
+    assert rows[1]["exit_rates"] == [0.5, 0.5]
 
 
 def test_never_exit_is_the_last_stage_everywhere(tokens, stage, weights, criterion):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,6 +85,20 @@ def test_with_stages(base, stage):
     assert exits.counts == np.bincount(depths, minlength=3).tolist()
     assert min(exits.counts) > 0, exits.counts  # each exit is taken
     assert str(exits) == "base {}, stage 1 {}, stage 2 {}".format(*exits.counts)
+
+
+@pytest.mark.parametrize(("threshold", "exits_of_all"), [(0.0, [0, 0, 3]), (-1e-30, [3, 0, 0])])
+def test_a_score_equal_to_the_threshold_is_handed_on(base, stage, threshold, exits_of_all):
+    """A last hidden state of zeros has the score 0 exactly, of the base and of every stage."""
+    backbone = base.params["backbone"]
+    zeros = {**backbone, "norm": jax.tree.map(np.zeros_like, backbone["norm"])}
+    silent = dataclasses.replace(base, params={**base.params, "backbone": zeros})
+    trained, exits = [TrainedStage(init_stage(stage, 0, number), threshold) for number in (1, 2)], Exits()
+    sampling = Sampling(temperature=1.0, top_p=1.0)
+    predict = exit_rule(stage, trained, "cosine", exits)
+    ids = list(generate_tokens(silent, [1, 2, 3], 3, sampling, seed=1, predict=predict))
+    assert len(ids) == 3
+    assert exits.counts == exits_of_all
 
 
 def test_sampling_follows_its_seed(base):

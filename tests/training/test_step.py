@@ -73,6 +73,17 @@ def test_absent_examples_change_no_number(state, data):
     assert not same_bits(counted.params, without.params)
 
 
+def test_an_update_tells_the_norm_of_the_gradient_before_it_is_clipped():
+    def loss(params, batch, present, key, carry):
+        return Sums(jnp.sum(batch @ params, where=present), jnp.int32(0), jnp.sum(present)), carry
+
+    clipped = optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(1.0))
+    batch, present = jnp.array([[3.0, 0.0], [3.0, 8.0], [9.0, 9.0]]), jnp.array([True, True, False])
+    after, totals = train_step(loss, clipped, init_state(jnp.zeros(2), clipped), batch, present, jax.random.key(0))
+    assert float(totals.grad_norm) == pytest.approx(5)  # of the mean (3, 4) of the two that are present
+    np.testing.assert_allclose(after.params, [-0.06, -0.08], rtol=1e-6)
+
+
 def test_any_cut_of_an_epoch_gives_the_same_bits(data):
     updates, key = make_updates(partial(train_step, LOSS, ADAM)), jax.random.key(5)
     order = jnp.asarray(batches(epoch_order(0, 1, 22), 4))

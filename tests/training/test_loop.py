@@ -1,0 +1,85 @@
+"""The loop over epochs: how many updates a call makes, how long a run may be, what an epoch is trained with."""
+
+from __future__ import annotations
+
+from functools import partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from newllm_jax.config import NewLLMConfig
+from newllm_jax.training.loop import Training, fit
+from newllm_jax.training.losses import Sums
+from newllm_jax.training.split import Split
+from newllm_jax.training.step import Totals, init_state, make_evaluation, make_updates, train_step
+
+pytestmark = pytest.mark.quick
+
+SGD = optax.sgd(1e-3)
+
+
+def loss(params, batch, present, key, carry):
+    """A parabola around each example."""
+    return Sums(jnp.sum(jnp.square(params - batch), where=present), jnp.int32(0), jnp.sum(present)), carry
+
+
+class Saved(list):
+    """Stands for the checkpoints: remembers the epochs."""
+
+    def save(self, epoch, state, record, val_loss):
+        self.append(epoch)
+
+
+def fitted(config: NewLLMConfig, examples: jax.Array, **options):
+    """A run on a few numbers: its last state, its history and the epochs saved."""
+    training = Training(
+        make_updates(partial(train_step, loss, SGD)), make_evaluation(loss), optax.constant_schedule(1e-3), None
+    )
+    quiet, saved = SimpleNamespace(progress=lambda *_: None, epoch=lambda _: None), Saved()
+    split = Split.of(examples)
+    state, history = fit(training, init_state(jnp.float32(5), SGD), split, split, config, saved, quiet, **options)
+    return state, history, saved
+
+
+def test_two_thousand_epochs_of_less_than_a_second():
+    config = NewLLMConfig(num_epochs=2000, patience=2000, minimum_gain=0.0, batch_size=4)
+    state, history, saved = fitted(config, jnp.arange(4.0))
+    assert saved == list(range(1, 2001))
+    value = np.float64(5)
+    for epoch in history[:3]:  # one update an epoch, of the mean gradient
+        value -= 1e-3 * 2 * (value - 1.5)
+        assert epoch["val_loss"] == pytest.approx(np.mean((value - np.arange(4)) ** 2), rel=1e-5)
+    assert float(state.params) == pytest.approx(1.5 + 3.5 * (1 - 2e-3) ** 2000, rel=1e-3)
+
+
+def orders_and_keys(seed: int) -> list[tuple[list[int], list[int]]]:
+    """The places of the batches and the key of dropout of three epochs: 7 examples in arrays with room for 10."""
+    seen = []
+
+    def updates(state, totals, data, order, start, stop, key):
+        if start == 0:
+            seen.append((np.ravel(order).tolist(), jax.random.key_data(key).tolist()))
+        return state, Totals(Sums(jnp.float32(1), jnp.int32(0), jnp.int32(1)), jnp.float32(1))
+
+    config = NewLLMConfig(num_epochs=3, patience=3, batch_size=3, seed=seed)
+    split = Split(jnp.arange(10.0), 7)
+    training = Training(updates, make_evaluation(loss), optax.constant_schedule(1e-3), None)
+    quiet = SimpleNamespace(progress=lambda *_: None, epoch=lambda _: None)
+    fit(training, init_state(jnp.float32(5), SGD), split, split, config, Saved(), quiet)
+    return seen
+
+
+def test_every_epoch_of_every_seed_has_an_order_and_masks_of_its_own():
+    seen = orders_and_keys(0) + orders_and_keys(1)
+    assert seen[:3] == orders_and_keys(0)
+    assert len(seen) == 6
+    for which in (0, 1):
+        assert len({tuple(epoch[which]) for epoch in seen}) == 6
+    for order, _ in seen:
+        assert sorted(order[:7]) == list(range(7))  # each example once
+        assert set(order[7:]) == {-1}  # and none of the empty places
+        assert order[:7] != list(range(7))
