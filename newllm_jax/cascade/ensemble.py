@@ -16,9 +16,8 @@ from newllm_jax.cascade.extraction import Advance, Tokens, run_stage
 from newllm_jax.cascade.hardness import select_hard
 from newllm_jax.cascade.stage.model import Stage
 from newllm_jax.config import Criterion
-from newllm_jax.smollm.model import count_parameters
 from newllm_jax.training.losses import perplexity
-from newllm_jax.training.step import Params
+from newllm_jax.training.step import Params, count_parameters
 
 
 @dataclass(frozen=True)

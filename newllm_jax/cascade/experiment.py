@@ -22,7 +22,6 @@ from newllm_jax.config import CascadeConfig
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.progress import Narrate, narrate_start, progress_bar
 from newllm_jax.records.results import (
-    Clock,
     RunResult,
     begin,
     check_fingerprints,
@@ -30,8 +29,7 @@ from newllm_jax.records.results import (
     results_footer,
     results_header,
 )
-from newllm_jax.records.stored_config import resumed_config
-from newllm_jax.records.trackers import check_tracker
+from newllm_jax.records.stored_config import resume_or_start
 from newllm_jax.report.cascade import write_report
 from newllm_jax.report.cascade_tables import ensemble_table, verdict
 from newllm_jax.smollm.alpaca import AlpacaChunks, load_alpaca
@@ -43,9 +41,10 @@ from newllm_jax.smollm.base import (
     source_facts,
     source_warnings,
 )
-from newllm_jax.smollm.model import count_parameters
 from newllm_jax.smollm.pretrained import Pretrained
+from newllm_jax.training.clock import Clock
 from newllm_jax.training.precision import resolve_precision
+from newllm_jax.training.step import count_parameters
 
 
 def train_cascade(
@@ -62,32 +61,18 @@ def train_cascade(
     The procedure is that of the report of CASCADE: `stage_weights` "last" gives the last weights of a stage to the next
     one and to the ensemble, as published; `best` those of the lowest validation loss.
 
-    Args:
-      config: a new run's settings.
-      name, run_root: a new run goes to `run_root/name-time`.
-      resume: a run directory to go on with instead; `overrides` may raise `num_stages`. The result is that of a run
-        which was never stopped.
-      narrate: receives the lines that tell what was resolved.
-
-    Raises:
-      InputError: a setting, data set, base model or run directory that cannot be used; no hard tokens left.
-      NumericalError: the loss is no longer finite; the last good checkpoint stays.
+    Arguments and errors are those of `train_newllm`; resuming may raise `num_stages`. InputError also where no hard
+    tokens are left for a stage.
     """
     clock = Clock()
     with ExitStack() as stack:
-        run = None if resume is None else stack.enter_context(RunDir.open(resume))
-        if run is None:
-            config = (config or CascadeConfig()).override(overrides or {})
-        else:
-            config = resumed_config(run, CascadeConfig, overrides or {})
-        check_tracker(config.tracker)
+        run, config = resume_or_start(stack, resume, config or CascadeConfig(), overrides)
         precision = resolve_precision(config.precision)
         with progress_bar("base model and data", 0):
             base, data = load_base_and_data(config)
         for count in (data.train_tokens, data.validation_tokens):
             stage_counts(count, config.hard_ratio, config.num_stages)
-        if run is None:
-            run = stack.enter_context(RunDir.create(run_root, run_name(name, base, data)))
+        run = run or stack.enter_context(RunDir.create(run_root, run_name(name, base, data)))
         stage = Stage(stage_config(base.model.config, config.stage_layers), precision)
         _narrate(narrate, run, config, base, data, stage)
         if resume is not None:
@@ -115,7 +100,7 @@ def train_cascade(
             "base": base_results(base, ensemble[0]["val_loss"], ensemble[0]["val_ppl"]),
             "stages": [_describe_stage(finished.entry, base, shared) for finished in stages],
             "ensemble": ensemble,
-            **results_footer(clock),
+            **results_footer(clock.seconds()),
         }
         run.write_json("results.json", results)
         report = write_report(run, results)

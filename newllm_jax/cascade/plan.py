@@ -14,13 +14,13 @@ from newllm_jax.cascade.stage.updates import build_stage_training
 from newllm_jax.config import CascadeConfig
 from newllm_jax.records.machine import environment, peak_memory_bytes
 from newllm_jax.smollm.alpaca import CHUNK, AlpacaChunks, load_alpaca
-from newllm_jax.smollm.model import SmolLM2, count_parameters, parameter_shapes
+from newllm_jax.smollm.model import SmolLM2, parameter_shapes
 from newllm_jax.smollm.pretrained import open_files, read_description
 from newllm_jax.sources.weights import PACKAGE, open_weights
 from newllm_jax.training.loss_scale import initial_loss_scale
 from newllm_jax.training.memory import planned_bytes, update_bytes
 from newllm_jax.training.precision import resolve_precision
-from newllm_jax.training.step import init_state
+from newllm_jax.training.step import count_parameters, init_state
 
 FLOAT = 4  # bytes
 

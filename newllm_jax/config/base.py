@@ -81,6 +81,17 @@ class RunConfig:
             if choices and isinstance(choices[0], str):
                 check(field.name, value, "one of " + ", ".join(choices), value in choices)
 
+    def check_resumption(self, stored: Any, run: str) -> None:
+        """Raises InputError where a run that was started with the `stored` settings cannot go on with these.
+
+        Args:
+          run: its directory, for the message.
+        """
+        for field in dataclasses.fields(self):
+            old, new = getattr(stored, field.name), getattr(self, field.name)
+            if old != new and field.name not in self.resumable:
+                raise InputError(f"{field.name}: {run} was trained with {old!r}, not {new!r}; a new run can have that")
+
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON types."""
         return json.loads(json.dumps(dataclasses.asdict(self)))

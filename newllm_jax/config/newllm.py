@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from newllm_jax.config.base import EVERYWHERE, RunConfig, Schedule, check, setting
+from newllm_jax.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,14 @@ class NewLLMConfig(RunConfig):
     decay_epochs: int | None = setting(None, "epochs of the cosine decay; none: num_epochs, never extended")
     clip_norms: tuple[float, ...] = setting((0.5, 1.0, 2.0), "clipping bounds of the gradient norm, one after another")
     clip_epochs: tuple[int, ...] = setting((10, 30), "epochs (from 0) at which the next clipping bound begins")
+
+    def check_resumption(self, stored: Any, run: str) -> None:
+        super().check_resumption(stored, run)
+        if self.num_epochs != stored.num_epochs and stored.schedule == "cosine" and stored.decay_epochs is None:
+            raise InputError(
+                f"num_epochs: the learning rate of {run} decays over its {stored.num_epochs} epochs, so it cannot "
+                f"become {self.num_epochs}; a new run with decay_epochs set could be extended"
+            )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,9 +15,8 @@ import optax
 from newllm_jax.config import FinetuneConfig, Precision
 from newllm_jax.finetuning.loss import sequence_loss
 from newllm_jax.records.directory import RunDir
-from newllm_jax.records.progress import Narrate, TrainingProgress, narrate_damaged, narrate_start, progress_bar
+from newllm_jax.records.progress import Narrate, TrainingProgress, narrate_start, progress_bar
 from newllm_jax.records.results import (
-    Clock,
     RunResult,
     begin,
     check_fingerprints,
@@ -25,8 +24,8 @@ from newllm_jax.records.results import (
     results_footer,
     results_header,
 )
-from newllm_jax.records.stored_config import resumed_config
-from newllm_jax.records.trackers import check_tracker, open_tracker
+from newllm_jax.records.stored_config import resume_or_start
+from newllm_jax.records.trackers import open_tracker
 from newllm_jax.report.finetune import write_report
 from newllm_jax.smollm.base import (
     base_results,
@@ -36,15 +35,16 @@ from newllm_jax.smollm.base import (
     source_facts,
     source_warnings,
 )
-from newllm_jax.smollm.model import SmolLM2, count_parameters
+from newllm_jax.smollm.model import SmolLM2
 from newllm_jax.training.checkpoint import Checkpoints
+from newllm_jax.training.clock import Clock
 from newllm_jax.training.history import at_epoch, best_epoch, is_finished
 from newllm_jax.training.loop import Training, evaluate, fit
 from newllm_jax.training.loss_scale import initial_loss_scale
 from newllm_jax.training.optimizer import adamw
 from newllm_jax.training.precision import resolve_precision
 from newllm_jax.training.split import Split
-from newllm_jax.training.step import init_state, make_evaluation, make_updates, train_step
+from newllm_jax.training.step import count_parameters, init_state, make_evaluation, make_updates, train_step
 
 
 def finetune(
@@ -58,23 +58,17 @@ def finetune(
 ) -> RunResult:
     """Fine-tunes all parameters of a SmolLM2 on whole chunks and reports its loss on the validation chunks.
 
-    Arguments and errors are those of `train_cascade`; resuming may raise `num_epochs` or `patience`.
+    Arguments and errors are those of `train_newllm`; resuming may raise `num_epochs` or `patience`.
     """
     clock = Clock()
     with ExitStack() as stack:
-        run = None if resume is None else stack.enter_context(RunDir.open(resume))
-        if run is None:
-            config = (config or FinetuneConfig()).override(overrides or {})
-        else:
-            config = resumed_config(run, FinetuneConfig, overrides or {})
-        check_tracker(config.tracker)
+        run, config = resume_or_start(stack, resume, config or FinetuneConfig(), overrides)
         precision = resolve_precision(config.precision)
         with progress_bar("base model and data", 0):
             base, data = load_base_and_data(config)
-        if run is None:
-            run = stack.enter_context(RunDir.create(run_root, run_name(name, base, data)))
-        else:
+        if run is not None:
             check_fingerprints(run, fingerprints(base, data))
+        run = run or stack.enter_context(RunDir.create(run_root, run_name(name, base, data)))
         parameters = count_parameters(base.params)
         facts = source_facts(base, data) | {"parameters": f"{parameters:,}, all of them trained"}
         narrate_start(narrate, run, precision, facts, source_warnings(base, data, config))
@@ -86,12 +80,7 @@ def finetune(
         before = evaluate(training.evaluate, state.params, validation, config.batch_size)
         narrate(f"base        validation loss {before['loss']:.4f}, PPL {before['ppl']:.2f}")
         with Checkpoints(run.checkpoints, config.checkpoint_every) as checkpoints:
-            resumption = checkpoints.resume(state)
-            narrate_damaged(narrate, resumption.damaged)
-            state, history = resumption.state, resumption.history
-            clock.resume(resumption.seconds)
-            if history:
-                narrate(f"going on after epoch {len(history)}")
+            state, history = checkpoints.resume(state, config, clock, narrate)
             run.write_metrics(history)
             if is_finished(history, config):
                 narrate("finished (raise num_epochs or patience to go on)")
@@ -103,7 +92,6 @@ def finetune(
                     training, state, train, validation, config, checkpoints, progress, history,
                     record=lambda: {"seconds": clock.seconds()},
                 )  # fmt: skip
-            checkpoints.wait()
         best = at_epoch(history, best_epoch(history))
         results = {
             **results_header(run, config, precision),
@@ -114,7 +102,7 @@ def finetune(
             "epochs": history,
             "last": at_epoch(history, len(history)),
             "best": best,
-            **results_footer(clock),
+            **results_footer(clock.seconds()),
         }
         run.write_json("results.json", results)
         report = write_report(run, results)

@@ -7,17 +7,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from newllm_jax.config import NewLLMConfig, Precision
-from newllm_jax.errors import InputError
-from newllm_jax.newllm.run import before_0_2, init_params
-from newllm_jax.newllm.updates import build_training, slow_loop_warning, training_model, training_precision
+from newllm_jax.config import NewLLMConfig
+from newllm_jax.newllm.run import before_0_2
+from newllm_jax.newllm.updates import (
+    build_training,
+    initial_state,
+    slow_loop_warning,
+    training_model,
+    training_precision,
+)
 from newllm_jax.newllm.wikitext import Wikitext, load_wikitext
 from newllm_jax.records.directory import RunDir
-from newllm_jax.records.progress import Narrate, TrainingProgress, narrate_damaged, narrate_start
+from newllm_jax.records.progress import Narrate, TrainingProgress, narrate_start
 from newllm_jax.records.results import (
-    Clock,
     RunResult,
     begin,
     check_fingerprints,
@@ -25,15 +27,15 @@ from newllm_jax.records.results import (
     results_footer,
     results_header,
 )
-from newllm_jax.records.stored_config import resumed_config, stored_config
-from newllm_jax.records.trackers import check_tracker, open_tracker
+from newllm_jax.records.stored_config import resume_or_start
+from newllm_jax.records.trackers import open_tracker
 from newllm_jax.report.newllm import write_report
 from newllm_jax.training.checkpoint import Checkpoints
+from newllm_jax.training.clock import Clock
 from newllm_jax.training.history import at_epoch, best_epoch, how_it_stopped, is_finished
 from newllm_jax.training.loop import evaluate, fit
-from newllm_jax.training.loss_scale import initial_loss_scale
 from newllm_jax.training.split import Split
-from newllm_jax.training.step import init_state
+from newllm_jax.training.step import TrainState, count_parameters
 
 
 def train_newllm(
@@ -60,32 +62,20 @@ def train_newllm(
     """
     clock = Clock()
     with ExitStack() as stack:
-        run = None if resume is None else stack.enter_context(RunDir.open(resume))
-        config = (config or NewLLMConfig()).override(overrides or {}) if run is None else _resumed(run, overrides or {})
-        check_tracker(config.tracker)
+        run, config = resume_or_start(stack, resume, config or NewLLMConfig(), overrides)
         precision = training_precision(config)
         data = load_wikitext(config)
-        if run is None:
-            run = stack.enter_context(RunDir.create(run_root, f"{name}{'-builtin' if data.fallback else ''}"))
-        model = training_model(config, len(data.tokenizer), precision)
-        summary = data.summary(config.batch_size)
+        name = f"{name}-builtin" if data.fallback else name
+        run = run or stack.enter_context(RunDir.create(run_root, name))
+        model, summary = training_model(config, len(data.tokenizer), precision), data.summary(config.batch_size)
         training, optimizer = build_training(config, model, summary["steps_per_epoch"])
-        state = init_state(init_params(model, config.seed), optimizer, initial_loss_scale(precision))
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        _narrate(narrate, run, config, precision, data, parameters)
+        state = initial_state(config, model, optimizer)
+        _narrate(narrate, run, config, data, state)
 
         checkpoints = stack.enter_context(Checkpoints(run.checkpoints, config.checkpoint_every))
         if resume is not None:
-            before = before_0_2(checkpoints.record()) if checkpoints.epochs else {}
-            check_fingerprints(run, data.fingerprints(), before)
-        resumption = checkpoints.resume(state)
-        state, history = resumption.state, resumption.history
-        clock.resume(resumption.seconds)
-        narrate_damaged(narrate, resumption.damaged)
-        if resume is not None:
-            narrate(f"going on after epoch {len(history)}")
-        if len(history) > config.num_epochs:
-            raise InputError(f"num_epochs: {run.path} has {len(history)} epochs already, not {config.num_epochs}")
+            check_fingerprints(run, data.fingerprints(), before_0_2(checkpoints))
+        state, history = checkpoints.resume(state, config, clock, narrate)
         if history and is_finished(history, config):
             narrate(f"finished {how_it_stopped(history, config)}")
             if finished := finished_results(run):
@@ -101,46 +91,28 @@ def train_newllm(
                 training, state, splits["train"], splits["validation"], config, checkpoints, progress, history,
                 record=lambda: {"seconds": clock.seconds()},
             )  # fmt: skip
-        checkpoints.wait()
 
         best = best_epoch(history)
         params = checkpoints.params(best, state.params)
         results = {
             **results_header(run, config, precision),
             "data": summary,
-            "parameters": parameters,
+            "parameters": count_parameters(state.params),
             "epochs": history,
             "stopped": how_it_stopped(history, config),
             "best": at_epoch(history, best),
             "test": evaluate(training.evaluate, params, splits["test"], config.batch_size),
-            **results_footer(clock),
+            **results_footer(clock.seconds()),
         }
         run.write_json("results.json", results)
         report = write_report(run, results)
-    narrate(f"best        validation PPL {results['best']['val_ppl']:.2f} after epoch {best}; "
-            f"test PPL {results['test']['ppl']:.2f}")  # fmt: skip
+    best_ppl, test_ppl = results["best"]["val_ppl"], results["test"]["ppl"]
+    narrate(f"best        validation PPL {best_ppl:.2f} after epoch {best}; test PPL {test_ppl:.2f}")
     narrate(f"report      {report}")
     return RunResult(run.path, results)
 
 
-def _resumed(run: RunDir, overrides: Mapping[str, Any]) -> NewLLMConfig:
-    """The configuration of a run with what resuming may change.
-
-    Raises:
-      InputError: an override that would make it another experiment; the field and both values are named.
-    """
-    stored, asked = stored_config(run, NewLLMConfig), resumed_config(run, NewLLMConfig, overrides)
-    if asked.num_epochs != stored.num_epochs and stored.schedule == "cosine" and stored.decay_epochs is None:
-        raise InputError(
-            f"num_epochs: the learning rate of {run.path} decays over its {stored.num_epochs} epochs, so it cannot "
-            f"become {asked.num_epochs}; a new run with decay_epochs set could be extended"
-        )
-    return asked
-
-
-def _narrate(
-    narrate: Narrate, run: RunDir, config: NewLLMConfig, precision: Precision, data: Wikitext, parameters: int
-) -> None:  # fmt: skip
+def _narrate(narrate: Narrate, run: RunDir, config: NewLLMConfig, data: Wikitext, state: TrainState) -> None:
     """Tells what a run resolved."""
     source, counts = data.provenance["source"], [f"{len(rows):,}" for rows in data.sequences.values()]
     replaced = data.fallback and (
@@ -149,6 +121,6 @@ def _narrate(
     steps = data.summary(config.batch_size)["steps_per_epoch"]
     facts = {
         "data": f"{source}: {' / '.join(counts)} sequences, {steps:,} updates an epoch",
-        "parameters": f"{parameters:,}",
+        "parameters": f"{count_parameters(state.params):,}",
     }
-    narrate_start(narrate, run, precision, facts, [replaced, slow_loop_warning(config)])
+    narrate_start(narrate, run, training_precision(config), facts, [replaced, slow_loop_warning(config)])

@@ -8,13 +8,10 @@ from typing import Any
 import jax
 
 from newllm_jax.config import NewLLMConfig
-from newllm_jax.newllm.run import init_params
-from newllm_jax.newllm.updates import build_training, training_model, training_precision
+from newllm_jax.newllm.updates import build_training, initial_state, training_model, training_precision
 from newllm_jax.newllm.wikitext import SPLITS, load_wikitext
 from newllm_jax.records.machine import environment, peak_memory_bytes
-from newllm_jax.training.loss_scale import initial_loss_scale
 from newllm_jax.training.memory import update_bytes
-from newllm_jax.training.step import init_state
 
 
 def plan_newllm(config: NewLLMConfig) -> dict[str, Any]:
@@ -28,8 +25,7 @@ def plan_newllm(config: NewLLMConfig) -> dict[str, Any]:
     summary = data.summary(config.batch_size)
     steps = summary["steps_per_epoch"]
     training, optimizer = build_training(config, model, steps)
-    scale = initial_loss_scale(precision)
-    state = jax.eval_shape(lambda: init_state(init_params(model, config.seed), optimizer, scale))
+    state = jax.eval_shape(lambda: initial_state(config, model, optimizer))
     needed = update_bytes(training.updates, state, data.sequences["train"], steps, config.batch_size)
     needed += sum(data.sequences[split].nbytes for split in SPLITS if split != "train")
     if jax.devices()[0].platform == "cpu":

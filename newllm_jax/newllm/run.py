@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,9 @@ from newllm_jax.training.history import best_epoch
 from newllm_jax.training.loop import evaluate
 from newllm_jax.training.split import Split
 from newllm_jax.training.step import Params, make_evaluation
+
+if TYPE_CHECKING:
+    from newllm_jax.training.checkpoint import Checkpoints
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,13 @@ def restore_newllm(run_dir: str | Path) -> NewLLMRun:
     with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
         record = checkpoints.record()
         epoch = best_epoch(record["history"])
-        fingerprints = run.read_json("config.json").get("fingerprints", before_0_2(record))
+        fingerprints = run.read_json("config.json").get("fingerprints", before_0_2(checkpoints))
         return NewLLMRun(model, checkpoints.params(epoch, like), config, tokenizer, epoch, fingerprints["data"])
 
 
-def before_0_2(record: dict[str, Any]) -> dict[str, str]:
-    """The fingerprints of a run of version 0.1.0, which kept them in its checkpoints."""
+def before_0_2(checkpoints: Checkpoints) -> dict[str, str]:
+    """The fingerprints of a run of version 0.1.0, which stored them in its checkpoints; {} where there are none."""
+    record = checkpoints.record() if checkpoints.epochs else {}
     return {"data": record["fingerprint"]} if "fingerprint" in record else {}
 
 

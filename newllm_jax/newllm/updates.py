@@ -12,10 +12,12 @@ from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.recurrence import gpu
 from newllm_jax.newllm.recurrence.cell import CellSpec
 from newllm_jax.newllm.recurrence.scan import form_for
+from newllm_jax.newllm.run import init_params
 from newllm_jax.training.loop import Training
+from newllm_jax.training.loss_scale import initial_loss_scale
 from newllm_jax.training.optimizer import clipped_adam, clipping_schedule, learning_rate_schedule
 from newllm_jax.training.precision import resolve_precision, supported_precisions
-from newllm_jax.training.step import make_evaluation, make_updates, train_step
+from newllm_jax.training.step import TrainState, init_state, make_evaluation, make_updates, train_step
 
 
 def training_precision(config: NewLLMConfig) -> Precision:
@@ -50,6 +52,13 @@ def kernel_obstacle(config: NewLLMConfig, precision: Precision) -> str:
     """`gpu.obstacle` of a configuration."""
     spec = CellSpec(config.hidden_dim, config.context_dim, config.num_layers, config.dropout, precision)
     return gpu.obstacle(spec, config.batch_size, config.sequence_length - 1)
+
+
+def initial_state(
+    config: NewLLMConfig, model: ContextVectorLM, optimizer: optax.GradientTransformation
+) -> TrainState:  # fmt: skip
+    """The state before the first update."""
+    return init_state(init_params(model, config.seed), optimizer, initial_loss_scale(model.precision))
 
 
 def build_training(

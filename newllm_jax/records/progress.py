@@ -38,12 +38,6 @@ def narrate_start(
         narrate(f"{name:<11} {fact}")
 
 
-def narrate_damaged(narrate: Narrate, epochs: Sequence[int], of: str = "") -> None:
-    """Tells which checkpoints could not be read and were passed over; `of`: of which training, "stage 2, "."""
-    if epochs:
-        narrate(f"damaged, and passed over: the checkpoints of {of}epochs {list(epochs)}")
-
-
 def boxed(text: str, width: int = 96) -> str:
     """A warning that cannot be overlooked."""
     rule = "+" + "-" * (width + 2) + "+"

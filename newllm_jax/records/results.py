@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,21 +26,6 @@ class RunResult:
 
     run_dir: Path
     results: dict[str, Any]
-
-
-class Clock:
-    """The seconds of a run, those before a resumption included."""
-
-    def __init__(self) -> None:
-        self._started, self._before = time.monotonic(), 0.0
-
-    def resume(self, seconds: float) -> None:
-        """Counts the seconds that a checkpoint recorded; of several, the most."""
-        self._before = max(self._before, seconds)
-
-    def seconds(self) -> float:
-        """By now."""
-        return self._before + time.monotonic() - self._started
 
 
 @dataclass(frozen=True)
@@ -98,9 +82,9 @@ def results_header(run: RunDir, config: RunConfig, precision: Precision) -> dict
     }
 
 
-def results_footer(clock: Clock) -> dict[str, Any]:
-    """What it ends with."""
-    return {"seconds": clock.seconds(), "peak_memory_bytes": peak_memory_bytes()}
+def results_footer(seconds: float) -> dict[str, Any]:
+    """What it ends with; `seconds` that the run took."""
+    return {"seconds": seconds, "peak_memory_bytes": peak_memory_bytes()}
 
 
 def finished_results(run: RunDir) -> dict[str, Any] | None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from newllm_jax.config import Config
 from newllm_jax.errors import InputError
 from newllm_jax.records.directory import RunDir
+from newllm_jax.records.trackers import check_tracker
 
 
 def stored_config(run: RunDir, config_class: type[Config]) -> Config:
@@ -25,16 +28,26 @@ def stored_config(run: RunDir, config_class: type[Config]) -> Config:
         raise InputError(f"{run.path / 'config.json'}: damaged ({error})") from error
 
 
-def resumed_config(run: RunDir, config_class: type[Config], overrides: Mapping[str, Any]) -> Config:
-    """The configuration of a run with what resuming may change.
+def resume_or_start(
+    stack: ExitStack, resume: str | Path | None, config: Config, overrides: Mapping[str, Any] | None
+) -> tuple[RunDir | None, Config]:
+    """The run directory to go on with, held open by `stack`, or None for a new run; and the configuration.
+
+    Args:
+      config: of a new run; of one that goes on the class alone matters.
+      overrides: settings to change: any for a new run, the `resumable` ones for another.
 
     Raises:
-      InputError: an override that would make it another experiment; the field and both values are named.
+      InputError: a setting or directory that cannot be used, an override that would make a run another experiment (the
+        field and both values are named), or a tracker that is not installed.
     """
-    stored = stored_config(run, config_class)
-    asked = stored.override(overrides)
-    for field in overrides:
-        old, new = getattr(stored, field), getattr(asked, field)
-        if old != new and field not in config_class.resumable:
-            raise InputError(f"{field}: {run.path} was trained with {old!r}, not {new!r}; a new run can have that")
-    return asked
+    run = None
+    if resume is None:
+        config = config.override(overrides or {})
+    else:
+        run = stack.enter_context(RunDir.open(resume))
+        stored = stored_config(run, type(config))
+        config = stored.override(overrides or {})
+        config.check_resumption(stored, str(run.path))
+    check_tracker(config.tracker)
+    return run, config

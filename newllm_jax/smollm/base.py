@@ -7,8 +7,8 @@ from typing import Any
 from newllm_jax.config import ChunkConfig
 from newllm_jax.records.results import Fingerprint
 from newllm_jax.smollm.alpaca import AlpacaChunks, load_alpaca
-from newllm_jax.smollm.model import count_parameters
 from newllm_jax.smollm.pretrained import Pretrained, load_smollm2
+from newllm_jax.training.step import count_parameters
 
 
 def load_base(config: ChunkConfig) -> Pretrained:

@@ -295,10 +295,5 @@ def parameter_shapes(config: LlamaConfig) -> Any:
     return jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), jnp.int32))["params"]
 
 
-def count_parameters(params: Any) -> int:
-    """How many numbers a parameter tree (or its shapes) holds; a tied head counts once."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
 def _dense(features: int, dtype: Any, precision: Precision, name: str | None) -> nn.Dense:
     return nn.Dense(features, False, dtype, precision=PRECISIONS[precision], kernel_init=normal(WEIGHT_STD), name=name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from newllm_jax.config import RunConfig
 from newllm_jax.errors import InputError, disk_fault
+from newllm_jax.training.clock import Clock
 from newllm_jax.training.history import Entry
 from newllm_jax.training.step import Params, TrainState
 
@@ -28,22 +30,6 @@ class Checkpoint:
     epoch: int
     state: TrainState
     record: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Resumption:
-    """Where a training goes on.
-
-    Attributes:
-      state, history: after the epochs that are done; the initial state and nothing where there is no checkpoint.
-      seconds: that the run took up to then.
-      damaged: epochs of later checkpoints that could not be read.
-    """
-
-    state: TrainState
-    history: list[Entry]
-    seconds: float
-    damaged: list[int]
 
 
 class Checkpoints:
@@ -138,20 +124,33 @@ class Checkpoints:
             raise InputError(f"{self.folder}: none of the checkpoints can be read (epochs {damaged})")
         return None, []
 
-    def resume(self, state: TrainState) -> Resumption:
-        """The latest checkpoint that can be read; later, damaged ones are deleted.
+    def resume(
+        self, state: TrainState, config: RunConfig, clock: Clock, narrate: Callable[[str], None], what: str = ""
+    ) -> tuple[TrainState, list[Entry]]:
+        """State and history after the latest checkpoint that can be read; later, damaged ones are deleted.
 
         Args:
-          state: the initial state.
+          state: the initial state, returned with no history where there is no checkpoint.
+          clock: counts the seconds that the run took up to then.
+          narrate: receives the lines that tell what was found.
+          what: of which training, in those lines: "stage 2, ".
 
         Raises:
-          InputError: there are checkpoints, and none of them can be read.
+          InputError: none of the checkpoints can be read, or there are more epochs than `num_epochs`.
         """
         found, damaged = self.latest(state)
+        if damaged:
+            narrate(f"damaged, and passed over: the checkpoints of {what}epochs {damaged}")
         if found is None:
-            return Resumption(state, [], 0.0, damaged)
+            return state, []
         self.drop_after(found.epoch)
-        return Resumption(found.state, found.record["history"], found.record["seconds"], damaged)
+        if found.epoch > config.num_epochs:
+            raise InputError(
+                f"num_epochs: {self.folder.parent} has {found.epoch} epochs already, not {config.num_epochs}"
+            )
+        clock.resume(found.record["seconds"])
+        narrate(f"{what}going on after epoch {found.epoch}")
+        return found.state, found.record["history"]
 
     def record(self) -> dict[str, Any]:
         """The record of the latest checkpoint that can be read.

@@ -75,17 +75,16 @@ def run_epoch(
     state: TrainState,
     data: Data,
     order: jax.Array,
-    steps: int,
     key: jax.Array,
     pieces: Pieces,
     on_piece: Callable[[int, Sums], None],
 ) -> tuple[TrainState, Totals]:
-    """All updates of one epoch: the first `steps` batches of `order`.
+    """All updates of one epoch: the first `pieces.limit` batches of `order`.
 
     Raises:
       NumericalError: the loss or a gradient is no longer finite; checked after every piece.
     """
-    totals, done = Totals.zero(), 0
+    totals, done, steps = Totals.zero(), 0, pieces.limit
     while done < steps:
         started, stop = time.monotonic(), min(done + pieces.size, steps)
         state, totals = updates(state, totals, data, order, done, stop, key)
@@ -118,7 +117,7 @@ def fit(
       record: what else the record of every checkpoint holds (JSON), called when it is written.
 
     Returns:
-      The last state, and the history with the new entries.
+      The last state, and the history with the new entries; by then all checkpoints are on disk.
 
     Raises:
       NumericalError: a loss or gradient that is not finite; the last good checkpoint stays.
@@ -137,7 +136,7 @@ def fit(
 
         skipped_before = _skipped(state)
         try:
-            state, totals = run_epoch(training.updates, state, train.data, order, steps, key, pieces, on_piece)
+            state, totals = run_epoch(training.updates, state, train.data, order, key, pieces, on_piece)
             train_seconds = time.monotonic() - started
             validated = evaluate(training.evaluate, state.evaluated, validation, config.batch_size)
             if not math.isfinite(validated["loss"]):
@@ -164,6 +163,7 @@ def fit(
         history.append(entry)
         observer.epoch(entry)
         checkpoints.save(epoch, state, {**record(), "history": history}, entry["val_loss"])
+    checkpoints.wait()
     return state, history
 
 

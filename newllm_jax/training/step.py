@@ -72,6 +72,11 @@ def init_state(
     return TrainState(params, jax.jit(optimizer.init)(params), loss_scale)
 
 
+def count_parameters(params: Params) -> int:
+    """How many numbers a parameter tree (or its shapes) holds; a tied head counts once."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
 def train_step(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,

@@ -67,7 +67,7 @@ def test_report_is_written_anew(newllm, refused, copy):
     assert (copy / "curves.png").stat().st_size > 1000
 
     (copy / "results.json").write_text("{}")
-    assert "results.json: damaged (KeyError('system'))" in refused("report", copy)
+    assert "results.json: damaged (KeyError(" in refused("report", copy)
     (copy / "results.json").unlink()
     assert refused("report", copy) == f"{copy}: has no results.json"
 

@@ -96,4 +96,8 @@ def test_doctor(newllm):
     found = json.loads(out)
     assert (code, err, found["hub"]) == (0, "", False)
     assert {"python", "jax", "platform", "precision", "cache"} <= set(found)
-    assert (found["precision"], found["precisions"]) == ({"train": "fp32", "cascade": "fp32"}, ["fp32"])
+    assert (found["precision"], found["precisions"]) == (
+        dict.fromkeys(["train", "cascade", "finetune"], "fp32"),
+        ["fp32"],
+    )
+    assert found["warnings"] == []  # a CPU has no kernels to lose

@@ -15,7 +15,7 @@ import pytest
 import newllm_jax
 from newllm_jax.config import NewLLMConfig, load_config
 from newllm_jax.errors import InputError, NumericalError
-from newllm_jax.newllm import experiment
+from newllm_jax.newllm import updates
 from newllm_jax.newllm.experiment import train_newllm
 from newllm_jax.newllm.plan import plan_newllm
 from newllm_jax.newllm.run import init_params
@@ -117,7 +117,7 @@ def test_fp16_does_not_skip_for_ever(fp16, tmp_path, monkeypatch):
     def broken(*arguments):
         return jax.tree.map(lambda leaf: leaf * jnp.nan, init_params(*arguments))
 
-    monkeypatch.setattr(experiment, "init_params", broken)
+    monkeypatch.setattr(updates, "init_params", broken)
     monkeypatch.setattr(loss_scale, "INITIAL", 2.0**2)
     with pytest.raises(NumericalError, match="epoch 1: a loss or gradient is not finite .* there is no checkpoint yet"):
         train(fp16, tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 
 from newllm_jax.config import NewLLMConfig, load_config
 from newllm_jax.errors import InputError
-from newllm_jax.newllm.updates import training_precision
+from newllm_jax.newllm.updates import slow_loop_warning, training_precision
 
 pytestmark = pytest.mark.quick
 
@@ -39,3 +40,20 @@ def test_a_named_precision_is_taken_or_refused(monkeypatch):
     pretend(monkeypatch, "7.5")
     with pytest.raises(InputError, match="precision: bf16 needs"):
         training_precision(NewLLMConfig(precision="bf16"))
+
+
+def test_a_gpu_that_loses_its_kernels_says_why(monkeypatch):
+    even, uneven = load_config("advanced"), load_config("advanced", {"hidden_dim": 384})
+    pretend(monkeypatch, "9.0")
+    assert "powers of two from 256" in slow_loop_warning(uneven)
+    assert slow_loop_warning(uneven.override({"precision": "fp32"})) == ""  # asked for
+    monkeypatch.setitem(sys.modules, "jax.experimental.pallas.triton", None)
+    assert "this version of JAX has no jax.experimental.pallas.triton" in slow_loop_warning(even)
+    pretend(monkeypatch, "7.5")
+    assert slow_loop_warning(uneven) == ""  # a T4 never had them
+
+
+@pytest.mark.usefixtures("triton")
+def test_a_gpu_with_its_kernels_says_nothing(monkeypatch):
+    pretend(monkeypatch, "9.0")
+    assert slow_loop_warning(load_config("advanced")) == ""

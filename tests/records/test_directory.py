@@ -11,9 +11,7 @@ import time
 import pytest
 
 from newllm_jax.errors import InputError
-from newllm_jax.records import directory as run_dir
 from newllm_jax.records.directory import RunDir
-from newllm_jax.records.machine import command_line, environment, peak_memory_bytes
 
 
 def test_names_never_collide(tmp_path, monkeypatch):
@@ -98,19 +96,3 @@ def test_a_line_that_does_not_fit_leaves_no_half(tmp_path):
     ran = subprocess.run([sys.executable, "-c", code, str(run.path)], capture_output=True, text=True)
     assert "No space left on device" in ran.stderr and "metrics.jsonl" in ran.stderr
     assert (run.path / "metrics.jsonl").read_text() == '{"epoch": 1}\n'
-
-
-def test_what_results_say_of_the_machine(monkeypatch):
-    found = environment("fp32")
-    assert found["platform"] == "cpu" and found["precision"] == "fp32"
-    assert {"python", "jax", "flax", "optax", "orbax-checkpoint", "numpy"} <= set(found)
-    monkeypatch.setattr(run_dir, "REPORTED_PACKAGES", ("jax", "not-installed"))
-    assert "not-installed" not in environment("fp32")
-    assert 10e6 < peak_memory_bytes() < 1e12
-
-
-def test_the_command_can_be_typed_again(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train.py", "--dataset", "my texts"])
-    assert command_line() == "python train.py --dataset 'my texts'"
-    monkeypatch.setattr(sys, "argv", ["/usr/bin/newllm", "train"])
-    assert command_line() == "newllm train"

@@ -15,13 +15,13 @@ from newllm_jax.smollm.model import (
     RMSNorm,
     SmolLM2,
     SwiGLU,
-    count_parameters,
     empty_cache,
     parameter_shapes,
     rotary_embedding,
     rotate,
     take_layers,
 )
+from newllm_jax.training.step import count_parameters
 
 CLOSE = {"rtol": 2e-5, "atol": 2e-5}
 

@@ -33,6 +33,9 @@ class Saved(list):
     def save(self, epoch, state, record, val_loss):
         self.append(epoch)
 
+    def wait(self):
+        pass
+
 
 def fitted(config: NewLLMConfig, examples: jax.Array, **options):
     """A run on a few numbers: its last state, its history and the epochs saved."""

@@ -110,7 +110,7 @@ def epoch(loss_fn, data, steps, scale):
 
     state = init_state({"w": jnp.array([0.5, -2.0, 1.0])}, ADAM, scale)
     order = jnp.arange(2 * steps, dtype=jnp.int32).reshape(steps, 2) % len(data)
-    return *run_epoch(watched, state, data, order, steps, KEY, Pieces(0.0), lambda *_: None), seen
+    return *run_epoch(watched, state, data, order, KEY, Pieces(steps, seconds=0.0), lambda *_: None), seen
 
 
 def test_overflow_that_stays_ends_the_run(batch):

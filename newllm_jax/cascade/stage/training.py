@@ -17,10 +17,10 @@ from newllm_jax.cascade.run import chosen_epoch, stage_folder
 from newllm_jax.cascade.stage.model import init_stage
 from newllm_jax.cascade.stage.updates import StageTraining
 from newllm_jax.records.directory import RunDir
-from newllm_jax.records.progress import Narrate, TrainingProgress, narrate_damaged, progress_bar
-from newllm_jax.records.results import Clock
+from newllm_jax.records.progress import Narrate, TrainingProgress, progress_bar
 from newllm_jax.records.trackers import open_tracker
 from newllm_jax.training.checkpoint import Checkpoints
+from newllm_jax.training.clock import Clock
 from newllm_jax.training.history import History, at_epoch, best_epoch, is_finished, stopped_early
 from newllm_jax.training.loop import fit
 from newllm_jax.training.loss_scale import initial_loss_scale
@@ -72,12 +72,7 @@ def train_stage(
         init_stage(shared.stage, config.seed, number), shared.optimizer, initial_loss_scale(shared.precision)
     )
     with Checkpoints(stage_folder(run, number), config.checkpoint_every) as checkpoints:
-        resumption = checkpoints.resume(state)
-        narrate_damaged(narrate, resumption.damaged, f"stage {number}, ")
-        state, history = resumption.state, resumption.history
-        clock.resume(resumption.seconds)
-        if history:
-            narrate(f"stage {number}     going on after epoch {len(history)}")
+        state, history = checkpoints.resume(state, config, clock, narrate, f"stage {number}, ")
         before = _numbered([stage.entry["epochs"] for stage in earlier])
         run.write_metrics([*before, *_numbered([history], number)])
         if not is_finished(history, config):
@@ -93,7 +88,6 @@ def train_stage(
                     shared.training, state, train, validation, config, checkpoints, progress, history,
                     record=lambda: {"threshold": thresholds["train"], "seconds": clock.seconds()},
                 )  # fmt: skip
-            checkpoints.wait()
         chosen = chosen_epoch(history, config)
         checkpoints.keep_only({best_epoch(history), len(history)})
         params = state.params if chosen == len(history) else checkpoints.params(chosen, state.params)

@@ -11,9 +11,9 @@ import pytest
 from newllm_jax.cascade.stage.model import Stage, init_stage, stage_config
 from newllm_jax.cascade.stage.updates import next_token_loss
 from newllm_jax.smollm.llama_config import LlamaConfig
-from newllm_jax.smollm.model import SmolLM2, count_parameters, parameter_shapes
+from newllm_jax.smollm.model import SmolLM2, parameter_shapes
 from newllm_jax.training.optimizer import adamw
-from newllm_jax.training.step import init_state, train_step
+from newllm_jax.training.step import count_parameters, init_state, train_step
 
 pytestmark = pytest.mark.quick
 

@@ -1,0 +1,33 @@
+"""The table of the systems: every cell is there, and a run finds its row."""
+
+from __future__ import annotations
+
+import pkgutil
+
+import pytest
+
+from newllm_jax.cli.commands import COMMANDS
+from newllm_jax.config import config_names, load_config
+from newllm_jax.errors import InputError
+from newllm_jax.systems import SYSTEMS, system_of
+
+FUNCTIONS = "precision", "warning", "train", "plan", "restore", "evaluate", "show", "generate", "report"
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_every_cell_of_a_row_is_there(name):
+    row = SYSTEMS[name]
+    assert row.config.system == name
+    assert row.command in COMMANDS
+    assert row.default in config_names(row.config.configurations)
+    assert isinstance(load_config(row.default, config_class=row.config), row.config)
+    for cell in FUNCTIONS:
+        function = getattr(row, cell)
+        assert function is None or callable(pkgutil.resolve_name(function)), cell
+
+
+def test_a_run_finds_its_row(copy):
+    assert system_of(copy) is SYSTEMS["new-llm"]
+    (copy / "config.json").write_text('{"system": "another"}')
+    with pytest.raises(InputError, match="names no system that is known \\('another'\\)"):
+        system_of(copy)
