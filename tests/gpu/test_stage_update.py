@@ -5,9 +5,9 @@ alone makes of them was computed on a CPU, with the operands of the plain update
 cores may do; what a mistake makes of them, by counting the absent tokens of the last of 16:
 
                             1 update             3 updates
-    mean of the gradient    2.6e-3   (5.7e-1)    3.7e-3   (3.9e-1)
-    and of its square       5.1e-3   (6.4e-1)    5.5e-3   (4.7e-1)
-    parameters' moves       8.1e-2   (9.0e-1)    2.5e-2   (1.4e-1)
+    mean of the gradient    2.6e-3   (5.7e-1)    3.8e-3   (3.9e-1)
+    and of its square       5.1e-3   (6.4e-1)    5.8e-3   (4.7e-1)
+    parameters' moves       8.1e-2   (9.0e-1)    3.5e-2   (1.4e-1)
 
 Adam's first steps hardly depend on the size of a gradient, so the few weights whose gradient is smaller than its
 rounding error may move the wrong way, which makes the error of the moves larger than that of the moments.
