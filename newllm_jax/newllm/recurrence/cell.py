@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -64,8 +65,9 @@ class CellParams(NamedTuple):
     norm: tuple[jax.Array, jax.Array]
 
 
-# (number of the dense layer from 0, its input [B, in], kernel [in, out], bias) -> its pre-activation [B, out]
-Dense: TypeAlias = Callable[[int, jax.Array, jax.Array, jax.Array], jax.Array]
+# (number of the layer from 0, its input [B, in], kernel [in, out], bias) -> its result [B, out]: the activations of a
+# hidden layer; of the last, the gates, whose number is L, the pre-activations
+Layer: TypeAlias = Callable[[int, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def step(
@@ -75,7 +77,7 @@ def step(
     token: jax.Array,
     time: jax.Array,
     seeds: jax.Array | None,
-    dense: Dense | None = None,
+    layer: Layer | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """One time step: the definition that every form of the time loop is tested against.
 
@@ -84,32 +86,38 @@ def step(
       token: `[B, H]`, the embedding's part of the first layer, its bias included.
       time: the number of the step, a scalar.
       seeds: `dropout_seeds`; None without dropout.
-      dense: computes the dense layers; None for `x @ kernel + bias`. `reference` records them and replays them.
+      layer: None for `compute_layer`. The plain form of the time loop records the layers and replays them.
 
     Returns:
-      The next context vector `[B, C]`, and the last layer's activations `[B, H]`.
+      The next context vector `[B, C]`, and the last hidden layer's activations `[B, H]`.
     """
-    if dense is None:
-        dense = dense_layer(spec.precision)
-
-    def activate(x: jax.Array, layer: int) -> jax.Array:
-        x = jax.nn.relu(x)
-        if seeds is None:
-            return x
-        first = (time * spec.num_layers + layer) * x.size
-        numbers = first.astype(jnp.uint32) + jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
-        return jnp.where(dropout_mask(seeds, spec.dropout, numbers), x / (1 - spec.dropout), 0)
-
-    hidden = activate(dense(0, context, params.context_in, token), 0)
-    for layer, (kernel, bias) in enumerate(params.hidden, 1):
-        hidden = activate(dense(layer, hidden, kernel, bias), layer)
-    gates = dense(spec.num_layers, hidden, *params.gates)
+    layer = layer or partial(compute_layer, spec, time, seeds)
+    hidden = layer(0, context, params.context_in, token)
+    for number, (kernel, bias) in enumerate(params.hidden, 1):
+        hidden = layer(number, hidden, kernel, bias)
+    gates = layer(spec.num_layers, hidden, *params.gates)
     return next_context(context, gates, params.norm), hidden
 
 
-def dense_layer(precision: Precision) -> Dense:
-    """`x @ kernel + bias`."""
-    return lambda _, x, kernel, bias: dot(x, kernel, precision) + bias
+def compute_layer(
+    spec: CellSpec,
+    time: jax.Array,
+    seeds: jax.Array | None,
+    number: int,
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+) -> jax.Array:
+    """A layer: a product and a bias; in the hidden ones then ReLU and dropout. Arguments of `step` and of `Layer`."""
+    pre_activations = dot(x, kernel, spec.precision) + bias
+    if number == spec.num_layers:
+        return pre_activations
+    activations = jax.nn.relu(pre_activations)
+    if seeds is None:
+        return activations
+    first = (time * spec.num_layers + number) * activations.size
+    numbers = first.astype(jnp.uint32) + jnp.arange(activations.size, dtype=jnp.uint32).reshape(activations.shape)
+    return jnp.where(dropout_mask(seeds, spec.dropout, numbers), activations / (1 - spec.dropout), 0)
 
 
 def next_context(context: jax.Array, gates: jax.Array, norm: tuple[jax.Array, jax.Array], axis: int = -1) -> jax.Array:

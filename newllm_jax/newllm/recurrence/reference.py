@@ -3,13 +3,13 @@
 `scan_plain` is the definition, differentiated by JAX, which adds to the gradient of every kernel at every step. The
 backward pass here gives the same gradients, and leaves in the time loop only what depends on the step after it:
 
-    forward    every step stores the context before it and the pre-activation of every dense layer
-    backward   1. time loop, last step first: `step` is replayed with the stored pre-activations in place of its
-                  products, and pulled back by `jax.vjp`. What is not a product is cheap and computed again.
-               2. all steps at once: the inputs of the dense layers by another replay; the gradient of a kernel is one
-                  product of those with the gradients of the pre-activations.
+    forward    every step stores the context before it and the result of every layer
+    backward   1. time loop, last step first: `step` is replayed with the stored results in place of the layers, and
+                  pulled back by `jax.vjp`. What is not a layer is cheap and computed again.
+               2. all steps at once: the inputs of the layers by another replay; the gradient of a kernel is one product
+                  of those with the gradients of the pre-activations.
 
-So an option of `cell.step` needs no gradient of its own here.
+So an option of `cell.step` outside its layers needs no gradient of its own here.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from newllm_jax.config import Precision
-from newllm_jax.newllm.recurrence.cell import CellParams, CellSpec, dense_layer, step
-from newllm_jax.newllm.recurrence.gradients import Gradients, bias_gradient, kernel_gradient
+from newllm_jax.newllm.recurrence.cell import CellParams, CellSpec, compute_layer, step
+from newllm_jax.newllm.recurrence.gradients import Gradients, dense_gradient, relu_backward
 from newllm_jax.training.precision import dot
 
-# (input [B, in], kernel [in, out], stored pre-activation [B, out]) -> pre-activation
-Product: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+# (number of the layer, its input [B, in], its kernel [in, out], its stored result [B, out]) -> its result
+Replay: TypeAlias = Callable[[int, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 class Residuals(NamedTuple):
@@ -35,11 +34,11 @@ class Residuals(NamedTuple):
 
     Attributes:
       contexts: `[T, B, C]`, before each step.
-      pre_activations: of each dense layer, `[T, B, H]`, and of the gates, `[T, B, 3 * C]`.
+      layers: the activations of each hidden layer, `[T, B, H]`, and the gates' pre-activations, `[T, B, 3 * C]`.
     """
 
     contexts: jax.Array
-    pre_activations: tuple[jax.Array, ...]
+    layers: tuple[jax.Array, ...]
 
 
 def scan_plain(
@@ -53,7 +52,7 @@ def scan_plain(
       seeds: `dropout_seeds`; None without dropout.
 
     Returns:
-      The last context vector `[B, C]`, and the last layer's activations `[T, B, H]`.
+      The last context vector `[B, C]`, and the last hidden layer's activations `[T, B, H]`.
     """
 
     def body(context: jax.Array, inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -66,22 +65,19 @@ def forward(
     spec: CellSpec, params: CellParams, context: jax.Array, tokens: jax.Array, seeds: jax.Array | None
 ) -> tuple[tuple[jax.Array, jax.Array], Residuals]:
     """The results of `scan_plain`, and what the backward pass needs."""
-    layer = dense_layer(spec.precision)
 
-    def body(
-        context: jax.Array, inputs: tuple[jax.Array, jax.Array]
-    ) -> tuple[jax.Array, tuple[jax.Array, Residuals]]:  # fmt: skip
-        stored: list[jax.Array] = []
+    def body(context: jax.Array, inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, Residuals]:
+        (token, time), results = inputs, list[jax.Array]()
 
-        def dense(number: int, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-            stored.append(layer(number, x, kernel, bias))
-            return stored[-1]
+        def layer(*arguments: Any) -> jax.Array:
+            results.append(compute_layer(spec, time, seeds, *arguments))
+            return results[-1]
 
-        after, output = step(spec, params, context, *inputs, seeds, dense)
-        return after, (output, Residuals(context, tuple(stored)))
+        after, _ = step(spec, params, context, token, time, seeds, layer)
+        return after, Residuals(context, tuple(results))
 
-    last, (outputs, residuals) = jax.lax.scan(body, context, (tokens, jnp.arange(len(tokens))))
-    return (last, outputs), residuals
+    last, residuals = jax.lax.scan(body, context, (tokens, jnp.arange(len(tokens))))
+    return (last, residuals.layers[-2]), residuals
 
 
 def backward(
@@ -97,49 +93,44 @@ def backward(
     Args:
       d_last, d_outputs: gradients of the results of `forward`, like them.
     """
-    times = jnp.arange(len(d_outputs))
+    scale = 1.0 if seeds is None else 1 / (1 - spec.dropout)
 
-    def replay(product: Product, norm: Any, time: jax.Array, context: jax.Array, stored: Any) -> Any:
-        """One step again; `product` gives a pre-activation from a layer's input, its kernel and what was stored."""
+    def replay(layer: Replay, norm: Any, context: jax.Array, stored: Any) -> tuple[jax.Array, jax.Array]:
+        """One step again, `layer` giving the result of each layer from what was stored."""
 
-        def dense(number: int, x: jax.Array, kernel: jax.Array, _: jax.Array) -> jax.Array:
-            return product(x, kernel, stored[number])
+        def replayed(number: int, x: jax.Array, kernel: jax.Array, _: jax.Array) -> jax.Array:
+            return layer(number, x, kernel, stored[number])
 
-        return step(spec, params._replace(norm=norm), context, jnp.zeros(()), time, seeds, dense)
+        unused = jnp.zeros((), jnp.int32)  # token and time are for layers that are computed
+        return step(spec, params._replace(norm=norm), context, unused, unused, None, replayed)
 
     # 1. The time loop.
-    def body(d_context: jax.Array, inputs: Any) -> tuple[jax.Array, Any]:
-        time, (context, stored), d_output = inputs
-        replayed = partial(replay, partial(_stored_product, spec.precision), params.norm, time)
-        _, pullback = jax.vjp(replayed, context, stored)
+    def body(d_context: jax.Array, inputs: tuple[Residuals, jax.Array]) -> tuple[jax.Array, Any]:
+        residuals, d_output = inputs
+        _, pullback = jax.vjp(partial(replay, partial(_stored_layer, spec, scale), params.norm), *residuals)
         d_before, d_pre = pullback((d_context, d_output))
         return d_before, (d_pre, d_context)
 
-    d_first, (d_pre, d_contexts) = jax.lax.scan(body, d_last, (times, residuals, d_outputs), reverse=True)
+    d_first, (d_pre, d_contexts) = jax.lax.scan(body, d_last, (residuals, d_outputs), reverse=True)
 
     # 2. All steps at once.
-    def layer_inputs(time: jax.Array, context: jax.Array, stored: Any) -> list[jax.Array]:
-        inputs: list[jax.Array] = []
+    inputs: list[jax.Array] = []
 
-        def product(x: jax.Array, _: jax.Array, stored: jax.Array) -> jax.Array:
-            inputs.append(x)
-            return stored
+    def stored_result(number: int, x: jax.Array, kernel: jax.Array, stored: jax.Array) -> jax.Array:
+        return stored
 
-        replay(product, params.norm, time, context, stored)
-        return inputs
+    def record_input(number: int, x: jax.Array, kernel: jax.Array, stored: jax.Array) -> jax.Array:
+        inputs.append(x)
+        return stored
 
-    def contexts_after(norm: Any) -> jax.Array:
-        return jax.vmap(partial(replay, lambda x, kernel, stored: stored, norm))(times, *residuals)[0]
-
-    inputs = jax.vmap(layer_inputs)(times, *residuals)
-    kernels = [kernel_gradient(x, d, spec.precision) for x, d in zip(inputs, d_pre, strict=True)]
-    biases = [bias_gradient(d) for d in d_pre]
-    _, pullback = jax.vjp(contexts_after, params.norm)
+    replay(record_input, params.norm, *residuals)
+    _, pullback = jax.vjp(lambda norm: replay(stored_result, norm, *residuals)[0], params.norm)
+    kernels_and_biases = [dense_gradient(x, d, spec.precision) for x, d in zip(inputs, d_pre, strict=True)]
     return Gradients(
         params=CellParams(
-            context_in=kernels[0],
-            hidden=tuple(zip(kernels[1:-1], biases[1:-1], strict=True)),
-            gates=(kernels[-1], biases[-1]),
+            context_in=kernels_and_biases[0][0],
+            hidden=tuple(kernels_and_biases[1:-1]),
+            gates=kernels_and_biases[-1],
             norm=pullback(d_contexts)[0],
         ),
         context=d_first,
@@ -147,25 +138,33 @@ def backward(
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _stored_product(precision: Precision, x: jax.Array, kernel: jax.Array, stored: jax.Array) -> jax.Array:
-    """A dense layer whose pre-activation is known: as `stored` is its value, `x @ kernel` is never computed.
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _stored_layer(
+    spec: CellSpec, scale: float, number: int, x: jax.Array, kernel: jax.Array, stored: jax.Array
+) -> jax.Array:
+    """A layer whose result is known: as its value is `stored`, the product `x @ kernel` is never computed.
 
-    Its gradient is that of the product by x, and handed to `stored`, from where the gradient of the kernel is formed.
+    Its gradient by x is that of the layer. Instead of a gradient by `stored` it gives that of the pre-activations, from
+    which those of kernel and bias are formed.
+
+    Args:
+      scale: `1 / (1 - dropout)`, or 1 without dropout.
     """
     return stored
 
 
-def _stored_forward(
-    precision: Precision, x: jax.Array, kernel: jax.Array, stored: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    return stored, kernel
+def _stored_layer_forward(
+    spec: CellSpec, scale: float, number: int, x: jax.Array, kernel: jax.Array, stored: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return stored, (kernel, stored)
 
 
-def _stored_backward(
-    precision: Precision, kernel: jax.Array, d_pre: jax.Array
+def _stored_layer_backward(
+    spec: CellSpec, scale: float, number: int, saved: tuple[jax.Array, jax.Array], d_result: jax.Array
 ) -> tuple[jax.Array, jax.Array | None, jax.Array]:
-    return dot(d_pre, kernel.T, precision), None, d_pre
+    kernel, stored = saved
+    d_pre = d_result if number == spec.num_layers else relu_backward(stored, d_result, scale)
+    return dot(d_pre, kernel.T, spec.precision), None, d_pre
 
 
-_stored_product.defvjp(_stored_forward, _stored_backward)
+_stored_layer.defvjp(_stored_layer_forward, _stored_layer_backward)

@@ -55,7 +55,7 @@ def test_equals_the_plain_form(inputs):
     for ours, expected in zip(found, results, strict=True):
         close(ours, expected)
     close(stored.contexts[:, :BATCH], residuals.contexts)
-    close(stored.gates[:, :BATCH], residuals.pre_activations[-1])
+    close(stored.gates[:, :BATCH], residuals.layers[-1])
 
     d_results = [jax.random.normal(jax.random.key(part.ndim), part.shape) for part in results]
     expected = jax.jit(lambda: reference.backward(spec, params, residuals, seeds, *d_results))()
