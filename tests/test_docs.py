@@ -125,7 +125,8 @@ def test_a_broken_link_is_found(tmp_path):
 
 def test_readme_shows_what_the_quickstart_runs_gave():
     text = (ROOT / "README.md").read_text()
-    newllm, cascade = (json.loads((RESULTS / "quickstart" / f"{name}.json").read_text()) for name in ("newllm", "cascade"))
+    runs = RESULTS / "quickstart"
+    newllm, cascade = (json.loads((runs / name).read_text()) for name in ("newllm.json", "cascade.json"))
     shown = re.findall(r"^epoch +(\d+)/10  train loss (\S+)  val loss (\S+)  val PPL (\S+)  accuracy (\S+)", text, re.M)
     assert len(shown) == 3
     for epoch, *figures in shown:
