@@ -1,15 +1,18 @@
-"""Every table in the pages is what the committed JSON files give, and every published figure names its source."""
+"""The pages say what the committed JSON files say, name the sources of published figures, and link to what exists."""
 
 from __future__ import annotations
 
 import importlib
 import json
+import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from newllm_jax.report.cascade_tables import ensemble_table
 
 ROOT = Path(__file__).parent.parent
 
@@ -83,3 +86,53 @@ def test_committed_runs_have_the_published_settings_and_reach_the_published_numb
     assert run["data"]["train_sequences"] == 51_026
     low, high = {"baseline": (22.2, 24.5), "advanced": (32.5, 39)}[config]  # published: 23.34 and 36.45
     assert low <= run["best"]["val_ppl"] <= high
+
+
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/results/README.md")]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(page: Path) -> list[str]:
+    """Relative links of a page to a file that does not exist, or to a heading that is not in it."""
+    broken = []
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    return broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_and_paths_of_the_pages_exist(page):
+    assert broken_links(page) == []
+    named = re.findall(r"\b((?:newllm_jax|tests)/[\w/]+(?:\.\w+)?)", page.read_text())
+    assert [path for path in named if not (ROOT / path).exists()] == []
+    rooms = re.findall(r"`((?:newllm|cascade|config|report|records|training|cli)/[\w/]*\.py)`", page.read_text())
+    assert [path for path in rooms if not (ROOT / "newllm_jax" / path).exists()] == []
+
+
+def test_a_broken_link_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# A heading, here\n[1](page.md#a-heading-here) [2](#a-heading) [3](absent.md) [4](page.md)")
+    assert broken_links(page) == ["#a-heading", "absent.md"]
+
+
+def test_readme_shows_what_the_quickstart_runs_gave():
+    text = (ROOT / "README.md").read_text()
+    runs = RESULTS / "quickstart"
+    newllm, cascade = (json.loads((runs / name).read_text()) for name in ("newllm.json", "cascade.json"))
+    shown = re.findall(r"^epoch +(\d+)/10  train loss (\S+)  val loss (\S+)  val PPL (\S+)  accuracy (\S+)", text, re.M)
+    assert len(shown) == 3
+    for epoch, *figures in shown:
+        entry = newllm["epochs"][int(epoch) - 1]
+        assert figures == [
+            f"{entry['train_loss']:.4f}", f"{entry['val_loss']:.4f}", f"{entry['val_ppl']:.2f}",
+            f"{entry['val_accuracy']:.1%}",
+        ]  # fmt: skip
+    assert ensemble_table(cascade) in text
