@@ -26,7 +26,7 @@ class TrainedStage:
 
     Attributes:
       params: its parameters.
-      threshold: what the model before it scores at or below this is handed on to it.
+      threshold: tokens that the model before it scores at or below this are handed on to it.
     """
 
     params: Params
@@ -44,7 +44,7 @@ def evaluate_ensemble(
     """Base, Base+1, ..., Base+k over all tokens of a split.
 
     Args:
-      tokens: the split as the frozen base leaves it.
+      tokens: the outputs of the frozen base for a split.
       stage: the architecture of all stages.
       stages: in order; each runs on the tokens that are handed on to it only.
 

@@ -1,4 +1,4 @@
-"""What the frozen base, and then each stage, makes of every token: hidden state, hardness score, loss.
+"""Outputs of the frozen base, and then of each stage, for every token: hidden state, hardness score, loss.
 
 The base reads each chunk once, in strict float32. Its hidden states go to the host piece by piece; each finished piece
 is a file of the run directory, so that a stopped extraction goes on where it was. Only the hard tokens of one stage are
@@ -32,7 +32,7 @@ Advance = Callable[[int], None]  # told how many more chunks or tokens are done
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens and what the last model that saw them made of each; NumPy, in order.
+    """Tokens and the outputs of the last model that saw them; NumPy, in order.
 
     Attributes:
       hidden: `[tokens, hidden]` float32, the last hidden state after the final norm.
@@ -74,7 +74,7 @@ def extract(
 
     Args:
       folder, name: where finished pieces are kept, and found again; nothing is kept where None.
-      advance: told of each piece.
+      advance: called after each piece with its number of chunks.
     """
     pieces, size = [], PIECE_BATCHES * batch_chunks()
     for start in range(0, len(chunks), size):
@@ -96,7 +96,7 @@ def _extract_piece(base: SmolLM2, params: Params, ids: np.ndarray, criterion: Cr
     starts = range(0, len(ids), size)
     full = np.zeros((len(starts) * size, ids.shape[1]), np.int32)  # one shape: one compiled program, the same bits
     full[: len(ids)] = ids
-    # All are under way before the first is fetched: the device need not wait for the host.
+    # All batches are dispatched before the first is fetched: the device need not wait for the host.
     read = [read_chunks(base, criterion, params, full[start : start + size]) for start in starts]
     batches = []
     for start, states in zip(starts, read, strict=True):
@@ -120,7 +120,7 @@ def batch_tokens() -> int:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def read_chunks(base: SmolLM2, criterion: Criterion, params: Params, ids: jax.Array) -> tuple[jax.Array, ...]:
-    """What the base makes of `ids [chunks, 129]`: the fields of `Tokens`, each `[chunks, 128, ...]`."""
+    """The outputs of the base for `ids [chunks, 129]`: the fields of `Tokens`, each `[chunks, 128, ...]`."""
     inputs, targets = ids[:, :-1], ids[:, 1:]
     states: Any = base.apply({"params": params}, inputs, method="hidden")
     logits: Any = base.apply({"params": params}, states.last, method="logits")
@@ -131,7 +131,7 @@ def read_chunks(base: SmolLM2, criterion: Criterion, params: Params, ids: jax.Ar
 def run_stage(
     stage: Stage, params: Params, tokens: Tokens, criterion: Criterion, advance: Advance = lambda tokens: None
 ) -> Tokens:
-    """The tokens as a stage leaves them: its hidden states, scores (against its own input), losses and hits."""
+    """The outputs of a stage for tokens: hidden states, scores (against its own input), losses and hits."""
     params, batches, size = jax.device_put(params), [], batch_tokens()
     for start in range(0, len(tokens), size):
         part = slice(start, start + size)
@@ -158,7 +158,7 @@ def _read_piece(file: Path) -> Tokens | None:
         with np.load(file, allow_pickle=False) as arrays:
             return Tokens(**arrays)
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
-        return None  # absent or damaged: it is made anew
+        return None  # absent or damaged: it is computed again
 
 
 def _write_piece(file: Path, piece: Tokens) -> None:

@@ -42,18 +42,18 @@ class Parser(argparse.ArgumentParser):
 
 
 def train(argv: Sequence[str]) -> None:
-    """`newllm train`: trains New-LLM, or goes on with a run."""
+    """`newllm train`: trains New-LLM, or continues a run."""
     _train(Parser(prog="train.py", description="Train New-LLM.", allow_abbrev=False), argv, SYSTEMS["new-llm"])
 
 
 def cascade(argv: Sequence[str]) -> None:
-    """`newllm cascade`: trains the stages of CASCADE and evaluates the ensemble, or goes on with a run."""
+    """`newllm cascade`: trains the stages of CASCADE and evaluates the ensemble, or continues a run."""
     description = "Train CASCADE on a frozen SmolLM2."
     _train(Parser(prog="cascade.py", description=description, allow_abbrev=False), argv, SYSTEMS["cascade"])
 
 
 def finetune(argv: Sequence[str]) -> None:
-    """`newllm finetune`: fine-tunes a whole SmolLM2 on the chunks of CASCADE, or goes on with a run."""
+    """`newllm finetune`: fine-tunes a whole SmolLM2 on the chunks of CASCADE, or continues a run."""
     parser = Parser(prog="newllm finetune", description="Fine-tune a whole SmolLM2.", allow_abbrev=False)
     _train(parser, argv, SYSTEMS["finetune"])
 
@@ -61,10 +61,10 @@ def finetune(argv: Sequence[str]) -> None:
 def generate(argv: Sequence[str]) -> None:
     """`newllm generate`: streams text from a run."""
     parser = Parser(prog="newllm generate", description="Stream text from a trained model.", allow_abbrev=False)
-    parser.add_argument("run_dir")
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="run directory")
     parser.add_argument("--prompt", default="", help="text to continue; for a SmolLM2 the user's turn")
     parser.add_argument("--max_words", type=int, default=100, help="largest number of words (SmolLM2: tokens)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="of sampling; 0: most probable word")
+    parser.add_argument("--temperature", type=float, default=0.8, help="sampling temperature; 0: most probable word")
     parser.add_argument("--top_k", type=int, default=0, help="sample from the k most probable words only; 0: from all")
     parser.add_argument(
         "--top_p",
@@ -73,7 +73,7 @@ def generate(argv: Sequence[str]) -> None:
         help="sample from the most probable words up to this probability",
     )
     parser.add_argument("--unknown", action="store_true", help="New-LLM: also allow <UNK>")
-    parser.add_argument("--seed", type=int, default=0, help="random seed of the sampling")
+    parser.add_argument("--seed", type=int, default=0, help="random seed for sampling")
     arguments = parser.parse_all(argv)
     from newllm_jax.decoding.sampling import Sampling
 
@@ -96,7 +96,7 @@ def generate(argv: Sequence[str]) -> None:
 def evaluate(argv: Sequence[str]) -> None:
     """`newllm evaluate`: measures the model of a run again; for CASCADE prints the ensemble over all tokens."""
     parser = Parser(prog="newllm evaluate", description="Measure the model of a run again.", allow_abbrev=False)
-    parser.add_argument("run_dir")
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="run directory")
     results = systems.evaluate(parser.parse_all(argv).run_dir)
     print(call(SYSTEMS[results["system"]].show, results))
 
@@ -105,8 +105,10 @@ def compare(argv: Sequence[str]) -> None:
     """`newllm compare`: writes and prints the table of several runs."""
     parser = Parser(prog="newllm compare", description="Put several runs into one table.", allow_abbrev=False)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or results.json files")
-    parser.add_argument("--published", action="store_true", help="put the published CASCADE runs beside them")
-    parser.add_argument("--output", default="comparison.md", metavar="FILE", help="default comparison.md")
+    parser.add_argument("--published", action="store_true", help="add the published CASCADE runs to the table")
+    parser.add_argument(
+        "--output", default="comparison.md", metavar="FILE", help="for the table (default comparison.md)"
+    )
     arguments = parser.parse_all(argv)
     from newllm_jax.files import whole_file
     from newllm_jax.report.compare import comparison, read_results
@@ -124,7 +126,7 @@ def compare(argv: Sequence[str]) -> None:
 def report(argv: Sequence[str]) -> None:
     """`newllm report`: writes the report and curves of a run again from its results.json, and prints the report."""
     parser = Parser(prog="newllm report", description="Print the report of a finished run.", allow_abbrev=False)
-    parser.add_argument("run_dir")
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="run directory")
     print(systems.report(parser.parse_all(argv).run_dir))
 
 
@@ -183,7 +185,7 @@ def _train(parser: Parser, argv: Sequence[str], system: System) -> None:
 
 def _add_run_options(parser: Parser, system: System) -> None:
     parser.add_argument("--config", help=f"configuration: a name, or a TOML or JSON file (default {system.default})")
-    parser.add_argument("--resume", metavar="RUN_DIR", help="go on with a run instead of starting one")
+    parser.add_argument("--resume", metavar="RUN_DIR", help="continue a run instead of starting one")
     parser.add_argument("--run_root", metavar="DIR", default="runs", help="parent of run directories (default runs)")
     if system.plan is not None:
         parser.add_argument("--dry_run", action="store_true", help="print what a run would be, as JSON, and stop")

@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
-        print("usage: newllm COMMAND ...   (--help after a command tells its options)\n")
+        print("usage: newllm COMMAND ...   (--help after a command lists its options)\n")
         print("\n".join(command.__doc__ or "" for command in COMMANDS.values()))
         return 0
     if argv[0] not in COMMANDS:
@@ -86,7 +86,7 @@ def _dispatch(argv: Sequence[str]) -> int:
 def _keep_programs() -> None:
     """Tells JAX, which is not imported yet, where compiled programs are kept, unless the user told it.
 
-    A program that cannot be written or read costs its compilation, and no word.
+    A program that cannot be written or read is compiled again, without a message.
     """
     if "jax" in sys.modules or not os.environ.keys().isdisjoint(CACHE_SETTINGS):
         return

@@ -25,11 +25,11 @@ class CascadeConfig(ChunkConfig):
     batch_size: int = setting(32, "tokens in an update")
     patience: int = setting(1, "epochs without a gain after which a stage stops early")
 
-    hard_ratio: float = setting(0.6, "share of the tokens that each stage gets")
+    hard_ratio: float = setting(0.6, "share of its input tokens that each stage is trained on")
     criterion: Criterion = setting("cosine", "score that tells hard tokens from easy ones")
     num_stages: int = setting(5, "number of stages, each for the hard tokens of the one before")
     stage_layers: int = setting(8, "number of layers in a stage")
-    stage_weights: StageWeights = setting("last", "weights of a stage that go on: last (as published) or best")
+    stage_weights: StageWeights = setting("last", "stage weights used afterwards: last epoch (as published) or best")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -76,7 +76,7 @@ def finetune(
 
         training, optimizer = build_training(config, base.model, precision)
         state = init_state(jax.tree.map(jnp.array, base.params), optimizer, initial_loss_scale(precision))
-        train, validation = Split.of(data.train), Split.of(data.validation)
+        train, validation = Split.from_arrays(data.train), Split.from_arrays(data.validation)
         before = evaluate(training.evaluate, state.params, validation, config.batch_size)
         narrate(f"base        validation loss {before['loss']:.4f}, PPL {before['ppl']:.2f}")
         with Checkpoints(run.checkpoints, config.checkpoint_every) as checkpoints:

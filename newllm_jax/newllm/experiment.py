@@ -63,10 +63,8 @@ def train_newllm(
     clock = Clock()
     with ExitStack() as stack:
         run, config = resume_or_start(stack, resume, config or NewLLMConfig(), overrides)
-        precision = training_precision(config)
-        data = load_wikitext(config)
-        name = f"{name}-builtin" if data.fallback else name
-        run = run or stack.enter_context(RunDir.create(run_root, name))
+        precision, data = training_precision(config), load_wikitext(config)
+        run = run or stack.enter_context(RunDir.create(run_root, f"{name}-builtin" if data.fallback else name))
         model, summary = training_model(config, len(data.tokenizer), precision), data.summary(config.batch_size)
         training, optimizer = build_training(config, model, summary["steps_per_epoch"])
         state = initial_state(config, model, optimizer)
@@ -85,29 +83,30 @@ def train_newllm(
         run.write_json("vocabulary.json", data.tokenizer.words)
         run.write_metrics(history)
 
-        splits = {name: Split.of(rows) for name, rows in data.sequences.items()}
+        splits = {name: Split.from_arrays(rows) for name, rows in data.sequences.items()}
         with TrainingProgress(run, tracker, config.num_epochs, history) as progress:
             state, history = fit(
                 training, state, splits["train"], splits["validation"], config, checkpoints, progress, history,
                 record=lambda: {"seconds": clock.seconds()},
             )  # fmt: skip
 
-        best = best_epoch(history)
-        params = checkpoints.params(best, state.params)
+        best = at_epoch(history, best_epoch(history))
+        params = checkpoints.params(best["epoch"], state.params)
+        test = evaluate(training.evaluate, params, splits["test"], config.batch_size)
         results = {
             **results_header(run, config, precision),
             "data": summary,
             "parameters": count_parameters(state.params),
             "epochs": history,
             "stopped": how_it_stopped(history, config),
-            "best": at_epoch(history, best),
-            "test": evaluate(training.evaluate, params, splits["test"], config.batch_size),
+            "best": best,
+            "test": test,
             **results_footer(clock.seconds()),
         }
         run.write_json("results.json", results)
         report = write_report(run, results)
-    best_ppl, test_ppl = results["best"]["val_ppl"], results["test"]["ppl"]
-    narrate(f"best        validation PPL {best_ppl:.2f} after epoch {best}; test PPL {test_ppl:.2f}")
+    validation = f"validation PPL {best['val_ppl']:.2f} after epoch {best['epoch']}"
+    narrate(f"best        {validation}; test PPL {test['ppl']:.2f}")
     narrate(f"report      {report}")
     return RunResult(run.path, results)
 

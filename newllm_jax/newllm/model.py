@@ -13,6 +13,7 @@ computed outside the time loop, for all positions at once.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -98,18 +99,20 @@ class ContextVectorLM(nn.Module):
     def from_config(
         cls, config: NewLLMConfig, vocabulary_size: int, precision: Precision = "fp32"
     ) -> ContextVectorLM:  # fmt: skip
-        """The model of a configuration. A text of few words can have a smaller vocabulary than the one configured."""
-        return cls(
-            vocabulary_size, config.embed_dim, config.hidden_dim, config.context_dim, config.num_layers,
-            config.dropout, precision,
-        )  # fmt: skip
+        """The model of a configuration: its settings are the attributes of the same name.
+
+        Args:
+          vocabulary_size: that of the data, which can be smaller than the configured one.
+          precision: the resolved one.
+        """
+        names = {field.name for field in dataclasses.fields(cls)} & {field.name for field in dataclasses.fields(config)}
+        settings = {name: getattr(config, name) for name in names - {"vocabulary_size", "precision"}}
+        return cls(vocabulary_size, precision=precision, **settings)
 
     @property
     def spec(self) -> CellSpec:
-        """The specification of the cell."""
-        return CellSpec(
-            self.hidden_dim, self.context_dim, self.num_layers, self.dropout, self.precision, self.form
-        )  # fmt: skip
+        """The specification of the cell: its fields are the attributes of the same name."""
+        return CellSpec(**{field.name: getattr(self, field.name) for field in dataclasses.fields(CellSpec)})
 
     def initial_context(self, batch: int) -> jax.Array:
         """c_0: zeros `[B, C]`."""

@@ -88,7 +88,7 @@ def evaluate_run(run_dir: str | Path) -> dict[str, Any]:
     data = load_wikitext(run.config)
     check_fingerprints(RunDir.open(run_dir), data.fingerprints(), {"data": run.fingerprint})
     evaluation = make_evaluation(next_word_loss(run.model))
-    splits = {split: Split.of(data.sequences[split]) for split in ("validation", "test")}
+    splits = {split: Split.from_arrays(data.sequences[split]) for split in ("validation", "test")}
     return {
         name: evaluate(evaluation, run.params, split, run.config.batch_size) for name, split in splits.items()
     }  # fmt: skip

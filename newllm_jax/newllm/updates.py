@@ -10,7 +10,6 @@ from newllm_jax.config import NewLLMConfig, Precision
 from newllm_jax.newllm.loss import next_word_loss
 from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.recurrence import gpu
-from newllm_jax.newllm.recurrence.cell import CellSpec
 from newllm_jax.newllm.recurrence.scan import form_for
 from newllm_jax.newllm.run import init_params
 from newllm_jax.training.loop import Training
@@ -50,7 +49,7 @@ def slow_loop_warning(config: NewLLMConfig) -> str:
 
 def kernel_obstacle(config: NewLLMConfig, precision: Precision) -> str:
     """`gpu.obstacle` of a configuration."""
-    spec = CellSpec(config.hidden_dim, config.context_dim, config.num_layers, config.dropout, precision)
+    spec = ContextVectorLM.from_config(config, config.vocabulary_size, precision).spec
     return gpu.obstacle(spec, config.batch_size, config.sequence_length - 1)
 
 

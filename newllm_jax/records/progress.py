@@ -1,4 +1,4 @@
-"""What a person sees of a run while it runs: what it resolved, a bar on a terminal, a line per epoch everywhere."""
+"""Terminal output of a run: its resolved settings, a progress bar, a line per epoch."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a training run gave, whatever the system.
+    """The result of a training run, whatever the system.
 
     Attributes:
       run_dir: the directory of its files.
@@ -71,7 +71,7 @@ def check_fingerprints(
 
 
 def results_header(run: RunDir, config: RunConfig, precision: Precision) -> dict[str, Any]:
-    """What `results.json` of every system begins with."""
+    """The first entries of `results.json`."""
     return {
         "schema_version": SCHEMA_VERSION,
         "system": config.system,
@@ -83,7 +83,7 @@ def results_header(run: RunDir, config: RunConfig, precision: Precision) -> dict
 
 
 def results_footer(seconds: float) -> dict[str, Any]:
-    """What it ends with; `seconds` that the run took."""
+    """The last entries of `results.json`; `seconds`: the duration of the run."""
     return {"seconds": seconds, "peak_memory_bytes": peak_memory_bytes()}
 
 

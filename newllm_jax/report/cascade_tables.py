@@ -105,12 +105,12 @@ def provenance_warning(results: dict[str, Any]) -> str:
     reasons = []
     if data["fallback"]:
         reasons.append(
-            f"{data['asked']} could not be had ({data['fallback']}), so the rows are those of {data['source']}"
+            f"{data['asked']} was not available ({data['fallback']}), so the rows are those of {data['source']}"
         )
     elif data["source"] != PUBLISHED_DATA:
         reasons.append(f"the rows are those of {data['source']}, the published ones of {PUBLISHED_DATA}")
     if base["fallback"]:
-        reasons.append(f"{base['asked']} could not be had ({base['fallback']}), so the weights are {base['source']}")
+        reasons.append(f"{base['asked']} was not available ({base['fallback']}), so the weights are {base['source']}")
     elif base["source"] != published_base:
         reasons.append(f"the weights are {base['source']}, the published ones {published_base}")
     chunks = data["train_chunks"], data["validation_chunks"]

@@ -23,7 +23,7 @@ def newllm_report(results: dict[str, Any]) -> str:
     warning = ""
     if data["fallback"]:
         warning = (
-            f"> **Not the data that was asked for.** {data['asked']} could not be had ({data['fallback']}), "
+            f"> **Not the data that was asked for.** {data['asked']} was not available ({data['fallback']}), "
             f"so this run read {data['source']}. Its figures must not be compared with published ones.\n\n"
         )
     return f"""# New-LLM: {results["name"]}

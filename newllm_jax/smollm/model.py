@@ -175,10 +175,10 @@ class _ScannedBlock(nn.Module):
         nn.share_scope(self, self.block)  # the parameters are those of one Block, with a layer axis in front
 
     def __call__(self, carry: Any, slot: jax.Array, cached: Any, rotary: Any, mask: jax.Array, start: Any) -> Any:
-        x, kept = carry
+        x, saved = carry
         x, cached = self.block(x, rotary, mask, cached, start)
-        kept = kept.at[slot].set(x, mode="drop") if kept.shape[0] else kept
-        return (x, kept), cached
+        saved = saved.at[slot].set(x, mode="drop") if saved.shape[0] else saved
+        return (x, saved), cached
 
 
 class Backbone(nn.Module):
@@ -193,8 +193,9 @@ class Backbone(nn.Module):
 
         Args:
           x: `[batch, time, hidden]`, the residual stream before the first layer.
-          cache: what earlier pieces left; x stands at positions `cache.length` and after. Without: at 0 and after.
-          depths: rising numbers of layers (0: x itself) after which the residual stream is kept.
+          cache: keys and values of earlier pieces; x stands at positions `cache.length` and after, without it at 0 and
+            after.
+          depths: rising numbers of layers (0: x itself) after which the residual stream is saved.
 
         A piece that does not fit into the cache gives NaN, never a wrong number.
         """
@@ -207,20 +208,20 @@ class Backbone(nn.Module):
         mask = seen <= positions[:, None]
         rotary = rotary_embedding(positions, self.config.head_dim, self.config.rope_theta)
         slots = [depths.index(layer + 1) if layer + 1 in depths else len(depths) for layer in range(layers)]
-        kept = jnp.zeros((len(depths), *x.shape), x.dtype)
+        saved = jnp.zeros((len(depths), *x.shape), x.dtype)
         axes: Any = (0, 0, nn.broadcast, nn.broadcast, nn.broadcast)  # slots and caches by layer, the rest the same
         scan = nn.scan(
             _ScannedBlock, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=axes, length=layers
         )
         cached = None if cache is None else (cache.keys, cache.values)
-        (residual, kept), cached = scan(self.config, self.precision, name="blocks")(
-            (x, kept.at[0].set(x) if 0 in depths else kept), jnp.asarray(slots), cached, rotary, mask, start
+        (residual, saved), cached = scan(self.config, self.precision, name="blocks")(
+            (x, saved.at[0].set(x) if 0 in depths else saved), jnp.asarray(slots), cached, rotary, mask, start
         )
         if cache is not None:
             residual = jnp.where(start + time <= seen.shape[0], residual, jnp.nan)
             cache = KVCache(*cached, length=start + time)
         last = RMSNorm(self.config.rms_norm_eps, name="norm")(residual)
-        return HiddenStates(x, residual, last, kept, cache)
+        return HiddenStates(x, residual, last, saved, cache)
 
 
 class SmolLM2(nn.Module):

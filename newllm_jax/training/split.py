@@ -26,7 +26,7 @@ class Split:
     examples: int
 
     @classmethod
-    def of(cls, arrays: Data) -> Split:
+    def from_arrays(cls, arrays: Data) -> Split:
         """All examples of some arrays, moved to the device."""
         data = jax.tree.map(jnp.asarray, arrays)
         return cls(data, jax.tree.leaves(data)[0].shape[0])

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
     ("typed", "message"),
     [
         (["trian"], "trian: no such command; did you mean train?"),
-        (["generate"], "the following arguments are required: run_dir"),
+        (["generate"], "the following arguments are required: RUN_DIR"),
         (["generate", "missing"], "missing: no such run directory"),
         (["generate", "x", "--temperature", "-1"], "temperature: must be 0 or more, not -1.0"),
         (["generate", "x", "--temperature", "nan"], "temperature: must be 0 or more, not nan"),
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
         (["generate", "x", "--top_p", "0"], "top_p: must be above 0 and at most 1, not 0.0"),
         (["generate", "x", "--top_p", "1.5"], "top_p: must be above 0 and at most 1, not 1.5"),
         (["generate", "x", "--promt", "hello"], "--promt: no such option; did you mean prompt?"),
-        (["report"], "the following arguments are required: run_dir"),
+        (["report"], "the following arguments are required: RUN_DIR"),
         (["report", "missing"], "missing: no such run directory"),
         (["doctor", "please"], "please: unexpected argument"),
     ],

@@ -1,12 +1,16 @@
 """These tests need an NVIDIA GPU that has tf32 and bf16; elsewhere they are skipped, with the reason.
 
-Run them in one process, `pytest -n 0 tests/gpu`: the kernels of several processes would share one GPU.
+Run them in one process, since the kernels of several would share one GPU; `--report` writes what came out as JSON:
+
+    python -m pytest -n 0 tests/gpu --report docs/results/gpu-tests-h100.json
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+from pathlib import Path
 
 import jax
 import pytest
@@ -36,3 +40,34 @@ def gpu_with_tensor_cores():
     reason = obstacle()
     if reason:
         pytest.skip(reason)
+
+
+def pytest_addoption(parser):
+    """Read where this folder is named on the command line, and nowhere else."""
+    parser.addoption("--report", metavar="FILE", help="write outcome and seconds of every test of tests/gpu as JSON")
+
+
+class Report:
+    """Writes the outcomes of a session."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.tests = path, []
+
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call" or report.outcome != "passed":
+            name = report.nodeid.removeprefix("tests/gpu/")
+            self.tests.append({"test": name, "outcome": report.outcome, "seconds": round(report.duration, 1)})
+
+    def pytest_sessionfinish(self, session):
+        from newllm_jax.records.machine import environment
+
+        counts = {what: sum(test["outcome"] == what for test in self.tests) for what in ("passed", "failed", "skipped")}
+        command = f"python -m pytest -n 0 tests/gpu --report {self.path.as_posix()}"
+        results = {"command": command, "environment": environment("auto"), **counts, "tests": self.tests}
+        self.path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def pytest_configure(config):
+    path = config.getoption("--report", default=None)
+    if path:
+        config.pluginmanager.register(Report(Path(path)))

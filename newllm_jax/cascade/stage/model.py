@@ -1,4 +1,4 @@
-"""A stage: a fresh Llama that reads the last hidden state of what came before, one token at a time."""
+"""A stage: a newly initialised Llama that reads the last hidden state of the base or of the stage before it."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class FinishedStage:
     Attributes:
       trained: its weights that go on, and the threshold of its hard tokens.
       entry: what `results.json` says of its training.
-      hard: by split the hard tokens that it was trained on, as the model before it left them.
+      hard: by split the hard tokens that it was trained on: outputs of the model before it.
     """
 
     trained: TrainedStage
@@ -54,10 +54,10 @@ def train_stage(
     clock: Clock,
     narrate: Narrate,
 ) -> FinishedStage:
-    """Trains the next stage on the hard ones of `tokens`, or goes on with it.
+    """Trains the next stage on the hard tokens among `tokens`, or continues its training.
 
     Args:
-      tokens: by split, as the model before this stage left them.
+      tokens: by split, outputs of the model before this stage.
       earlier: the stages before it.
     """
     config, number = shared.config, len(earlier) + 1
@@ -96,7 +96,7 @@ def train_stage(
 
 
 def hand_on(shared: StageTraining, number: int, finished: FinishedStage) -> TokenSplits:
-    """The hard tokens of stage `number` as it leaves them."""
+    """The outputs of stage `number` for its hard tokens."""
     with progress_bar(f"stage {number}: hidden states", sum(map(len, finished.hard.values()))) as advance:
         params = jax.device_put(finished.trained.params)
         return {
@@ -109,7 +109,7 @@ def on_device(tokens: Tokens, room: int) -> Split:
     """Hidden states and targets on the device, with room for `room` tokens."""
     missing = room - len(tokens)
     arrays = np.pad(tokens.hidden, [(0, missing), (0, 0)]), np.pad(tokens.targets, (0, missing))
-    return Split(Split.of(arrays).data, len(tokens))
+    return Split(Split.from_arrays(arrays).data, len(tokens))
 
 
 def _delete_later_stages(run: RunDir, number: int) -> None:

@@ -25,7 +25,7 @@ from newllm_jax.training.precision import dot
 
 
 def supports(spec: CellSpec) -> bool:
-    """Whether this form computes the cell: each that there is so far."""
+    """Whether this form computes the cell: every cell that exists so far."""
     return spec.precision in ("fp32", "tf32", "bf16", "fp16")
 
 
