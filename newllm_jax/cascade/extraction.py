@@ -1,7 +1,7 @@
 """Outputs of the frozen base, and then of each stage, for every token: hidden state, hardness score, loss.
 
 The base reads each chunk once, in strict float32. Its hidden states go to the host piece by piece; each finished piece
-is a file of the run directory, so that a stopped extraction goes on where it was. Only the hard tokens of one stage are
+is a file of the run directory, so that a stopped extraction continues. Only the hard tokens of one stage are
 on the device while it trains.
 """
 
@@ -35,7 +35,7 @@ class Tokens:
     """Tokens and the outputs of the last model that saw them; NumPy, in order.
 
     Attributes:
-      hidden: `[tokens, hidden]` float32, the last hidden state after the final norm.
+      hidden: `[tokens, H]` float32, the last hidden state after the final norm.
       targets: `[tokens]` int32, the id that comes next.
       scores: `[tokens]` float32, low is hard.
       losses: `[tokens]` float32, cross-entropy in nats.

@@ -1,7 +1,7 @@
 """Text from a base and its stages with early exit, token by token.
 
 The base reads every token, wherever the token then exits; a stage sees one token and has nothing to remember. The last
-hidden state goes on to the next stage while the token is hard, by the rule of `hardness.is_hard`.
+hidden state is handed to the next stage while the token is hard, by the rule of `hardness.is_hard`.
 """
 
 from __future__ import annotations

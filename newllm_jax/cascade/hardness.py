@@ -25,9 +25,9 @@ def token_scores(criterion: Criterion, h_in: jax.Array, h_out: jax.Array, logits
 
     Args:
       criterion: `cosine`, `entropy` or `max_probability`.
-      h_in: `[..., hidden]`, what the model (or stage) read: its embedding, or its input.
-      h_out: `[..., hidden]`, its last hidden state, after the final norm.
-      logits: `[..., vocab]`, its prediction.
+      h_in: `[..., H]`, what the model (or stage) read: its embedding, or its input.
+      h_out: `[..., H]`, its last hidden state, after the final norm.
+      logits: `[..., V]`, its prediction.
 
     Returns:
       `[...]` float32. What a criterion does not need is not computed under `jax.jit`.
@@ -42,20 +42,20 @@ def token_scores(criterion: Criterion, h_in: jax.Array, h_out: jax.Array, logits
 
 
 def cosine_similarity(h_in: jax.Array, h_out: jax.Array) -> jax.Array:
-    """Cosine of the angle between two vectors, each `[..., hidden]`; 0 where one of them is zero."""
+    """Cosine of the angle between two vectors, each `[..., H]`; 0 where one of them is zero."""
     h_in, h_out = h_in.astype(jnp.float32), h_out.astype(jnp.float32)
     norms = jnp.linalg.norm(h_in, axis=-1) * jnp.linalg.norm(h_out, axis=-1)
     return jnp.sum(h_in * h_out, axis=-1) / jnp.maximum(norms, 1e-8)
 
 
 def predictive_entropy(logits: jax.Array) -> jax.Array:
-    """Entropy in nats of the distribution that `logits [..., vocab]` stand for."""
+    """Entropy in nats of the distribution that `logits [..., V]` stand for."""
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     return -jnp.sum(jnp.exp(log_probabilities) * log_probabilities, axis=-1)
 
 
 def max_probability(logits: jax.Array) -> jax.Array:
-    """Probability of the likeliest id in `logits [..., vocab]`."""
+    """Probability of the likeliest id in `logits [..., V]`."""
     return jnp.exp(jnp.max(jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1), axis=-1))
 
 

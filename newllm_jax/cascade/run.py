@@ -81,5 +81,5 @@ def restore_cascade(run_dir: str | Path) -> CascadeRun:
             epoch = chosen_epoch(record["history"], config)
             stages.append(TrainedStage(checkpoints.params(epoch, like), record["threshold"]))
     if not stages:
-        raise InputError(f"{run.path}: has no trained stage yet; cascade.py --resume {run.path} goes on with it")
+        raise InputError(f"{run.path}: has no trained stage yet; cascade.py --resume {run.path} continues it")
     return CascadeRun(base, stage, tuple(stages), config, run)

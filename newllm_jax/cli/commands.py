@@ -163,7 +163,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 def _train(parser: Parser, argv: Sequence[str], system: System) -> None:
-    """What the training commands share: a configuration, or a run to go on with; or only its plan."""
+    """What the training commands share: start a run, continue one, or print only its plan."""
     _add_run_options(parser, system)
     arguments = parser.parse_all(argv)
     overrides = _overrides(arguments, system.config)

@@ -58,9 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _fail("stopped; --resume RUN_DIR goes on after the last whole epoch", 130)
+        return _fail("stopped; --resume RUN_DIR continues after the last whole epoch", 130)
     except Terminated:
-        return _fail("terminated; --resume RUN_DIR goes on after the last whole epoch", 143)
+        return _fail("terminated; --resume RUN_DIR continues after the last whole epoch", 143)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: nothing more to say
         return 0

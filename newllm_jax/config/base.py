@@ -82,7 +82,7 @@ class RunConfig:
                 check(field.name, value, "one of " + ", ".join(choices), value in choices)
 
     def check_resumption(self, stored: Any, run: str) -> None:
-        """Raises InputError where a run that was started with the `stored` settings cannot go on with these.
+        """Raises InputError where a run that was started with the `stored` settings cannot continue with these.
 
         Args:
           run: its directory, for the message.

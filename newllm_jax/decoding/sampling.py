@@ -33,7 +33,7 @@ class Sampling:
 
 
 def narrow(logits: jax.Array, sampling: Sampling) -> jax.Array:
-    """Logits `[vocabulary]` at the temperature, with every id ruled out (-inf) that `top_k` and `top_p` exclude."""
+    """Logits `[V]` at the temperature, with every id ruled out (-inf) that `top_k` and `top_p` exclude."""
     if sampling.temperature > 0:
         logits = logits / sampling.temperature
     ranked = jnp.sort(logits, descending=True)
@@ -48,6 +48,6 @@ def narrow(logits: jax.Array, sampling: Sampling) -> jax.Array:
 
 
 def choose(logits: jax.Array, sampling: Sampling, key: jax.Array) -> jax.Array:
-    """The id chosen from logits `[vocabulary]` that are narrowed already, as a scalar."""
+    """The id chosen from logits `[V]` that are narrowed already, as a scalar."""
     chosen = jnp.argmax(logits) if sampling.temperature == 0 else jax.random.categorical(key, logits)
     return chosen.astype(jnp.int32)

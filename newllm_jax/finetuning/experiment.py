@@ -83,7 +83,7 @@ def finetune(
             state, history = checkpoints.resume(state, config, clock, narrate)
             run.write_metrics(history)
             if is_finished(history, config):
-                narrate("finished (raise num_epochs or patience to go on)")
+                narrate("finished (raise num_epochs or patience to continue)")
                 if finished := finished_results(run):
                     return RunResult(run.path, finished)
             tracker = open_tracker(config.tracker, run, config.to_dict())

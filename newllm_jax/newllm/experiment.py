@@ -52,7 +52,7 @@ def train_newllm(
     Args:
       config: a new run's settings.
       name, run_root: a new run goes to `run_root/name-time`.
-      resume: a run directory to go on with instead; `overrides` may raise `num_epochs` or `patience`. The result is
+      resume: a run directory to continue instead; `overrides` may raise `num_epochs` or `patience`. The result is
         that of a run which was never stopped.
       narrate: receives the lines that tell what was resolved.
 

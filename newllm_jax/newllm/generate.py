@@ -20,7 +20,7 @@ PROMPT_PIECE = 64
 
 
 def restrict(logits: jax.Array, sampling: Sampling) -> jax.Array:
-    """Logits `[vocabulary]` with every word ruled out that sampling excludes (-inf)."""
+    """Logits `[V]` with every word ruled out that sampling excludes (-inf)."""
     excluded = jnp.array([PAD, BOS] if sampling.unknown else [PAD, BOS, UNK])
     logits = logits.at[excluded].set(-jnp.inf)
     return narrow(logits, sampling)
@@ -36,7 +36,7 @@ def next_word(
     key: jax.Array,
     position: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Feeds a word (scalar id) to `context [1, context]`: the word chosen after it, and the context vector by then.
+    """Feeds a word (scalar id) to `context [1, C]`: the word chosen after it, and the context vector by then.
 
     Args:
       key: of the whole text.

@@ -1,7 +1,7 @@
 """Cross-entropy over the targets that are words: the training loss, and the perplexity's logarithm.
 
-The logits are the largest arrays of an update. XLA's own gradients write theirs in float32 and convert them for every
-product; here they are written once, in the type in which the products read them.
+The logits are the largest arrays of an update. JAX would write their gradient in float32 and convert it for every
+product; here it is written once, in the type in which the products read it.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _backward(precision: Precision, saved: Any, cotangents: Sums) -> tuple[Any, 
     named = jax.nn.one_hot(targets, logits.shape[-1])
     weight = jnp.where(counted, cotangents.loss, 0)[..., None]
     d_logits = ((jnp.exp(logits - normalizer[..., None]) - named) * weight).astype(storage_type(precision))
-    d_logits = jax.lax.optimization_barrier(d_logits)  # else they are computed anew for the sum, from wider numbers
+    d_logits = jax.lax.optimization_barrier(d_logits)  # else XLA computes them again for the sum, in float32
     d_states = product("tbv,hv->tbh", d_logits, kernel.astype(d_logits.dtype), precision, states.dtype)
     d_bias = jnp.sum(d_logits, (0, 1), dtype=jnp.float32)
     # Else XLA joins this product with that of the gates, which reads the same states, and copies both to do so.

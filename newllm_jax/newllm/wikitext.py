@@ -178,7 +178,7 @@ def _read_cache(path: Path, provenance: dict[str, Any]) -> Wikitext | None:
             head = json.loads(str(arrays["head"]))
             sequences = {split: arrays[split] for split in SPLITS}
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
-        return None  # absent or damaged: it is made anew
+        return None  # absent or damaged: it is prepared again
     return Wikitext(WordTokenizer(tuple(head["vocabulary"])), sequences, head["texts"], head["words"], provenance)
 
 

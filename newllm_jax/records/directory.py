@@ -100,7 +100,7 @@ class RunDir:
             raise InputError(f"{self.path / name}: damaged ({error})") from error
 
     def write_metrics(self, entries: Iterable[dict[str, Any]]) -> None:
-        """Writes `metrics.jsonl` anew: after a stop it may be ahead of the checkpoint that is resumed."""
+        """Rewrites `metrics.jsonl`: after a stop it may be ahead of the checkpoint that is resumed."""
         self.write_text("metrics.jsonl", "".join(json.dumps(_finite(entry)) + "\n" for entry in entries))
 
     def append_metrics(self, entry: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What stands for the content of a source.
+    """A hash of the content of a source.
 
     Attributes:
       name: `data` or `base`, its key in `config.json`.

@@ -31,10 +31,10 @@ def stored_config(run: RunDir, config_class: type[Config]) -> Config:
 def resume_or_start(
     stack: ExitStack, resume: str | Path | None, config: Config, overrides: Mapping[str, Any] | None
 ) -> tuple[RunDir | None, Config]:
-    """The run directory to go on with, held open by `stack`, or None for a new run; and the configuration.
+    """The run directory to continue, held open by `stack`, or None for a new run; and the configuration.
 
     Args:
-      config: of a new run; of one that goes on the class alone matters.
+      config: of a new run; of a continued one only the class matters.
       overrides: settings to change: any for a new run, the `resumable` ones for another.
 
     Raises:

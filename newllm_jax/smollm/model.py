@@ -3,7 +3,7 @@
 A decoder of pre-normalised blocks (Llama, Touvron et al. 2023; SmolLM2, Allal et al. 2025): RMSNorm (Zhang and Sennrich
 2019), rotary positions (Su et al. 2021), grouped-query attention (Ainslie et al. 2023) and SwiGLU (Shazeer 2020).
 
-    x = x + Attention(RMSNorm(x));  x = x + SwiGLU(RMSNorm(x))      x: the residual stream [batch, time, hidden]
+    x = x + Attention(RMSNorm(x));  x = x + SwiGLU(RMSNorm(x))      x: the residual stream [B, T, H]
 
 The blocks are one scanned module whose parameters have a leading layer axis: compiling takes the time of one block, and
 a range of layers is a slice (`take_layers`). Whatever starts from a residual stream rather than from ids, a stage or a
@@ -33,7 +33,7 @@ class KVCache:
     """Keys and values of the tokens so far, rotated as attention uses them, in a buffer of fixed length.
 
     Attributes:
-      keys, values: `[layers, batch, capacity, kv_heads, head_dim]`.
+      keys, values: `[L, B, capacity, kv_heads, head_dim]`.
       length: how many positions are filled, a scalar.
     """
 
@@ -44,13 +44,13 @@ class KVCache:
 
 @struct.dataclass
 class HiddenStates:
-    """What one pass over the blocks leaves behind, each `[batch, time, hidden]`.
+    """The results of one pass over the blocks, each `[B, T, H]`.
 
     Attributes:
       embedding: what went into the first block.
       residual: the residual stream after the last block, before the final norm.
       last: the last hidden state, after the final norm; the head turns it into logits.
-      at_depths: `[depths, batch, time, hidden]`, the residual stream after each of the depths asked for.
+      at_depths: `[depths, B, T, H]`, the residual stream after each of the requested depths.
       cache: the cache with this piece's keys and values added; None where none was given.
     """
 
@@ -72,21 +72,21 @@ class RMSNorm(nn.Module):
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
-    """`x [..., hidden]` divided by its root mean square, times `scale [hidden]`."""
+    """`x [..., H]` divided by its root mean square, times `scale [H]`."""
     wide = x.astype(jnp.float32)  # the mean of squares loses too much in half precision
     wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + epsilon)
     return (wide * scale).astype(x.dtype)
 
 
 def rotary_embedding(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine `[time, head_dim / 2]` of each position's angle in each of the planes of a head."""
+    """Cosine and sine `[T, head_dim / 2]` of each position's angle in each of the planes of a head."""
     frequencies = 1.0 / theta ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angles = positions[:, None].astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)
 
 
 def rotate(x: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns `x [batch, time, heads, head_dim]` by its positions; a plane of a head is (i, i + head_dim / 2)."""
+    """Turns `x [B, T, heads, head_dim]` by its positions; a plane of a head is (i, i + head_dim / 2)."""
     cosine, sine = (part[:, None, :].astype(x.dtype) for part in rotary)
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
@@ -107,9 +107,9 @@ class Attention(nn.Module):
         cached: tuple[jax.Array, jax.Array] | None = None,
         start: jax.Array | int = 0,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
-        """`x [batch, time, hidden]` -> the same shape, and the layer's cache.
+        """`x [B, T, H]` -> the same shape, and the layer's cache.
 
-        `mask [time, keys]` is true where a key is seen. `cached` holds the layer's keys and values `[batch, capacity,
+        `mask [T, keys]` is true where a key is seen. `cached` holds the layer's keys and values `[B, capacity,
         kv_heads, head_dim]`; those of x are written from `start` on.
         """
         config, (batch, time, _) = self.config, x.shape
@@ -192,7 +192,7 @@ class Backbone(nn.Module):
         """Runs all layers over a piece of text; in pieces with a cache, or whole without: the same numbers.
 
         Args:
-          x: `[batch, time, hidden]`, the residual stream before the first layer.
+          x: `[B, T, H]`, the residual stream before the first layer.
           cache: keys and values of earlier pieces; x stands at positions `cache.length` and after, without it at 0 and
             after.
           depths: rising numbers of layers (0: x itself) after which the residual stream is saved.
@@ -248,22 +248,22 @@ class SmolLM2(nn.Module):
             self.lm_head = _dense(config.vocab_size, self.dtype, self.precision, None)
 
     def __call__(self, ids: jax.Array, cache: KVCache | None = None) -> tuple[jax.Array, KVCache | None]:
-        """`ids [batch, time]` -> logits `[batch, time, vocab]` of the id after each, and the cache."""
+        """`ids [B, T]` -> logits `[B, T, V]` of the id after each, and the cache."""
         states = self.hidden(ids, cache)
         return self.logits(states.last), states.cache
 
     def hidden(self, ids: jax.Array, cache: KVCache | None = None, depths: tuple[int, ...] = ()) -> HiddenStates:
-        """`ids [batch, time]` -> hidden states; see `Backbone`."""
+        """`ids [B, T]` -> hidden states; see `Backbone`."""
         return self.from_hidden(self.embed(ids), cache, depths)
 
     def from_hidden(self, x: jax.Array, cache: KVCache | None = None, depths: tuple[int, ...] = ()) -> HiddenStates:
-        """Runs the layers on a residual stream `x [batch, time, hidden]` instead of on embedded ids; see `Backbone`."""
+        """Runs the layers on a residual stream `x [B, T, H]` instead of on embedded ids; see `Backbone`."""
         if self.is_initializing():
             self.logits(self.embed(jnp.zeros((1, 1), jnp.int32)))  # ids or no ids: the same parameters
         return self.backbone(x.astype(self.dtype), cache, depths)
 
     def logits(self, last: jax.Array) -> jax.Array:
-        """The head: last hidden states `[..., hidden]` -> float32 logits `[..., vocab]`."""
+        """The head: last hidden states `[..., H]` -> float32 logits `[..., V]`."""
         if not self.config.tie_embeddings:
             return self.lm_head(last.astype(self.dtype)).astype(jnp.float32)
         last, table = last.astype(self.dtype), self.embed.embedding.astype(self.dtype)

@@ -140,7 +140,7 @@ class Checkpoints:
         """
         found, damaged = self.latest(state)
         if damaged:
-            narrate(f"damaged, and passed over: the checkpoints of {what}epochs {damaged}")
+            narrate(f"damaged checkpoints, skipped: those of {what}epochs {damaged}")
         if found is None:
             return state, []
         self.drop_after(found.epoch)
@@ -149,7 +149,7 @@ class Checkpoints:
                 f"num_epochs: {self.folder.parent} has {found.epoch} epochs already, not {config.num_epochs}"
             )
         clock.resume(found.record["seconds"])
-        narrate(f"{what}going on after epoch {found.epoch}")
+        narrate(f"{what}continuing after epoch {found.epoch}")
         return found.state, found.record["history"]
 
     def record(self) -> dict[str, Any]:

@@ -38,8 +38,8 @@ def is_finished(history: History, config: RunConfig) -> bool:
 def how_it_stopped(history: History, config: RunConfig) -> str:
     """Why a training ended, and the setting that would let it go on."""
     if stopped_early(history, config):
-        return f"early, after epoch {len(history)}: no gain in {config.patience} epochs (raise patience to go on)"
-    return f"after epoch {len(history)}, the last of num_epochs (raise it to go on)"
+        return f"early, after epoch {len(history)}: no gain in {config.patience} epochs (raise patience to continue)"
+    return f"after epoch {len(history)}, the last of num_epochs (raise it to continue)"
 
 
 def patience_exhausted(val_losses: Sequence[float], patience: int, minimum_gain: float) -> bool:

@@ -56,7 +56,7 @@ def supported_precisions() -> list[Precision]:
 
 
 def resolve_precision(name: AskedPrecision) -> Precision:
-    """`auto` selects `tf32` on a GPU that has it and `fp32` elsewhere; any other name stands for itself.
+    """`auto` selects `tf32` on a GPU that has it and `fp32` elsewhere; any other name is returned as it is.
 
     New-LLM has a rule of its own for `auto`: `newllm.updates.training_precision`.
 

@@ -58,7 +58,7 @@ def test_resuming_on_other_texts_is_refused(refused, copy, tmp_path, corpus):
 def test_resuming_a_finished_run_says_what_would_let_it_go_on(newllm, copy):
     code, out, err = newllm("train", "--resume", copy)
     assert (code, err) == (0, "")
-    assert "finished after epoch 2, the last of num_epochs (raise it to go on)" in out
+    assert "finished after epoch 2, the last of num_epochs (raise it to continue)" in out
 
 
 # What stops a run, and going on after it
@@ -89,13 +89,13 @@ def test_signals_and_a_run_in_use(refused, newllm, only_run, options, sent, code
         process.send_signal(sent)
         _, err = process.communicate(timeout=60)
     assert (process.returncode, err.count("\n")) == (code, 1), err
-    assert err == f"error: {word}; --resume RUN_DIR goes on after the last whole epoch\n"
+    assert err == f"error: {word}; --resume RUN_DIR continues after the last whole epoch\n"
 
     done = max(int(name.name.split("_")[1]) for name in (run / "checkpoints").iterdir())
     assert done >= 1
     code, out, err = newllm("train", "--resume", run, "--num_epochs", done + 1)
     assert (code, err) == (0, "")
-    assert f"going on after epoch {done}" in out
+    assert f"continuing after epoch {done}" in out
     assert epochs(run) == list(range(1, done + 2))
 
 

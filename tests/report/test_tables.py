@@ -34,7 +34,7 @@ def results():
         },
         "parameters": 2_739_432,
         "epochs": [entry(1, 48.612), entry(2, 23.344)],
-        "stopped": "after epoch 2, the last of num_epochs (raise it to go on)",
+        "stopped": "after epoch 2, the last of num_epochs (raise it to continue)",
         "best": {"epoch": 2, "val_loss": 3.1503, "val_ppl": 23.344},
         "test": {"loss": 3.2, "ppl": 24.533, "accuracy": 0.33},
         "seconds": 61.4,

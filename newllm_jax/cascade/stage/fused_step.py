@@ -96,7 +96,7 @@ def _adamw(
     """The state after an update by AdamW, and the gradient's norm.
 
     Args:
-      factors: of the gradients of kernels and embedding, `[layers, B, in]` and `[layers, B, out]`: `kernels.adamw`.
+      factors: of the gradients of kernels and embedding, `[L, B, in]` and `[L, B, out]`: `kernels.adamw`.
       scales: the gradients of the norms' scales, for `optimizer`. It is called with their part of the moments; the
         count of updates, which comes first in its state, is the one of all parameters.
       options: of the GPU kernels.

@@ -36,7 +36,7 @@ class Stage(nn.Module):
         nn.share_scope(self, self.llama)
 
     def __call__(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """`hidden [tokens, hidden]` -> last hidden states `[tokens, hidden]` (normed) and logits `[tokens, vocab]`."""
+        """`hidden [tokens, H]` -> last hidden states `[tokens, H]` (normed) and logits `[tokens, V]`."""
         if self.is_initializing():
             last = self.llama.from_hidden(hidden[:, None, :]).last[:, 0, :]
         else:

@@ -44,7 +44,7 @@ class Gradients(NamedTuple):
 
 
 def relu_backward(activations: jax.Array, gradient: jax.Array, scale: float) -> jax.Array:
-    """The gradient of a pre-activation, from that of what ReLU and dropout made of it.
+    """The gradient of a pre-activation, from that of the activation after ReLU and dropout.
 
     An activation is positive exactly where both passed it on.
 
