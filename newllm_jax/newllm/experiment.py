@@ -105,8 +105,7 @@ def train_newllm(
         }
         run.write_json("results.json", results)
         report = write_report(run, results)
-    validation = f"validation PPL {best['val_ppl']:.2f} after epoch {best['epoch']}"
-    narrate(f"best        {validation}; test PPL {test['ppl']:.2f}")
+    narrate(f"best        validation PPL {best['val_ppl']:.2f} after epoch {best['epoch']}; test PPL {test['ppl']:.2f}")
     narrate(f"report      {report}")
     return RunResult(run.path, results)
 
