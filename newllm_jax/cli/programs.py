@@ -1,4 +1,4 @@
-"""The folder of compiled programs: what one command compiled, the next ones find again."""
+"""The folder of compiled programs: what one command compiles, the next ones read."""
 
 from __future__ import annotations
 
@@ -23,20 +23,22 @@ ENTRIES = "*-cache"  # JAX's name for a program
 
 
 def program_folder() -> Path:
-    """The folder for programs of this kind of processor, made where it is missing; too many, the longest unused go.
+    """The folder for programs of this kind of processor. Makes it if it is missing, and keeps it below the size limit.
 
-    Machines that share a home may differ in what their processors can do, and what is compiled for one can crash on
-    another.
+    The programs that were not used for longest are deleted first. Machines that share a home may differ in what their
+    processors can do, and what is compiled for one can crash on another.
 
     Raises:
-      InputError: it is another user's, or others can write to it: they could make this user run any program.
-      OSError: it can be neither found nor made.
+      InputError: it belongs to another user, or others can write to it: they could make this user run any program.
+      OSError: it cannot be made.
     """
     folder = cache_folder() / f"programs-{_processor()}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise InputError(f"{folder} is another user's or others can write to it: compiled programs are not kept there")
+        raise InputError(
+            f"{folder} is another user's or others can write to it: compiled programs are not stored there"
+        )
     size = 0
     for _, entry_size, entry in sorted(_programs(folder), reverse=True):
         size += entry_size
@@ -46,7 +48,7 @@ def program_folder() -> Path:
 
 
 def forget_programs(folder: Path) -> None:
-    """Deletes all programs, of which one is damaged: JAX would never replace it."""
+    """Deletes all programs, because one of them is damaged and JAX would never replace it."""
     for entry in folder.glob(ENTRIES):
         entry.unlink(missing_ok=True)
 
@@ -60,7 +62,7 @@ def _programs(folder: Path) -> Iterator[tuple[float, int, Path]]:
 
 
 def _processor() -> str:
-    """Twelve digits that stand for what the first processor says of its kind."""
+    """Twelve digits: a hash of the model and the features of the first processor."""
     said = [platform.machine()]
     try:
         with Path("/proc/cpuinfo").open() as lines:

@@ -105,7 +105,7 @@ def test_the_user_knows_better(told, cache, monkeypatch, name):
 def test_what_cannot_be_used_costs_a_line_at_most(told, cache, monkeypatch):
     folder = program_folder()
     folder.chmod(0o777)
-    reason = f"{folder} is another user's or others can write to it: compiled programs are not kept there"
+    reason = f"{folder} is another user's or others can write to it: compiled programs are not stored there"
     assert told() == ({}, f"note: {reason}\n")
     monkeypatch.setenv("NEWLLM_CACHE", str(cache / "file"))
     (cache / "file").write_text("")

@@ -77,7 +77,8 @@ def forward(
         return after, Residuals(context, tuple(results))
 
     last, residuals = jax.lax.scan(body, context, (tokens, jnp.arange(len(tokens))))
-    return (last, residuals.layers[-2]), residuals
+    _, outputs = _replay(spec, params, _stored_result, params.norm, *residuals)
+    return (last, outputs), residuals
 
 
 def backward(
@@ -95,19 +96,11 @@ def backward(
     """
     scale = 1.0 if seeds is None else 1 / (1 - spec.dropout)
 
-    def replay(layer: Replay, norm: Any, context: jax.Array, stored: Any) -> tuple[jax.Array, jax.Array]:
-        """One step again, `layer` giving the result of each layer from what was stored."""
-
-        def replayed(number: int, x: jax.Array, kernel: jax.Array, _: jax.Array) -> jax.Array:
-            return layer(number, x, kernel, stored[number])
-
-        unused = jnp.zeros((), jnp.int32)  # token and time are for layers that are computed
-        return step(spec, params._replace(norm=norm), context, unused, unused, None, replayed)
-
     # 1. The time loop.
     def body(d_context: jax.Array, inputs: tuple[Residuals, jax.Array]) -> tuple[jax.Array, Any]:
         residuals, d_output = inputs
-        _, pullback = jax.vjp(partial(replay, partial(_stored_layer, spec, scale), params.norm), *residuals)
+        layer = partial(_stored_layer, spec, scale)
+        _, pullback = jax.vjp(partial(_replay, spec, params, layer, params.norm), *residuals)
         d_before, d_pre = pullback((d_context, d_output))
         return d_before, (d_pre, d_context)
 
@@ -116,15 +109,12 @@ def backward(
     # 2. All steps at once.
     inputs: list[jax.Array] = []
 
-    def stored_result(number: int, x: jax.Array, kernel: jax.Array, stored: jax.Array) -> jax.Array:
-        return stored
-
     def record_input(number: int, x: jax.Array, kernel: jax.Array, stored: jax.Array) -> jax.Array:
         inputs.append(x)
         return stored
 
-    replay(record_input, params.norm, *residuals)
-    _, pullback = jax.vjp(lambda norm: replay(stored_result, norm, *residuals)[0], params.norm)
+    _replay(spec, params, record_input, params.norm, *residuals)
+    _, pullback = jax.vjp(lambda norm: _replay(spec, params, _stored_result, norm, *residuals)[0], params.norm)
     kernels_and_biases = [dense_gradient(x, d, spec.precision) for x, d in zip(inputs, d_pre, strict=True)]
     return Gradients(
         params=CellParams(
@@ -136,6 +126,22 @@ def backward(
         context=d_first,
         tokens=d_pre[0],
     )
+
+
+def _replay(
+    spec: CellSpec, params: CellParams, layer: Replay, norm: Any, context: jax.Array, stored: Any
+) -> tuple[jax.Array, jax.Array]:
+    """`step` again, `layer` giving the result of each layer from what was stored; of one step, or of all at once."""
+
+    def replayed(number: int, x: jax.Array, kernel: jax.Array, _: jax.Array) -> jax.Array:
+        return layer(number, x, kernel, stored[number])
+
+    unused = jnp.zeros((), jnp.int32)  # token and time are for layers that are computed
+    return step(spec, params._replace(norm=norm), context, unused, unused, None, replayed)
+
+
+def _stored_result(number: int, x: jax.Array, kernel: jax.Array, stored: jax.Array) -> jax.Array:
+    return stored
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

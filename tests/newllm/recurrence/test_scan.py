@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from newllm_jax.newllm.recurrence import gpu
-from newllm_jax.newllm.recurrence.cell import CellParams, CellSpec, dropout_mask
+from newllm_jax.newllm.recurrence import gpu, reference
+from newllm_jax.newllm.recurrence.cell import CellParams, CellSpec, compute_layer, dropout_mask, next_context
 from newllm_jax.newllm.recurrence.reference import scan_plain
 from newllm_jax.newllm.recurrence.scan import form_for, scan
 
@@ -119,9 +119,31 @@ def test_own_backward_pass_equals_the_plain_scans(form, dropped, inputs):
         jax.jit(jax.grad(partial(objective, each), argnums=(0, 1, 2)))(random_params(), context, tokens)
         for each in (scan, scan_plain)
     )
-    for ours, reference in zip(jax.tree.leaves(own), jax.tree.leaves(plain), strict=True):
-        assert float(jnp.abs(reference).max()) > 1e-3
-        np.testing.assert_allclose(ours, reference, rtol=1e-4, atol=1e-5 * float(jnp.abs(reference).max()))
+    for ours, expected in zip(jax.tree.leaves(own), jax.tree.leaves(plain), strict=True):
+        assert float(jnp.abs(expected).max()) > 1e-3
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
+def residual_step(spec, params, context, token, time, seeds, layer=None):
+    """What `cell.step` would be with residual layers: h = h + layer(h / rms(h))."""
+    layer = layer or partial(compute_layer, spec, time, seeds)
+    hidden = layer(0, context, params.context_in, token)
+    for number, (kernel, bias) in enumerate(params.hidden, 1):
+        unit = hidden * jax.lax.rsqrt(jnp.mean(jnp.square(hidden), -1, keepdims=True) + 1e-5)
+        hidden = hidden + layer(number, unit, kernel, bias)
+    return next_context(context, layer(spec.num_layers, hidden, *params.gates), params.norm), hidden
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_the_plain_form_follows_the_step_whatever_it_computes(dropped, inputs, monkeypatch):
+    published = jax.jit(lambda: scan_plain(SPEC, random_params(), *inputs))()
+    monkeypatch.setattr(reference, "step", residual_step)
+    residual = jax.jit(lambda: scan_plain(SPEC, random_params(), *inputs))()
+    assert float(jnp.abs(published[1] - residual[1]).max()) > 0.1
+    test_own_backward_pass_equals_the_plain_scans("plain", dropped, inputs)
+    found = jax.jit(lambda: scan(SPEC, random_params(), *inputs))()
+    for ours, expected in zip(found, residual, strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-6)
 
 
 BASELINE = CellSpec(512, 256, 6, 0.1, "tf32")
