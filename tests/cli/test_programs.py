@@ -37,7 +37,7 @@ def test_it_is_for_its_owner_and_one_kind_of_processor(cache, monkeypatch):
 @pytest.mark.parametrize("mode", [0o770, 0o707, 0o702])
 def test_a_folder_that_others_can_write_to_is_not_used(mode):
     program_folder().chmod(mode)
-    with pytest.raises(InputError, match="another user's or others can write to it: compiled programs are not kept"):
+    with pytest.raises(InputError, match="another user's or others can write to it: compiled programs are not stored"):
         program_folder()
 
 
