@@ -77,8 +77,7 @@ def train_cascade(
         _narrate(narrate, run, config, base, data, stage)
         if resume is not None:
             check_fingerprints(run, fingerprints(base, data))
-            finished = finished_results(run)
-            if finished and len(finished["stages"]) >= config.num_stages:
+            if finished := finished_results(run, "stages", config.num_stages):
                 narrate(f"finished, all {config.num_stages} stages (raise num_stages to continue)")
                 return RunResult(run.path, finished)
         begin(run, config, fingerprints(base, data))

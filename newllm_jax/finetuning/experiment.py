@@ -84,7 +84,7 @@ def finetune(
             run.write_metrics(history)
             if is_finished(history, config):
                 narrate("finished (raise num_epochs or patience to continue)")
-                if finished := finished_results(run):
+                if finished := finished_results(run, "epochs", len(history)):
                     return RunResult(run.path, finished)
             tracker = open_tracker(config.tracker, run, config.to_dict())
             with TrainingProgress(run, tracker, config.num_epochs, history) as progress:

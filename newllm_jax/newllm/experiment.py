@@ -76,7 +76,7 @@ def train_newllm(
         state, history = checkpoints.resume(state, config, clock, narrate)
         if history and is_finished(history, config):
             narrate(f"finished {how_it_stopped(history, config)}")
-            if finished := finished_results(run):
+            if finished := finished_results(run, "epochs", len(history)):
                 return RunResult(run.path, finished)
         tracker = open_tracker(config.tracker, run, config.to_dict())
         begin(run, config, data.fingerprints())

@@ -15,7 +15,7 @@ from newllm_jax.newllm.loss import next_word_loss
 from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.wikitext import WordTokenizer, load_wikitext
 from newllm_jax.records.directory import RunDir
-from newllm_jax.records.results import check_fingerprints
+from newllm_jax.records.results import check_fingerprints, stored_fingerprints
 from newllm_jax.records.stored_config import stored_config
 from newllm_jax.training.history import best_epoch
 from newllm_jax.training.loop import evaluate
@@ -68,8 +68,8 @@ def restore_newllm(run_dir: str | Path) -> NewLLMRun:
     with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
         record = checkpoints.record()
         epoch = best_epoch(record["history"])
-        fingerprints = run.read_json("config.json").get("fingerprints", before_0_2(checkpoints))
-        return NewLLMRun(model, checkpoints.params(epoch, like), config, tokenizer, epoch, fingerprints["data"])
+        fingerprint = stored_fingerprints(run, before_0_2(checkpoints)).get("data", "")
+        return NewLLMRun(model, checkpoints.params(epoch, like), config, tokenizer, epoch, fingerprint)
 
 
 def before_0_2(checkpoints: Checkpoints) -> dict[str, str]:

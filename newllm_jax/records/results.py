@@ -61,13 +61,25 @@ def check_fingerprints(
     Args:
       before: for runs whose `config.json` has no fingerprints (those of New-LLM up to version 0.1.0).
     """
-    stored = run.read_json("config.json").get("fingerprints", before or {})
+    stored = stored_fingerprints(run, before)
     for now in fingerprints:
         value = stored.get(now.name, now.value)
         if value != now.value:
             raise InputError(
                 f"{now.source} is not what the run was trained on (fingerprint {value[:12]}, now {now.value[:12]})"
             )
+
+
+def stored_fingerprints(run: RunDir, before: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The fingerprints that `config.json` has, or `before` where it has none.
+
+    Raises:
+      InputError: a damaged file.
+    """
+    stored = run.read_json("config.json").get("fingerprints", before or {})
+    if not isinstance(stored, dict) or not all(isinstance(value, str) for value in stored.values()):
+        raise InputError(f"{run.path / 'config.json'}: damaged (fingerprints are texts by name)")
+    return dict(stored)
 
 
 def results_header(run: RunDir, config: RunConfig, precision: Precision) -> dict[str, Any]:
@@ -87,6 +99,15 @@ def results_footer(seconds: float) -> dict[str, Any]:
     return {"seconds": seconds, "peak_memory_bytes": peak_memory_bytes()}
 
 
-def finished_results(run: RunDir) -> dict[str, Any] | None:
-    """The results of a run that has them, else None."""
-    return run.read_json("results.json") if (run.path / "results.json").is_file() else None
+def finished_results(run: RunDir, key: str, count: int) -> dict[str, Any] | None:
+    """The results of a run, if it has them and they are of so many epochs or stages at least; else None.
+
+    A run that was extended, and stopped after its last epoch, still has the results of before.
+
+    Args:
+      key: `epochs` or `stages`.
+    """
+    if not (run.path / "results.json").is_file():
+        return None
+    results = run.read_json("results.json")
+    return results if len(results[key]) >= count else None

@@ -42,7 +42,7 @@ class Checkpoints:
         keep = preservation_policy.AnyPreservationPolicy([
             preservation_policy.LatestN(2),
             preservation_policy.EveryNSteps(every),
-            preservation_policy.BestN(get_metric_fn=lambda metrics: metrics["val_loss"], reverse=True, n=1),
+            preservation_policy.BestN(get_metric_fn=_loss_then_epoch, reverse=True, n=1),
         ])  # fmt: skip
         self.folder = folder.absolute()
         options = ocp.CheckpointManagerOptions(
@@ -82,7 +82,7 @@ class Checkpoints:
         arrays = {name: ocp.args.StandardSave(tree) for name, tree in _trees(state).items()}  # type: ignore[call-arg]
         items = ocp.args.Composite(record=ocp.args.JsonSave(record), **arrays)  # type: ignore[call-arg]
         with self._writing():
-            self._manager.save(epoch, args=items, metrics={"val_loss": val_loss})
+            self._manager.save(epoch, args=items, metrics={"val_loss": val_loss, "epoch": epoch})
 
     def wait(self) -> None:
         """Returns when everything is on the disk. Raises InputError where it has no room."""
@@ -166,9 +166,16 @@ class Checkpoints:
         raise InputError(f"{self.folder}: no checkpoint that can be read")
 
     def params(self, epoch: int, like: Params) -> Params:
-        """The parameters after `epoch`, on the default device."""
-        found = self._manager.restore(epoch, args=ocp.args.Composite(params=_restore_like(like)))
-        return _unpinned(found["params"])
+        """The parameters after `epoch`, on the default device.
+
+        Raises:
+          InputError: that checkpoint is missing or damaged.
+        """
+        try:
+            found = self._manager.restore(epoch, args=ocp.args.Composite(params=_restore_like(like)))
+            return _unpinned(found["params"])
+        except Exception as error:  # whatever a damaged file makes Orbax raise
+            raise InputError(f"{self.folder}: the checkpoint of epoch {epoch} cannot be read") from error
 
     def drop_after(self, epoch: int) -> None:
         """Deletes the checkpoints of later epochs: damaged ones, whose places the resumed run will fill again."""
@@ -179,6 +186,11 @@ class Checkpoints:
         """Deletes all other checkpoints, of a training that is finished and will not go on."""
         for other in set(self.epochs) - set(epochs):
             self._manager.delete(other)
+
+
+def _loss_then_epoch(metrics: Any) -> Any:
+    """What the best checkpoint has least of: of equal losses the first epoch, as `history.best_epoch` has it."""
+    return metrics["val_loss"], metrics.get("epoch", 0)
 
 
 def _trees(state: TrainState) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def run_epoch(
         done = stop
         on_piece(done, seen.sums)
         if done == steps and state.loss_scale is not None and not seen.sums.count:
-            raise NumericalError("the loss of no update is finite")
+            raise NumericalError("no update had a finite loss")
     return state, totals
 
 

@@ -27,7 +27,8 @@ class TrainState:
       params: the trained parameters.
       opt_state: of the Optax optimiser, its counts of updates included.
       loss_scale: in fp16; None in the other precisions.
-      carry: what the loss returned beside its sums after the last batch; None where it returns nothing.
+      carry: what the loss returned beside its sums after the last batch, in a dict or tuple, for Orbax saves no bare
+        array; None where it returns nothing.
       ema: an exponential moving average of the parameters; None where the training has none.
     """
 

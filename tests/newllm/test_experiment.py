@@ -15,7 +15,7 @@ import pytest
 import newllm_jax
 from newllm_jax.config import NewLLMConfig, load_config
 from newllm_jax.errors import InputError, NumericalError
-from newllm_jax.newllm import updates
+from newllm_jax.newllm import experiment, updates
 from newllm_jax.newllm.experiment import train_newllm
 from newllm_jax.newllm.plan import plan_newllm
 from newllm_jax.newllm.run import init_params
@@ -285,6 +285,21 @@ def test_evaluating_on_other_texts_is_refused(config, whole, tmp_path):
     rewrite_config(run_dir, dataset=str(other))
     with pytest.raises(InputError, match="is not what the run was trained on"):
         evaluate(run_dir)
+
+
+def test_a_run_stopped_between_its_last_epoch_and_its_results_gets_them(half, whole, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "write_report", stopped)
+    monkeypatch.setattr(experiment.RunDir, "write_json", lambda *_: None)
+    with pytest.raises(KeyboardInterrupt):
+        train_newllm(resume=half, overrides={"num_epochs": 4}, narrate=quiet)
+    monkeypatch.undo()
+    assert len(json.loads((half / "results.json").read_text())["epochs"]) == 2
+    resumed = train_newllm(resume=half, overrides={"num_epochs": 4}, narrate=quiet)
+    assert without_timings(resumed.results) == without_timings(whole.results)
+    assert resumed.results["test"] == whole.results["test"]
 
 
 def test_epochs_that_are_done_cannot_be_undone(whole):

@@ -39,6 +39,31 @@ def test_keeps_every_fifth_the_best_and_the_latest_two(tmp_path):
     assert save_all(tmp_path / "other", losses, every=100) == [4, 6, 7]
 
 
+def test_of_equal_losses_the_first_epoch_is_kept(tmp_path):
+    assert save_all(tmp_path, [5.0, 4.0, 4.0, 4.0, 4.0, 4.0], every=100) == [2, 5, 6]  # as `best_epoch` has it
+
+
+def test_parameters_that_cannot_be_read_are_an_error_that_names_the_epoch(tmp_path):
+    save_all(tmp_path, [3.0, 2.0])
+    shutil.rmtree(tmp_path / "epoch_1" / "params")
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        for epoch in (1, 7):
+            with pytest.raises(InputError, match=f"the checkpoint of epoch {epoch} cannot be read"):
+                checkpoints.params(epoch, state_of(0).params)
+
+
+def test_a_carry_and_an_average_are_parts_of_the_state(tmp_path):
+    state = state_of(1).replace(
+        carry={"context": jnp.arange(3.0)}, ema={"w": jnp.full((3, 2), 0.25), "b": jnp.arange(4.0)}
+    )
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, {}, 1.0)
+        checkpoints.wait()
+        found, _ = checkpoints.latest(jax.tree.map(jnp.zeros_like, state))
+    for left, right in zip(jax.tree.leaves(found.state), jax.tree.leaves(state), strict=True):
+        assert (np.asarray(left) == np.asarray(right)).all()
+
+
 def test_comes_back_bit_for_bit(tmp_path):
     save_all(tmp_path, [3.0, 2.0])
     with Checkpoints(tmp_path) as checkpoints:

@@ -78,8 +78,8 @@ def train_stage(
         if not is_finished(history, config):
             _delete_later_stages(run, number)
             # All stages run the programs that are compiled for the first, which has the most tokens.
-            most = earlier[0].hard if earlier else hard
-            train, validation = (on_device(hard[split], len(most[split])) for split in SPLITS)
+            largest = earlier[0].hard if earlier else hard
+            train, validation = (on_device(hard[split], len(largest[split])) for split in SPLITS)
             tracker = open_tracker(config.tracker, run, config.to_dict())
             with TrainingProgress(
                 run, tracker, config.num_epochs, history, stage=number, epochs_before=len(before)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -13,13 +12,13 @@ import optax
 from newllm_jax.cascade.stage.model import Stage, stage_config
 from newllm_jax.config import CascadeConfig, Precision
 from newllm_jax.smollm.llama_config import LlamaConfig
+from newllm_jax.training.back_end import triton_obstacle
 from newllm_jax.training.loop import Training
 from newllm_jax.training.losses import Sums, summed_losses
 from newllm_jax.training.optimizer import adamw
 from newllm_jax.training.precision import supported_precisions
 from newllm_jax.training.step import LossFn, Params, UpdateFn, make_evaluation, make_updates, train_step
 
-BACK_END = "jax.experimental.pallas.triton"
 WIDTH_MULTIPLE, KERNEL_BATCHES = 64, (16, 32, 64)
 
 
@@ -80,7 +79,7 @@ def stage_updates(stage: Stage, config: CascadeConfig, optimizer: optax.Gradient
 def kernel_obstacle(stage: Stage, batch_size: int) -> str:
     """Why the kernels of `fused_step.py` cannot compute a stage's updates; "" where they can.
 
-    The GPU itself, an NVIDIA one of compute capability 8.0 or newer, is asked for by the precision.
+    It says nothing of the device: only GPUs that can run the kernels have the precision tf32.
     """
     config = stage.config
     heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
@@ -91,9 +90,7 @@ def kernel_obstacle(stage: Stage, batch_size: int) -> str:
         return f"the widths of the base are no multiples of {WIDTH_MULTIPLE}"
     if batch_size not in KERNEL_BATCHES:
         return f"batch_size must be one of {', '.join(map(str, KERNEL_BATCHES))}"
-    if importlib.util.find_spec(BACK_END) is None:
-        return f"this version of JAX has no {BACK_END}"
-    return ""
+    return triton_obstacle()
 
 
 def slow_update_warning(config: CascadeConfig, base: LlamaConfig = LlamaConfig()) -> str:  # noqa: B008 (frozen)

@@ -8,7 +8,8 @@
 from the report of New-LLM; LayerNorm: Ba et al. 2016. The three products of the last hidden layer are one product with
 the kernels of the forget gate, the input gate and the candidate side by side.
 
-A new option of the model is an edit of `CellSpec` and `step`, and of what `cpu.supports` and `gpu.obstacle` say of it.
+A new option is a field of `CellSpec` with an attribute of `ContextVectorLM` of the same name, an edit of `step`, and
+what `cpu.supports` and `gpu.obstacle` say of it.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ class CellParams(NamedTuple):
     norm: tuple[jax.Array, jax.Array]
 
 
-# (number of the layer from 0, its input [B, in], kernel [in, out], bias) -> its result [B, out]: the activations of a
-# hidden layer; of the last, the gates, whose number is L, the pre-activations
+# (number of the layer from 0, its input [B, in], kernel [in, out], bias) -> its result [B, out]: a hidden layer's
+# activations, or, for layer number L (the gates), the pre-activations
 Layer: TypeAlias = Callable[[int, jax.Array, jax.Array, jax.Array], jax.Array]
 
 

@@ -6,7 +6,6 @@ no longer have the back end that they need.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,12 +15,12 @@ import jax.numpy as jnp
 
 from newllm_jax.newllm.recurrence.cell import CellParams, CellSpec
 from newllm_jax.newllm.recurrence.gradients import Activations, Gradients, bias_gradient, kernel_gradient
+from newllm_jax.training.back_end import triton_obstacle
 from newllm_jax.training.precision import PRECISIONS, product, storage_type
 
 if TYPE_CHECKING:
     from newllm_jax.newllm.recurrence.gpu_group import Tiling
 
-BACK_END = "jax.experimental.pallas.triton"
 SMALLEST_WIDTH = 256  # cut into 16 shares of 16 columns, the smallest that the tensor cores multiply
 
 
@@ -31,7 +30,10 @@ def supports(spec: CellSpec, batch: int, steps: int) -> bool:
 
 
 def obstacle(spec: CellSpec, batch: int, steps: int) -> str:
-    """Why this form does not compute a cell; "" where it does. The GPU itself is asked for by the precision."""
+    """Why this form does not compute a cell; "" where it does.
+
+    It says nothing of the device: only GPUs that can run the kernels have the precisions tf32 and bf16.
+    """
     if spec.precision not in ("tf32", "bf16"):
         return f"its products are in tf32 or bf16, not in {spec.precision}"
     if any(width < SMALLEST_WIDTH or width.bit_count() != 1 for width in (spec.hidden_dim, spec.context_dim)):
@@ -40,9 +42,7 @@ def obstacle(spec: CellSpec, batch: int, steps: int) -> str:
         return "num_layers must be 2 or more"
     if spec.num_layers * (steps + 1) * (batch + 64) * spec.hidden_dim >= 2**31:
         return "32 bits cannot number the activations; use a smaller batch_size or sequence_length"
-    if importlib.util.find_spec(BACK_END) is None:
-        return f"this version of JAX has no {BACK_END}"
-    return ""
+    return triton_obstacle()
 
 
 def tiling_for(batch: int, storage: Any) -> Tiling:

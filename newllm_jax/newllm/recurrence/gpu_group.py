@@ -3,7 +3,8 @@
 A *group* is `Tiling.blocks` thread blocks of one launch. It takes `Tiling.rows` rows of the batch through all steps,
 and no group ever waits for another. Within a group, the columns of every layer are shared out evenly. Triton has no
 barrier between thread blocks, so a group has one of its own: a counter in device memory to which each block adds 1 when
-it arrives, and which it then polls until all have arrived.
+it arrives, and which it then polls until all have arrived. Blocks are assigned to groups in the order in which they
+start, so the running blocks form whole groups, and a group never waits for a block that cannot start: no deadlock.
 
 Shapes follow the legend of `gpu_kernels.py`. Written for Pallas's Triton back end.
 """

@@ -9,7 +9,7 @@ backward pass here gives the same gradients, and leaves in the time loop only wh
                2. all steps at once: the inputs of the layers by another replay; the gradient of a kernel is one product
                   of those with the gradients of the pre-activations.
 
-So an option of `cell.step` outside its layers needs no gradient of its own here.
+So an option of `cell.step` outside its layers needs no gradient of its own here, if it reads neither token nor time.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def _replay(
     def replayed(number: int, x: jax.Array, kernel: jax.Array, _: jax.Array) -> jax.Array:
         return layer(number, x, kernel, stored[number])
 
-    unused = jnp.zeros((), jnp.int32)  # token and time are for layers that are computed
+    unused = jnp.zeros((), jnp.int32)  # a replayed layer reads neither token nor time
     return step(spec, params._replace(norm=norm), context, unused, unused, None, replayed)
 
 
@@ -148,10 +148,10 @@ def _stored_result(number: int, x: jax.Array, kernel: jax.Array, stored: jax.Arr
 def _stored_layer(
     spec: CellSpec, scale: float, number: int, x: jax.Array, kernel: jax.Array, stored: jax.Array
 ) -> jax.Array:
-    """A layer whose result is known: as its value is `stored`, the product `x @ kernel` is never computed.
+    """A layer whose result is known: its value is `stored`, and the product `x @ kernel` is never computed.
 
-    Its gradient by x is that of the layer. Instead of a gradient by `stored` it gives that of the pre-activations, from
-    which those of kernel and bias are formed.
+    A trick brings the gradient of the pre-activations out of `jax.vjp`: it is returned in the place of the gradient of
+    `stored`. Those of kernel and bias are formed from it. The gradient of x is that of the layer.
 
     Args:
       scale: `1 / (1 - dropout)`, or 1 without dropout.

@@ -40,8 +40,8 @@ def scan(
       seeds: `dropout_seeds`; None without dropout.
 
     Returns:
-      The last context vector `[B, C]`, and the last layer's activations `[T, B, H]`; those of the form `gpu` are of the
-      precision's `storage_type`.
+      The last context vector `[B, C]`, and the last layer's activations `[T, B, H]`; in the form `gpu` they have
+      the type `storage_type(precision)`.
     """
     return _forward(spec, params, context, tokens, seeds)[0]
 

@@ -165,8 +165,11 @@ def test_the_gpu_kernels_say_what_they_do_not_support():
         assert not gpu.supports(replace(BASELINE, **change), batch, steps)
 
 
-def test_a_jax_without_the_back_end_is_an_obstacle_that_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "jax.experimental.pallas.triton", None)
+@pytest.mark.parametrize("gone", ["jax.experimental.pallas.triton", "jax.experimental.pallas"])
+def test_a_jax_without_the_back_end_is_an_obstacle_that_is_named(monkeypatch, gone):
+    for name in [name for name in sys.modules if name.startswith("jax.experimental.pallas")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, gone, None)
     assert gpu.obstacle(BASELINE, 32, 63) == "this version of JAX has no jax.experimental.pallas.triton"
 
 
@@ -186,7 +189,12 @@ def test_the_form_of_the_time_loop_follows_the_device(monkeypatch, platform, pre
 @pytest.mark.usefixtures("triton")
 def test_a_gpu_with_tensor_cores_runs_the_loop_as_kernels(monkeypatch):
     pretend(monkeypatch, "gpu")
-    assert form_for(replace(BASELINE, precision="bf16"), 32, 63) == "gpu"
+    spec = replace(BASELINE, precision="bf16")
+    assert form_for(spec, 32, 63) == "gpu"
+    assert form_for(replace(spec, num_layers=2), 32, 63) == "gpu"
+    # 6 layers of 512 number their activations in 32 bits up to 699,050 places, the 64 rows that fill up groups counted.
+    assert (form_for(spec, 64, 5460), form_for(spec, 64, 5461)) == ("gpu", "plain")
+    assert (form_for(spec, 5397, 127), form_for(spec, 5398, 127)) == ("gpu", "plain")
 
 
 def test_a_gpu_runs_the_plain_loop_where_jax_lacks_the_back_end(monkeypatch):
