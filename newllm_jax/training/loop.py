@@ -162,7 +162,8 @@ def fit(
             entry["skipped_updates"] = skipped
         history.append(entry)
         observer.epoch(entry)
-        checkpoints.save(epoch, state, {**record(), "history": history}, entry["val_loss"])
+        # A copy: the record is written while the next epoch runs, which adds to the history.
+        checkpoints.save(epoch, state, {**record(), "history": [*history]}, entry["val_loss"])
     checkpoints.wait()
     return state, history
 

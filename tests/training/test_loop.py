@@ -28,10 +28,14 @@ def loss(params, batch, present, key, carry):
 
 
 class Saved(list):
-    """Stands for the checkpoints: remembers the epochs."""
+    """Stands for the checkpoints: remembers the epochs, and their records until all is written."""
+
+    def __init__(self):
+        self.records = []
 
     def save(self, epoch, state, record, val_loss):
         self.append(epoch)
+        self.records.append(record)
 
     def wait(self):
         pass
@@ -57,6 +61,11 @@ def test_two_thousand_epochs_of_less_than_a_second():
         value -= 1e-3 * 2 * (value - 1.5)
         assert epoch["val_loss"] == pytest.approx(np.mean((value - np.arange(4)) ** 2), rel=1e-5)
     assert float(state.params) == pytest.approx(1.5 + 3.5 * (1 - 2e-3) ** 2000, rel=1e-3)
+
+
+def test_a_record_that_is_written_late_is_that_of_its_epoch():
+    _, history, saved = fitted(NewLLMConfig(num_epochs=3, batch_size=4), jnp.arange(4.0))
+    assert [record["history"] for record in saved.records] == [history[:1], history[:2], history]
 
 
 def orders_and_keys(seed: int) -> list[tuple[list[int], list[int]]]:
