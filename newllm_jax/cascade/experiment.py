@@ -122,7 +122,7 @@ def evaluate_run(run_dir: str | Path) -> dict[str, Any]:
 
 
 def read_base(base: Pretrained, data: AlpacaChunks, config: CascadeConfig, run: RunDir) -> TokenSplits:
-    """All tokens as the frozen base leaves them; finished pieces of a stopped run are read instead."""
+    """The outputs of the frozen base for all tokens; finished pieces of a stopped run are read instead."""
     params = jax.device_put(base.params)
     chunks = {"train": data.train, "validation": data.validation}
     with progress_bar("base: hidden states", sum(map(len, chunks.values()))) as advance:

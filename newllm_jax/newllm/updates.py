@@ -44,7 +44,7 @@ def slow_loop_warning(config: NewLLMConfig) -> str:
     if "bf16" not in supported_precisions() or config.precision in ("fp32", "fp16"):
         return ""  # another device, or a precision whose products the kernels do not have and the user asked for
     reason = kernel_obstacle(config, "bf16" if config.precision == "auto" else config.precision)
-    return reason and f"The time loop runs step by step, several times slower than as one GPU kernel: {reason}."
+    return reason and f"The time loop runs step by step, slower than as one GPU kernel: {reason}."
 
 
 def kernel_obstacle(config: NewLLMConfig, precision: Precision) -> str:

@@ -143,11 +143,11 @@ class Checkpoints:
             narrate(f"damaged checkpoints, skipped: those of {what}epochs {damaged}")
         if found is None:
             return state, []
-        self.drop_after(found.epoch)
         if found.epoch > config.num_epochs:
             raise InputError(
                 f"num_epochs: {self.folder.parent} has {found.epoch} epochs already, not {config.num_epochs}"
             )
+        self.drop_after(found.epoch)  # after the check, so that a refused command changes nothing
         clock.resume(found.record["seconds"])
         narrate(f"{what}continuing after epoch {found.epoch}")
         return found.state, found.record["history"]
@@ -183,7 +183,7 @@ class Checkpoints:
             self._manager.delete(later)
 
     def keep_only(self, epochs: Collection[int]) -> None:
-        """Deletes all other checkpoints, of a training that is finished and will not go on."""
+        """Deletes all other checkpoints, of a training that is finished and will not continue."""
         for other in set(self.epochs) - set(epochs):
             self._manager.delete(other)
 

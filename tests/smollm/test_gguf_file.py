@@ -1,4 +1,4 @@
-"""GGUF files, made here from the golden Llama; the real one is tested in test_smollm.py and test_tokenizer.py."""
+"""GGUF files, made here from the golden Llama; the real one is tested in test_model.py and test_tokenizer.py."""
 
 import struct
 

@@ -69,7 +69,7 @@ def train_stage(
             f"{counts['validation']} validation tokens")  # fmt: skip
 
     state = init_state(
-        init_stage(shared.stage, config.seed, number), shared.optimizer, initial_loss_scale(shared.precision)
+        init_stage(shared.stage, config.seed, number), shared.optimizer, initial_loss_scale(shared.stage.precision)
     )
     with Checkpoints(stage_folder(run, number), config.checkpoint_every) as checkpoints:
         state, history = checkpoints.resume(state, config, clock, narrate, f"stage {number}, ")

@@ -10,7 +10,7 @@ import jax
 import optax
 
 from newllm_jax.cascade.stage.model import Stage, stage_config
-from newllm_jax.config import CascadeConfig, Precision
+from newllm_jax.config import CascadeConfig
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.training.back_end import triton_obstacle
 from newllm_jax.training.loop import Training
@@ -29,7 +29,7 @@ class StageTraining:
     Attributes:
       stage: the architecture, in the precision of training.
       strict: the same in strict float32, for everything that is reported.
-      config, precision: of the run.
+      config: of the run.
       optimizer: AdamW of the configuration.
       training: the compiled functions.
     """
@@ -37,7 +37,6 @@ class StageTraining:
     stage: Stage
     strict: Stage
     config: CascadeConfig
-    precision: Precision
     optimizer: optax.GradientTransformation
     training: Training
 
@@ -51,7 +50,7 @@ def build_stage_training(stage: Stage, config: CascadeConfig) -> StageTraining:
         optax.constant_schedule(config.learning_rate),
         None,
     )
-    return StageTraining(stage, strict, config, stage.precision, optimizer, training)
+    return StageTraining(stage, strict, config, optimizer, training)
 
 
 def next_token_loss(stage: Stage) -> LossFn:
@@ -102,4 +101,4 @@ def slow_update_warning(config: CascadeConfig, base: LlamaConfig = LlamaConfig()
     if "tf32" not in supported_precisions() or config.precision not in ("auto", "tf32"):
         return ""  # another device, or a precision whose products the kernels do not have and the user asked for
     reason = kernel_obstacle(Stage(stage_config(base, config.stage_layers), "tf32"), config.batch_size)
-    return reason and f"A stage's updates do without GPU kernels of their own, about twice as slow: {reason}."
+    return reason and f"A stage's updates do without GPU kernels of their own, and are slower: {reason}."
