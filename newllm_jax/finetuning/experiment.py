@@ -45,6 +45,7 @@ from newllm_jax.training.optimizer import adamw
 from newllm_jax.training.precision import resolve_precision
 from newllm_jax.training.split import Split
 from newllm_jax.training.step import count_parameters, init_state, make_evaluation, make_updates, train_step
+from newllm_jax.training.stopping import Asked, Stopping, never
 
 
 def finetune(
@@ -55,6 +56,7 @@ def finetune(
     resume: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     narrate: Narrate = print,
+    stop: Asked = never,
 ) -> RunResult:
     """Fine-tunes all parameters of a SmolLM2 on whole chunks and reports its loss on the validation chunks.
 
@@ -69,6 +71,7 @@ def finetune(
         if run is not None:
             check_fingerprints(run, fingerprints(base, data))
         run = run or stack.enter_context(RunDir.create(run_root, run_name(name, base, data)))
+        stopping = Stopping(clock, run.path, config, stop)
         parameters = count_parameters(base.params)
         facts = source_facts(base, data) | {"parameters": f"{parameters:,}, all of them trained"}
         narrate_start(narrate, run, precision, facts, source_warnings(base, data, config))
@@ -76,8 +79,8 @@ def finetune(
 
         training, optimizer = build_training(config, base.model, precision)
         state = init_state(jax.tree.map(jnp.array, base.params), optimizer, initial_loss_scale(precision))
-        train, validation = Split.from_arrays(data.train), Split.from_arrays(data.validation)
-        before = evaluate(training.evaluate, state.params, validation, config.batch_size)
+        splits = {"train": Split.from_arrays(data.train), "validation": Split.from_arrays(data.validation)}
+        before = evaluate(training.evaluate, state.params, splits["validation"], config.batch_size)
         narrate(f"base        validation loss {before['loss']:.4f}, PPL {before['ppl']:.2f}")
         with Checkpoints(run.checkpoints, config.checkpoint_every) as checkpoints:
             state, history = checkpoints.resume(state, config, clock, narrate)
@@ -89,7 +92,7 @@ def finetune(
             tracker = open_tracker(config.tracker, run, config.to_dict())
             with TrainingProgress(run, tracker, config.num_epochs, history) as progress:
                 state, history = fit(
-                    training, state, train, validation, config, checkpoints, progress, history,
+                    training, state, splits, config, checkpoints, progress, stopping, history,
                     record=lambda: {"seconds": clock.seconds()},
                 )  # fmt: skip
         best = at_epoch(history, best_epoch(history))

@@ -89,7 +89,7 @@ def test_signals_and_a_run_in_use(refused, newllm, only_run, options, sent, code
         process.send_signal(sent)
         _, err = process.communicate(timeout=60)
     assert (process.returncode, err.count("\n")) == (code, 1), err
-    assert err == f"error: {word}; --resume RUN_DIR continues after the last whole epoch\n"
+    assert err == f"error: {word}; --resume {run} continues\n"
 
     done = max(int(name.name.split("_")[1]) for name in (run / "checkpoints").iterdir())
     assert done >= 1
