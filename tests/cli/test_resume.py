@@ -99,13 +99,6 @@ def test_signals_and_a_run_in_use(refused, newllm, only_run, options, sent, code
     assert epochs(run) == list(range(1, done + 2))
 
 
-@pytest.mark.usefixtures("ctrl_c")
-def test_a_command_that_is_started_with_ctrl_c_ignored_ignores_it(newllm):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    assert newllm("--help")[0] == 0
-    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-
-
 def test_numbers_that_fail(refused, newllm, only_run, options):
     line = refused(*options, "--learning_rate", "1e30", "--run_root", "first", code=3)
     assert line.startswith("epoch 1: a loss or gradient is not finite in updates ")
