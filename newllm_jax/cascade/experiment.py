@@ -32,6 +32,7 @@ from newllm_jax.records.results import (
 from newllm_jax.records.stored_config import resume_or_start
 from newllm_jax.report.cascade import write_report
 from newllm_jax.report.cascade_tables import ensemble_table, verdict
+from newllm_jax.report.finish import complete, write_results
 from newllm_jax.smollm.alpaca import AlpacaChunks, load_alpaca
 from newllm_jax.smollm.base import (
     base_results,
@@ -82,6 +83,8 @@ def train_cascade(
             check_fingerprints(run, fingerprints(base, data))
             if finished := finished_results(run, "stages", config.num_stages):
                 narrate(f"finished, all {config.num_stages} stages (raise num_stages to continue)")
+                complete(run, finished, write_report)
+                shutil.rmtree(extraction_folder(run), ignore_errors=True)
                 return RunResult(run.path, finished)
         begin(run, config, fingerprints(base, data))
 
@@ -104,8 +107,7 @@ def train_cascade(
             "ensemble": ensemble,
             **results_footer(clock.seconds()),
         }
-        run.write_json("results.json", results)
-        report = write_report(run, results)
+        report = write_results(run, results, write_report)
         shutil.rmtree(extraction_folder(run), ignore_errors=True)
     narrate(ensemble_table(results))
     narrate(verdict(results))

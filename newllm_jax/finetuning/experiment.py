@@ -27,6 +27,7 @@ from newllm_jax.records.results import (
 from newllm_jax.records.stored_config import resume_or_start
 from newllm_jax.records.trackers import open_tracker
 from newllm_jax.report.finetune import write_report
+from newllm_jax.report.finish import complete, write_results
 from newllm_jax.smollm.base import (
     base_results,
     fingerprints,
@@ -88,6 +89,7 @@ def finetune(
             if is_finished(history, config):
                 narrate("finished (raise num_epochs or patience to continue)")
                 if finished := finished_results(run, "epochs", len(history)):
+                    complete(run, finished, write_report)
                     return RunResult(run.path, finished)
             tracker = open_tracker(config.tracker, run, config.to_dict())
             with TrainingProgress(run, tracker, config.num_epochs, history) as progress:
@@ -107,8 +109,7 @@ def finetune(
             "best": best,
             **results_footer(clock.seconds()),
         }
-        run.write_json("results.json", results)
-        report = write_report(run, results)
+        report = write_results(run, results, write_report)
     narrate(f"best        validation PPL {best['val_ppl']:.2f} after epoch {best['epoch']}; base {before['ppl']:.2f}")
     narrate(f"report      {report}")
     return RunResult(run.path, results)

@@ -29,6 +29,7 @@ from newllm_jax.records.results import (
 )
 from newllm_jax.records.stored_config import resume_or_start
 from newllm_jax.records.trackers import open_tracker
+from newllm_jax.report.finish import complete, write_results
 from newllm_jax.report.newllm import write_report
 from newllm_jax.training.checkpoint import Checkpoints
 from newllm_jax.training.clock import Clock
@@ -82,6 +83,7 @@ def train_newllm(
         if history and is_finished(history, config):
             narrate(f"finished {how_it_stopped(history, config)}")
             if finished := finished_results(run, "epochs", len(history)):
+                complete(run, finished, write_report)
                 return RunResult(run.path, finished)
         tracker = open_tracker(config.tracker, run, config.to_dict())
         begin(run, config, data.fingerprints())
@@ -109,8 +111,7 @@ def train_newllm(
             "test": test,
             **results_footer(clock.seconds()),
         }
-        run.write_json("results.json", results)
-        report = write_report(run, results)
+        report = write_results(run, results, write_report)
     narrate(f"best        validation PPL {best['val_ppl']:.2f} after epoch {best['epoch']}; test PPL {test['ppl']:.2f}")
     narrate(f"report      {report}")
     return RunResult(run.path, results)

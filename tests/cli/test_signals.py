@@ -1,4 +1,4 @@
-"""Signals end a process with one line and their code, at once where nobody looks for them, else when he who looks does."""
+"""Signals end a process with one line and their code: at once, or by itself where it looks for them."""
 
 from __future__ import annotations
 
