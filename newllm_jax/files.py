@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from newllm_jax.errors import InputError
 
 
 def cache_folder() -> Path:
     """`$NEWLLM_CACHE`, else `$XDG_CACHE_HOME/newllm_jax`, else `~/.cache/newllm_jax`; not created here."""
     own = os.environ.get("NEWLLM_CACHE")
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "newllm_jax"
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. Raises InputError where it cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
 
 
 @contextmanager

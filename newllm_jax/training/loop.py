@@ -162,8 +162,7 @@ def fit(
             entry["skipped_updates"] = skipped
         history.append(entry)
         observer.epoch(entry)
-        # A copy: the record is written while the next epoch runs, which adds to the history.
-        checkpoints.save(epoch, state, {**record(), "history": [*history]}, entry["val_loss"])
+        checkpoints.save(epoch, state, history, record())
     checkpoints.wait()
     return state, history
 
