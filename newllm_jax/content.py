@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,8 +32,18 @@ def json_sha256(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def finite(content: Any) -> Any:
+    """JSON has no infinity: a perplexity that overflows is null."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON object with the hash of its content, so that an edit or a damage is noticed."""
+    """A JSON object with the hash of its content, so that an edit or a damage is noticed; all its numbers are finite."""
+    content = finite(content)
     return {**content, SEAL: _unsealed_sha256(content)}
 
 

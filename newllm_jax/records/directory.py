@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import shutil
 import time
@@ -16,7 +15,7 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from newllm_jax.content import check_seal, json_sha256, sealed
+from newllm_jax.content import check_seal, finite, json_sha256, sealed
 from newllm_jax.errors import InputError, Note
 from newllm_jax.files import naming, read_json, whole_file
 
@@ -101,8 +100,7 @@ class RunDir:
 
     def write_json(self, name: str, content: Any) -> Any:
         """Writes a JSON file, whole or not at all; an object with the hash of its content. Returns what it holds."""
-        content = _finite(content)
-        content = sealed(content) if isinstance(content, dict) else content
+        content = sealed(content) if isinstance(content, dict) else finite(content)
         self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
         return content
 
@@ -130,11 +128,11 @@ class RunDir:
 
     def write_metrics(self, entries: Iterable[dict[str, Any]]) -> None:
         """Rewrites `metrics.jsonl`: after a stop it may be ahead of the checkpoint that is resumed."""
-        self.write_text("metrics.jsonl", "".join(json.dumps(_finite(entry)) + "\n" for entry in entries))
+        self.write_text("metrics.jsonl", "".join(json.dumps(finite(entry)) + "\n" for entry in entries))
 
     def append_metrics(self, entry: dict[str, Any]) -> None:
         """Adds a line to `metrics.jsonl`."""
-        path, line = self.path / "metrics.jsonl", json.dumps(_finite(entry)).encode() + b"\n"
+        path, line = self.path / "metrics.jsonl", json.dumps(finite(entry)).encode() + b"\n"
         with naming(path), path.open("ab", buffering=0) as stream:
             size = stream.tell()
             try:
@@ -178,12 +176,3 @@ def _object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: damaged (a JSON object is expected)")
     return content
-
-
-def _finite(content: Any) -> Any:
-    """JSON has no infinity: a perplexity that overflows is null."""
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
