@@ -28,6 +28,10 @@ class Stopped(Exception):
     """A run that ended before its last epoch because it was asked to, or had no time left: resuming continues it."""
 
 
+class Note(UserWarning):
+    """Something that did not stop the work and that the user should know, in one line: what replaced a damaged file."""
+
+
 def causes(error: BaseException | None) -> Iterator[BaseException]:
     """An error, then what caused it, and so on."""
     while error is not None:
@@ -39,3 +43,8 @@ def disk_fault(error: BaseException) -> str | None:
     """What the system said, where an error or one of its causes is a disk that takes no more; else None."""
     said = [str(cause) for cause in causes(error)]  # an OSError names the fault, and so do the libraries that wrap one
     return next((fault for fault in DISK_ERRORS if any(fault in text for text in said)), None)
+
+
+def memory_fault(error: BaseException) -> bool:
+    """Whether an error or one of its causes is memory that does not suffice, the device's or the machine's."""
+    return any("RESOURCE_EXHAUSTED" in str(cause) or isinstance(cause, MemoryError) for cause in causes(error))

@@ -126,8 +126,7 @@ def system_of(run_dir: str | Path) -> System:
       InputError: not a run directory, or one of a system that is not known.
     """
     run = RunDir.open(run_dir)
-    content = run.read_json("config.json")
-    name = content.get("system") if isinstance(content, dict) else None
+    name = run.description.get("system")
     if not isinstance(name, str) or name not in SYSTEMS:
         raise InputError(f"{run.path / 'config.json'}: names no system that is known ({name!r})")
     return SYSTEMS[name]

@@ -26,6 +26,7 @@ FLOORS = [
     ["report"],
     ["records", "training", "decoding", "sources"],  # these know no model
     ["config"],
+    ["content"],  # hashes of arrays
     ["files"],
     ["errors"],
 ]

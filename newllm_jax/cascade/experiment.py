@@ -14,17 +14,18 @@ import numpy as np
 from newllm_jax.cascade.ensemble import TrainedStage, evaluate_ensemble
 from newllm_jax.cascade.extraction import Tokens, extract
 from newllm_jax.cascade.hardness import stage_counts
-from newllm_jax.cascade.run import restore_cascade
+from newllm_jax.cascade.run import read_stages, restore_cascade
 from newllm_jax.cascade.stage.model import Stage, init_stage, stage_config
 from newllm_jax.cascade.stage.training import SPLITS, FinishedStage, TokenSplits, hand_on, train_stage
 from newllm_jax.cascade.stage.updates import StageTraining, build_stage_training, slow_update_warning
 from newllm_jax.config import CascadeConfig
+from newllm_jax.errors import InputError
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.progress import Narrate, narrate_start, progress_bar
 from newllm_jax.records.results import (
     RunResult,
-    begin,
     check_fingerprints,
+    describe_run,
     finished_results,
     results_footer,
     results_header,
@@ -32,7 +33,7 @@ from newllm_jax.records.results import (
 from newllm_jax.records.stored_config import resume_or_start
 from newllm_jax.report.cascade import write_report
 from newllm_jax.report.cascade_tables import ensemble_table, verdict
-from newllm_jax.report.finish import complete, write_results
+from newllm_jax.report.finish import REPORT, complete, write_results
 from newllm_jax.smollm.alpaca import AlpacaChunks, load_alpaca
 from newllm_jax.smollm.base import (
     base_results,
@@ -81,12 +82,12 @@ def train_cascade(
         _narrate(narrate, run, config, base, data, stage)
         if resume is not None:
             check_fingerprints(run, fingerprints(base, data))
-            if finished := finished_results(run, "stages", config.num_stages):
-                narrate(f"finished, all {config.num_stages} stages (raise num_stages to continue)")
-                complete(run, finished, write_report)
-                shutil.rmtree(extraction_folder(run), ignore_errors=True)
-                return RunResult(run.path, finished)
-        begin(run, config, fingerprints(base, data))
+        run.begin(describe_run(config, precision, fingerprints(base, data)))
+        if finished := _finished(run, stage, config, narrate):
+            narrate(f"finished, all {config.num_stages} stages (raise num_stages to continue)")
+            complete(run, finished, write_report)
+            shutil.rmtree(extraction_folder(run), ignore_errors=True)
+            return RunResult(run.path, finished)
 
         tokens = everything = read_base(base, data, config, run, stopping)
         loss = float(np.mean(tokens["validation"].losses, dtype=np.float64))
@@ -99,20 +100,29 @@ def train_cascade(
 
         trained = [finished.trained for finished in stages]
         ensemble = measure_ensemble(everything["validation"], shared.strict, trained, config, base, stopping)
-        results = {
+        results = write_results(run, write_report, {
             **results_header(run, config, precision),
             "data": data.summary(),
             "base": base_results(base, ensemble[0]["val_loss"], ensemble[0]["val_ppl"]),
             "stages": [_describe_stage(finished.entry, base, shared) for finished in stages],
             "ensemble": ensemble,
             **results_footer(clock.seconds()),
-        }
-        report = write_results(run, results, write_report)
+        })  # fmt: skip
         shutil.rmtree(extraction_folder(run), ignore_errors=True)
     narrate(ensemble_table(results))
     narrate(verdict(results))
-    narrate(f"report      {report}")
+    narrate(f"report      {run.path / REPORT}")
     return RunResult(run.path, results)
+
+
+def _finished(run: RunDir, stage: Stage, config: CascadeConfig, narrate: Narrate) -> dict[str, Any] | None:
+    """The results of a run that has them and all its stages; None for one that is to be trained on."""
+    try:
+        are_whole = len(read_stages(run, stage, config)) == config.num_stages
+    except InputError as error:
+        narrate(f"note        {error}")
+        return None
+    return finished_results(run, "stages", config.num_stages) if are_whole else None
 
 
 def evaluate_run(run_dir: str | Path) -> dict[str, Any]:

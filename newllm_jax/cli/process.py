@@ -19,7 +19,7 @@ from newllm_jax.cli import signals
 from newllm_jax.cli.commands import COMMANDS
 from newllm_jax.cli.programs import forget_programs, program_folder
 from newllm_jax.config import nearest
-from newllm_jax.errors import InputError, NumericalError, Stopped, causes, disk_fault
+from newllm_jax.errors import InputError, Note, NumericalError, Stopped, causes, disk_fault, memory_fault
 
 PATH_ERRORS = {
     errno.EACCES,
@@ -122,6 +122,18 @@ def _quiet() -> None:
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     sys.unraisablehook = _main_thread_only
+    show = warnings.showwarning
+
+    def show_notes_in_a_line(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int,
+        file: TextIO | None = None, line: str | None = None,
+    ) -> None:  # fmt: skip
+        if issubclass(category, Note):
+            print(f"note: {' '.join(str(message).split())}", file=sys.stderr)
+        else:
+            show(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show_notes_in_a_line
 
 
 def _main_thread_only(unraisable: sys.UnraisableHookArgs) -> None:
@@ -144,6 +156,6 @@ def _environment_fault(error: BaseException) -> str | None:
         return f"{where}: {fault}; make room or choose another place (what was written before is whole)"
     if named and named.errno in PATH_ERRORS:
         return f"{named.filename}: {named.strerror}"
-    if any("RESOURCE_EXHAUSTED" in str(cause) or isinstance(cause, MemoryError) for cause in causes(error)):
+    if memory_fault(error):
         return "out of memory; lower batch_size (CASCADE: stage_layers or train_chunks, where batch_size is small)"
     return None

@@ -18,8 +18,8 @@ from newllm_jax.records.directory import RunDir
 from newllm_jax.records.progress import Narrate, TrainingProgress, narrate_start, progress_bar
 from newllm_jax.records.results import (
     RunResult,
-    begin,
     check_fingerprints,
+    describe_run,
     finished_results,
     results_footer,
     results_header,
@@ -27,7 +27,7 @@ from newllm_jax.records.results import (
 from newllm_jax.records.stored_config import resume_or_start
 from newllm_jax.records.trackers import open_tracker
 from newllm_jax.report.finetune import write_report
-from newllm_jax.report.finish import complete, write_results
+from newllm_jax.report.finish import REPORT, complete, write_results
 from newllm_jax.smollm.base import (
     base_results,
     fingerprints,
@@ -37,11 +37,12 @@ from newllm_jax.smollm.base import (
     source_warnings,
 )
 from newllm_jax.smollm.model import SmolLM2
-from newllm_jax.training.checkpoint import Checkpoints
+from newllm_jax.training.checkpoint import Checkpoints, every_few_epochs
 from newllm_jax.training.clock import Clock
 from newllm_jax.training.history import at_epoch, best_epoch, is_finished
 from newllm_jax.training.loop import Training, evaluate, fit
 from newllm_jax.training.loss_scale import initial_loss_scale
+from newllm_jax.training.manifest import Owner
 from newllm_jax.training.optimizer import adamw
 from newllm_jax.training.precision import resolve_precision
 from newllm_jax.training.split import Split
@@ -76,14 +77,15 @@ def finetune(
         parameters = count_parameters(base.params)
         facts = source_facts(base, data) | {"parameters": f"{parameters:,}, all of them trained"}
         narrate_start(narrate, run, precision, facts, source_warnings(base, data, config))
-        begin(run, config, fingerprints(base, data))
+        run.begin(describe_run(config, precision, fingerprints(base, data)))
 
         training, optimizer = build_training(config, base.model, precision)
         state = init_state(jax.tree.map(jnp.array, base.params), optimizer, initial_loss_scale(precision))
         splits = {"train": Split.from_arrays(data.train), "validation": Split.from_arrays(data.validation)}
         before = evaluate(training.evaluate, state.params, splits["validation"], config.batch_size)
         narrate(f"base        validation loss {before['loss']:.4f}, PPL {before['ppl']:.2f}")
-        with Checkpoints(run.checkpoints, config.checkpoint_every) as checkpoints:
+        owner = Owner(run.run_id, description=run.description)
+        with Checkpoints(run.checkpoints, owner, every_few_epochs(config.checkpoint_every)) as checkpoints:
             state, history = checkpoints.resume(state, config, clock, narrate)
             run.write_metrics(history)
             if is_finished(history, config):
@@ -98,7 +100,7 @@ def finetune(
                     record=lambda: {"seconds": clock.seconds()},
                 )  # fmt: skip
         best = at_epoch(history, best_epoch(history))
-        results = {
+        results = write_results(run, write_report, {
             **results_header(run, config, precision),
             "data": data.summary(),
             "base": base_results(base, before["loss"], before["ppl"]),
@@ -108,10 +110,9 @@ def finetune(
             "last": at_epoch(history, len(history)),
             "best": best,
             **results_footer(clock.seconds()),
-        }
-        report = write_results(run, results, write_report)
+        })  # fmt: skip
     narrate(f"best        validation PPL {best['val_ppl']:.2f} after epoch {best['epoch']}; base {before['ppl']:.2f}")
-    narrate(f"report      {report}")
+    narrate(f"report      {run.path / REPORT}")
     return RunResult(run.path, results)
 
 

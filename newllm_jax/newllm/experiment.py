@@ -21,20 +21,21 @@ from newllm_jax.records.directory import RunDir
 from newllm_jax.records.progress import Narrate, TrainingProgress, narrate_start
 from newllm_jax.records.results import (
     RunResult,
-    begin,
     check_fingerprints,
+    describe_run,
     finished_results,
     results_footer,
     results_header,
 )
 from newllm_jax.records.stored_config import resume_or_start
 from newllm_jax.records.trackers import open_tracker
-from newllm_jax.report.finish import complete, write_results
+from newllm_jax.report.finish import REPORT, complete, write_results
 from newllm_jax.report.newllm import write_report
-from newllm_jax.training.checkpoint import Checkpoints
+from newllm_jax.training.checkpoint import Checkpoints, every_few_epochs
 from newllm_jax.training.clock import Clock
 from newllm_jax.training.history import at_epoch, best_epoch, how_it_stopped, is_finished
 from newllm_jax.training.loop import evaluate, fit
+from newllm_jax.training.manifest import Owner
 from newllm_jax.training.split import Split
 from newllm_jax.training.step import TrainState, count_parameters
 from newllm_jax.training.stopping import Asked, Stopping, never
@@ -76,18 +77,20 @@ def train_newllm(
         state = initial_state(config, model, optimizer)
         _narrate(narrate, run, config, data, state)
 
-        checkpoints = stack.enter_context(Checkpoints(run.checkpoints, config.checkpoint_every))
+        files = {"vocabulary.json": data.tokenizer.words}
+        description = describe_run(config, precision, data.fingerprints(), files)
+        owner, keep = Owner(run.run_id, description=description), every_few_epochs(config.checkpoint_every)
+        checkpoints = stack.enter_context(Checkpoints(run.checkpoints, owner, keep))
         if resume is not None:
-            check_fingerprints(run, data.fingerprints(), before_0_2(checkpoints))
+            check_fingerprints(run, data.fingerprints(), before_0_2(checkpoints.record()))
         state, history = checkpoints.resume(state, config, clock, narrate)
+        run.begin(description, files)
         if history and is_finished(history, config):
             narrate(f"finished {how_it_stopped(history, config)}")
             if finished := finished_results(run, "epochs", len(history)):
                 complete(run, finished, write_report)
                 return RunResult(run.path, finished)
         tracker = open_tracker(config.tracker, run, config.to_dict())
-        begin(run, config, data.fingerprints())
-        run.write_json("vocabulary.json", data.tokenizer.words)
         run.write_metrics(history)
 
         splits = {name: Split.from_arrays(rows) for name, rows in data.sequences.items()}
@@ -101,7 +104,7 @@ def train_newllm(
         best = at_epoch(history, best_epoch(history))
         params = checkpoints.params(best["epoch"], state.params)
         test = evaluate(training.evaluate, params, splits["test"], config.batch_size)
-        results = {
+        results = write_results(run, write_report, {
             **results_header(run, config, precision),
             "data": summary,
             "parameters": count_parameters(state.params),
@@ -110,10 +113,9 @@ def train_newllm(
             "best": best,
             "test": test,
             **results_footer(clock.seconds()),
-        }
-        report = write_results(run, results, write_report)
+        })  # fmt: skip
     narrate(f"best        validation PPL {best['val_ppl']:.2f} after epoch {best['epoch']}; test PPL {test['ppl']:.2f}")
-    narrate(f"report      {report}")
+    narrate(f"report      {run.path / REPORT}")
     return RunResult(run.path, results)
 
 

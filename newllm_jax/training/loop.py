@@ -172,8 +172,7 @@ def fit(
         stopping.took("epoch", entry["seconds"])
         history.append(entry)
         observer.epoch(entry)
-        # A copy: the record is written while the next epoch runs, which adds to the history.
-        checkpoints.save(epoch, state, {**record(), "history": [*history]}, entry["val_loss"])
+        checkpoints.save(epoch, state, history, record())
     checkpoints.wait()
     return state, history
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,13 +14,13 @@ import numpy as np
 from newllm_jax.cascade.ensemble import TrainedStage
 from newllm_jax.cascade.extraction import Tokens, run_stage
 from newllm_jax.cascade.hardness import hardness_threshold, select_hard
-from newllm_jax.cascade.run import chosen_epoch, stage_folder
+from newllm_jax.cascade.run import chosen_epoch, stage_folder, stage_owner
 from newllm_jax.cascade.stage.model import init_stage
 from newllm_jax.cascade.stage.updates import StageTraining
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.progress import Narrate, TrainingProgress, progress_bar
 from newllm_jax.records.trackers import open_tracker
-from newllm_jax.training.checkpoint import Checkpoints
+from newllm_jax.training.checkpoint import Checkpoints, every_few_epochs
 from newllm_jax.training.clock import Clock
 from newllm_jax.training.history import History, at_epoch, best_epoch, is_finished, stopped_early
 from newllm_jax.training.loop import fit
@@ -73,8 +74,9 @@ def train_stage(
     state = init_state(
         init_stage(shared.stage, config.seed, number), shared.optimizer, initial_loss_scale(shared.stage.precision)
     )
-    with Checkpoints(stage_folder(run, number), config.checkpoint_every) as checkpoints:
-        state, history = checkpoints.resume(state, config, clock, narrate, f"stage {number}, ")
+    owner = stage_owner(run, number)
+    with Checkpoints(stage_folder(run, number), owner, every_few_epochs(config.checkpoint_every)) as checkpoints:
+        state, history = checkpoints.resume(state, config, clock, narrate, partial(chosen_epoch, config=config))
         before = _numbered([stage.entry["epochs"] for stage in earlier])
         run.write_metrics([*before, *_numbered([history], number)])
         if not is_finished(history, config):
