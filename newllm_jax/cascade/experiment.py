@@ -21,6 +21,7 @@ from newllm_jax.cascade.stage.updates import StageTraining, build_stage_training
 from newllm_jax.config import CascadeConfig
 from newllm_jax.errors import InputError
 from newllm_jax.records.directory import RunDir
+from newllm_jax.records.mirror import Mirror
 from newllm_jax.records.progress import Narrate, narrate_start, progress_bar
 from newllm_jax.records.results import (
     RunResult,
@@ -78,6 +79,7 @@ def train_cascade(
             stage_counts(count, config.hard_ratio, config.num_stages)
         run = run or stack.enter_context(RunDir.create(run_root, run_name(name, base, data)))
         stopping = Stopping(clock, run.path, config, stop)
+        stack.enter_context(Mirror(run.path, config.mirror, narrate, stopping.timer("mirror")))
         stage = Stage(stage_config(base.model.config, config.stage_layers), precision)
         _narrate(narrate, run, config, base, data, stage)
         if resume is not None:

@@ -15,6 +15,7 @@ import optax
 from newllm_jax.config import FinetuneConfig, Precision
 from newllm_jax.finetuning.loss import sequence_loss
 from newllm_jax.records.directory import RunDir
+from newllm_jax.records.mirror import Mirror
 from newllm_jax.records.progress import Narrate, TrainingProgress, narrate_start, progress_bar
 from newllm_jax.records.results import (
     RunResult,
@@ -74,6 +75,7 @@ def finetune(
             check_fingerprints(run, fingerprints(base, data))
         run = run or stack.enter_context(RunDir.create(run_root, run_name(name, base, data)))
         stopping = Stopping(clock, run.path, config, stop)
+        stack.enter_context(Mirror(run.path, config.mirror, narrate, stopping.timer("mirror")))
         parameters = count_parameters(base.params)
         facts = source_facts(base, data) | {"parameters": f"{parameters:,}, all of them trained"}
         narrate_start(narrate, run, precision, facts, source_warnings(base, data, config))

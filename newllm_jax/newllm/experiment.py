@@ -18,6 +18,7 @@ from newllm_jax.newllm.updates import (
 )
 from newllm_jax.newllm.wikitext import Wikitext, load_wikitext
 from newllm_jax.records.directory import RunDir
+from newllm_jax.records.mirror import Mirror
 from newllm_jax.records.progress import Narrate, TrainingProgress, narrate_start
 from newllm_jax.records.results import (
     RunResult,
@@ -72,6 +73,7 @@ def train_newllm(
         precision, data = training_precision(config), load_wikitext(config)
         run = run or stack.enter_context(RunDir.create(run_root, f"{name}-builtin" if data.fallback else name))
         stopping = Stopping(clock, run.path, config, stop)
+        stack.enter_context(Mirror(run.path, config.mirror, narrate, stopping.timer("mirror")))
         model, summary = training_model(config, len(data.tokenizer), precision), data.summary(config.batch_size)
         training, optimizer = build_training(config, model, summary["steps_per_epoch"])
         state = initial_state(config, model, optimizer)

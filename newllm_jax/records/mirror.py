@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from newllm_jax.errors import InputError
 from newllm_jax.files import naming
@@ -24,16 +24,19 @@ from newllm_jax.records.progress import Narrate, boxed
 PARTIAL = ".mirror"  # the folder of what is being copied; files with such names are no part of a run
 LAST = ("results.json", "curves.png", "report.md")  # a run that has them is finished
 PIECE = 2**20  # bytes
+SECONDS = 10.0  # between looks at what is new
+
+Stamps = dict[Path, dict[str, tuple[int, int]]]  # of units, by their paths in the run directory
 
 
 class Mirror:
     """Keeps a copy of a run directory up to date, in a thread. Use it as a context: leaving waits for the last of it.
 
-    An error stops nothing: it is told once, and the next checkpoint is another attempt.
+    An error stops nothing: it is told once, and the next change of the run is another attempt.
     """
 
     def __init__(self, run: Path, folder: str, narrate: Narrate, took: Callable[[float], None]) -> None:
-        """Starts nothing where `folder`, the parent of the copy, is "" or that of the run itself.
+        """Copies nothing where `folder`, the parent of the copy, is "" or that of the run itself.
 
         Args:
           took: told how many seconds each update took.
@@ -43,41 +46,36 @@ class Mirror:
         """
         self._run, self._narrate, self._took = run, narrate, took
         self._copy = Path(folder).expanduser() / run.name if folder else run
-        if self._copy.resolve() != run.resolve() and self._copy.resolve().is_relative_to(run.resolve()):
+        place, own = self._copy.resolve(), run.resolve()
+        if place != own and place.is_relative_to(own):
             raise InputError(f"mirror: {folder} lies in {run}, which is to be copied there")
-        self._is_on = self._copy.resolve() != run.resolve()
-        self._news, self._is_over = threading.Event(), False
-        self._copied: dict[Path, Any] = {}
-        self._complained = False
-        self._thread = threading.Thread(target=self._follow, name="mirror", daemon=True)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="mirror", daemon=True) if place != own else None
 
     def __enter__(self) -> Self:
-        if self._is_on:
+        if self._thread:
             self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._is_on:
-            self._is_over = True
-            self._news.set()
+        if self._thread:
+            self._over.set()
             self._thread.join()
 
-    def update(self, _: Path | None = None) -> None:
-        """Lets the thread bring the copy up to date; returns at once."""
-        self._news.set()
-
     def _follow(self) -> None:
-        is_last = False
-        while not is_last:
-            self._news.wait()
-            self._news.clear()
-            is_last, started = self._is_over, time.monotonic()
+        copied, seen, complained = Stamps(), Stamps(), False
+        while not self._over.is_set():
+            self._over.wait(SECONDS)
+            started, found = time.monotonic(), _stamps(self._run)
+            if found == seen and not self._over.is_set():
+                continue
+            seen = found
             try:
-                copy_run(self._run, self._copy, self._copied)
+                copy_run(self._run, self._copy, copied)
             except Exception as error:  # whatever it is: the run goes on
-                if is_last or not self._complained:
+                if self._over.is_set() or not complained:
                     self._narrate(boxed(f"mirror: {self._copy} is not up to date ({error}); the run goes on"))
-                self._complained = True
+                complained = True
             self._took(time.monotonic() - started)
 
 
@@ -102,33 +100,33 @@ def fetch_run(run: Path, folder: str) -> None:
         raise InputError(f"mirror: {copy} cannot be copied to {run} ({error})") from error
 
 
-def copy_run(run: Path, copy: Path, copied: dict[Path, Any] | None = None) -> None:
+def copy_run(run: Path, copy: Path, copied: Stamps | None = None) -> None:
     """Makes `copy` what `run` is.
 
     Args:
-      copied: what is known to be copied, by path; it is brought up to date.
+      copied: what is known to be copied; brought up to date.
 
     Raises:
       OSError: a file cannot be copied, or is not what was written when it is read back; or `copy` is another run's.
     """
-    copied = {} if copied is None else copied
+    copied = Stamps() if copied is None else copied
     if _run_id(copy) not in (None, _run_id(run)):
         raise OSError(f"{copy} is the copy of another run")
     partial = copy / PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
-    units = list(_units(run))
-    for unit in sorted(units, key=_rank):
+    found = _stamps(run)
+    for unit in sorted(found, key=_rank):
+        is_there = (copy / unit).exists()
+        if is_there and copied.get(unit) == found[unit]:
+            continue
         try:
-            found = _stamp(run / unit)
-            if copied.get(unit) != found or not (copy / unit).exists():
-                if not (copy / unit).exists() or _digests(run / unit) != _digests(copy / unit):
-                    _copy_unit(run / unit, copy / unit, partial)
-                copied[unit] = found
+            if not is_there or _digests(run / unit) != _digests(copy / unit):
+                _copy_unit(run / unit, copy / unit, partial)
+            copied[unit] = found[unit]
         except FileNotFoundError:
-            if (run / unit).exists():
+            if (run / unit).exists():  # else the run deleted it meanwhile
                 raise
-            # The run deleted it meanwhile.
-    for unit in set(_units(copy)) - set(units):
+    for unit in set(_units(copy)) - set(found):
         _remove(copy / unit, partial)
     for folder in sorted((path for path in copy.rglob("*") if path.is_dir()), reverse=True):
         if not any(folder.iterdir()):
@@ -162,10 +160,16 @@ def _files(unit: Path) -> dict[str, Path]:
     return {path.relative_to(unit).as_posix(): path for path in sorted(unit.rglob("*")) if path.is_file()}
 
 
-def _stamp(unit: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of change of the files of a unit."""
-    found = {name: path.stat() for name, path in _files(unit).items()}
-    return {name: (status.st_size, status.st_mtime_ns) for name, status in found.items()}
+def _stamps(run: Path) -> Stamps:
+    """Sizes and times of change of the files of a run's units."""
+    stamps = Stamps()
+    for unit in _units(run):
+        try:
+            found = {name: path.stat() for name, path in _files(run / unit).items()}
+        except FileNotFoundError:
+            continue  # deleted meanwhile
+        stamps[unit] = {name: (status.st_size, status.st_mtime_ns) for name, status in found.items()}
+    return stamps
 
 
 def _digests(unit: Path) -> dict[str, str]:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,11 @@ def write(file: Path, text: str) -> None:
 def write_epoch(run: Path, epoch: int, text: str = "") -> None:
     for name in ("manifest/metadata", "params/d/0"):
         write(run / "checkpoints" / f"epoch_{epoch}" / name, f"{epoch} {name} {text}")
+
+
+@pytest.fixture(autouse=True)
+def looks_often(monkeypatch):
+    monkeypatch.setattr(mirror, "SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -54,8 +60,15 @@ def content(folder: Path) -> dict[str, str]:
     return {name: text for name, text in texts.items() if not name.startswith(".") and "-tmp" not in name}
 
 
-def followed(run, copy, told=None):
-    return Mirror(run, str(copy.parent), (lambda _: None) if told is None else told.append, lambda seconds: None)
+class Followed(Mirror):
+    """A mirror that remembers what it told, and lets a test wait for its next update."""
+
+    def __init__(self, run, folder):
+        self.told, self.updates = [], threading.Semaphore(0)
+        super().__init__(run, str(folder), self.told.append, lambda seconds: self.updates.release())
+
+    def wait(self):
+        assert self.updates.acquire(timeout=30)
 
 
 def test_all_of_a_run_and_nothing_temporary_is_copied_and_what_is_pruned_goes(run, copy):
@@ -152,10 +165,15 @@ def test_the_copy_of_another_run_is_left_alone(run, copy):
     assert content(copy) == {"config.json": json.dumps({"run_id": "b"})}
 
 
-def test_leaving_waits_until_all_is_there(run, copy):
-    with followed(run, copy) as following:
-        following.update()
+def test_what_is_new_is_copied_while_the_run_goes_on_and_the_last_before_it_ends(run, copy):
+    with Followed(run, copy.parent) as following:
+        following.wait()
+        assert content(run) == content(copy)
         write_epoch(run, 12)
+        following.wait()
+        assert "checkpoints/epoch_12/params/d/0" in content(copy)
+        mirror.SECONDS = 60
+        write(run / "results.json", "{}")
     assert content(run) == content(copy)
 
 
@@ -168,18 +186,16 @@ def test_a_slow_mirror_does_not_slow_the_run(run, copy, monkeypatch):
         copy_file(source, target)
 
     monkeypatch.setattr(mirror, "_copy_file", slow)
-    with followed(run, copy) as following:
-        following.update()
+    with Followed(run, copy.parent):
         assert begun.wait(30)
-        write_epoch(run, 12)
-        following.update()  # both return although nothing is copied yet
+        write_epoch(run, 12)  # what the run does while the first file is not copied yet
         assert content(copy) == {}
         may_go_on.set()
     assert content(run) == content(copy)
 
 
 def test_an_error_is_told_once_and_tried_again(run, copy, monkeypatch):
-    told, copy_file, tries = [], mirror._copy_file, []
+    copy_file, tries = mirror._copy_file, []
 
     def full(source, target):
         tries.append(source)
@@ -188,33 +204,29 @@ def test_an_error_is_told_once_and_tried_again(run, copy, monkeypatch):
         copy_file(source, target)
 
     monkeypatch.setattr(mirror, "_copy_file", full)
-    following = followed(run, copy, told)
-    finished = threading.Event()
-    following._took = lambda seconds: finished.set()
-    with following:
-        for _ in range(2):
-            finished.clear()
-            following.update()
-            assert finished.wait(30)
-    (note,) = told
+    with Followed(run, copy.parent) as following:
+        for epoch in (12, 13, 14):
+            following.wait()
+            write_epoch(run, epoch)
+    (note,) = following.told
     said = " ".join(line.strip("| ") for line in note.splitlines())
     assert "mirror: " in said and "No space left on device" in said and "the run goes on" in said
     assert content(run) == content(copy)
 
 
 def test_an_error_at_the_end_is_told(run, copy, monkeypatch):
-    told = []
+    monkeypatch.setattr(mirror, "SECONDS", 60)
     monkeypatch.setattr(mirror, "copy_run", lambda *_: 1 / 0)
-    with followed(run, copy, told):
+    with Followed(run, copy.parent) as following:
         pass
-    assert len(told) == 1
+    assert len(following.told) == 1
 
 
 def test_places_that_are_no_mirror(run, tmp_path, monkeypatch):
     monkeypatch.setattr(mirror, "copy_run", lambda *_: pytest.fail("copied"))
     for folder in ("", str(run.parent), str(run.parent.parent / "runs")):
-        with Mirror(run, folder, lambda _: None, lambda _: None) as following:
-            following.update()
+        with Mirror(run, folder, lambda _: None, lambda _: None):
+            time.sleep(0.03)
     for folder in (str(run), str(run / "checkpoints")):
         with pytest.raises(InputError, match=f"mirror: {folder} lies in {run}"):
             Mirror(run, folder, lambda _: None, lambda _: None)
