@@ -1,4 +1,4 @@
-"""The two ways a run can end badly that are the user's to know about, and the one that is the disk's.
+"""The two ways a run can end badly that are the user's to know about, the one that is the disk's, and a stop.
 
 Any other exception is a bug of the library and keeps its traceback.
 """
@@ -26,6 +26,10 @@ class NumericalError(ArithmeticError):
 
 class Note(UserWarning):
     """Something that did not stop the work and that the user should know, in one line: what replaced a damaged file."""
+
+
+class Stopped(Exception):
+    """A run that ended before its last epoch because it was asked to, or had no time left: resuming continues it."""
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

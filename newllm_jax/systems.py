@@ -36,7 +36,7 @@ class System:
       prefix: what the name of a run begins with, before that of the configuration.
       precision: (config) -> the resolved precision of training.
       warning: (config) -> why this device's fast path cannot be used, or ""; None: the system has no fast path.
-      train: (config, name, run_root, resume, overrides, narrate) -> RunResult.
+      train: (config, name, run_root, resume, overrides, narrate, stop) -> RunResult.
       plan: (config) -> what a run would be; None where there is no `--dry_run`.
       restore: (run_dir) -> the trained model.
       evaluate: (run_dir) -> measurements of it.

@@ -21,7 +21,10 @@ Tracker = Literal["none", "tensorboard", "wandb"]
 
 LARGEST_BATCH = 2**20
 # What resuming may change in every system: where sources lie and what is written, not what is computed.
-EVERYWHERE = ("checkpoint_every", "tracker", "dataset", "dataset_config", "fallback")
+EVERYWHERE = (
+    "checkpoint_every", "save_minutes", "time_limit", "mirror", "tracker", "dataset", "dataset_config", "fallback",
+)  # fmt: skip
+UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0}
 
 
 def check(field: str, value: Any, rule: str, holds: bool) -> None:
@@ -67,6 +70,9 @@ class RunConfig:
     patience: int = setting(15, "epochs without a gain after which training stops early")
     minimum_gain: float = setting(0.0, "least fall of the validation loss that counts as a gain (nats)")
     checkpoint_every: int = setting(5, "epochs between checkpoints kept beside the best and the latest two")
+    save_minutes: float | None = setting(None, "minutes between checkpoints within an epoch; none: no such checkpoints")
+    time_limit: str | None = setting(None, "time after which the run stops by itself, resumable: 11h, 90m, 3600s")
+    mirror: str = setting("", "folder in which a copy of the run directory is kept up to date, on Drive for instance")
     tracker: Tracker = setting("none", "also log metrics to tensorboard or wandb")
 
     def __post_init__(self) -> None:
@@ -75,11 +81,27 @@ class RunConfig:
             check(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
         check("batch_size", self.batch_size, f"at most {LARGEST_BATCH}", self.batch_size <= LARGEST_BATCH)
         check("learning_rate", self.learning_rate, "above 0 and finite", 0 < self.learning_rate < math.inf)
+        check("save_minutes", self.save_minutes, "above 0 and finite, or none",
+              self.save_minutes is None or 0 < self.save_minutes < math.inf)  # fmt: skip
+        check("time_limit", self.time_limit, "a time above 0, as 11h, 90m, 3600s or a number of seconds, or none",
+              self.limit_seconds > 0)  # fmt: skip
         check("minimum_gain", self.minimum_gain, "0 or more", 0 <= self.minimum_gain < math.inf)
         for field in dataclasses.fields(self):
             choices, value = typing.get_args(type_of(type(self), field.name)), getattr(self, field.name)
             if choices and isinstance(choices[0], str):
                 check(field.name, value, "one of " + ", ".join(choices), value in choices)
+
+    @property
+    def limit_seconds(self) -> float:
+        """`time_limit` in seconds: infinite where there is none, 0 where it is no time."""
+        if self.time_limit is None:
+            return math.inf
+        number, unit = self.time_limit[:-1], UNITS.get(self.time_limit[-1:].lower())
+        try:
+            seconds = float(self.time_limit) if unit is None else float(number) * unit
+        except ValueError:
+            return 0.0
+        return seconds if math.isfinite(seconds) else 0.0
 
     def check_resumption(self, stored: Any, run: str) -> None:
         """Raises InputError where a run that was started with the `stored` settings cannot continue with these.

@@ -27,6 +27,7 @@ from newllm_jax.training.loop import fit
 from newllm_jax.training.loss_scale import initial_loss_scale
 from newllm_jax.training.split import Split
 from newllm_jax.training.step import init_state
+from newllm_jax.training.stopping import Stopping
 
 SPLITS = ("train", "validation")
 TokenSplits = dict[str, Tokens]
@@ -53,6 +54,7 @@ def train_stage(
     tokens: TokenSplits,
     earlier: Sequence[FinishedStage],
     clock: Clock,
+    stopping: Stopping,
     narrate: Narrate,
 ) -> FinishedStage:
     """Trains the next stage on the hard tokens among `tokens`, or continues its training.
@@ -81,13 +83,13 @@ def train_stage(
             _delete_later_stages(run, number)
             # All stages run the programs that are compiled for the first, which has the most tokens.
             largest = earlier[0].hard if earlier else hard
-            train, validation = (on_device(hard[split], len(largest[split])) for split in SPLITS)
+            splits = {split: on_device(hard[split], len(largest[split])) for split in SPLITS}
             tracker = open_tracker(config.tracker, run, config.to_dict())
             with TrainingProgress(
                 run, tracker, config.num_epochs, history, stage=number, epochs_before=len(before)
             ) as progress:
                 state, history = fit(
-                    shared.training, state, train, validation, config, checkpoints, progress, history,
+                    shared.training, state, splits, config, checkpoints, progress, stopping, history,
                     record=lambda: {"threshold": thresholds["train"], "seconds": clock.seconds()},
                 )  # fmt: skip
         chosen = chosen_epoch(history, config)
@@ -97,10 +99,10 @@ def train_stage(
     return FinishedStage(trained, _entry(number, thresholds, hard, history, shared), hard)
 
 
-def hand_on(shared: StageTraining, number: int, finished: FinishedStage) -> TokenSplits:
+def hand_on(shared: StageTraining, number: int, finished: FinishedStage, stopping: Stopping) -> TokenSplits:
     """The outputs of stage `number` for its hard tokens."""
     with progress_bar(f"stage {number}: hidden states", sum(map(len, finished.hard.values()))) as advance:
-        params = jax.device_put(finished.trained.params)
+        params, advance = jax.device_put(finished.trained.params), stopping.between("hidden states", advance)
         return {
             split: run_stage(shared.strict, params, tokens, shared.config.criterion, advance)
             for split, tokens in finished.hard.items()
