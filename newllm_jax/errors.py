@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import reprlib
 from collections.abc import Iterator
 
 DISK_ERRORS = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)]
@@ -22,6 +23,24 @@ class NumericalError(ArithmeticError):
     """A run that failed by its numbers (a NaN or infinite loss): one line that says where and what is kept."""
 
     exit_code = 3
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: in one line, the middle of a long one left out."""
+    try:
+        return " ".join(_SHORT.repr(value).split())
+    except ValueError:  # Python prints no integer of more than 4300 digits
+        return f"{type(value).__name__} of too many digits"
+
+
+def named(name: object) -> str:
+    """A name as a message begins with it: as it is, or as `shown` does where it would be hard to see or to read."""
+    plain = isinstance(name, str) and name.isprintable() and name == name.strip() and 0 < len(name) <= 80
+    return str(name) if plain else shown(name)
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
