@@ -68,7 +68,23 @@ def test_bad_settings_are_named(settings, message):
 
 
 CONFIGS = [NewLLMConfig, CascadeConfig, FinetuneConfig]
-WRONG = [None, True, "x", [], {}, object(), 1.5, -1, math.nan, math.inf, 10**400, -(10**400), 10**5000, "a\0b", "\udcff"]
+WRONG = [
+    None,
+    True,
+    "x",
+    [],
+    {},
+    object(),
+    1.5,
+    -1,
+    math.nan,
+    math.inf,
+    10**400,
+    -(10**400),
+    10**5000,
+    "a\0b",
+    "\udcff",
+]
 RIGHT = {  # what of the values above a setting of a default's type may have
     str: lambda value: value == "x",
     float: lambda value: value == 1.5,

@@ -29,7 +29,7 @@ SOURCE = {"least": 1, "most": 4096}  # characters of a path
 EVERYWHERE = ("checkpoint_every", "tracker", "dataset", "dataset_config", "fallback")
 
 
-def setting(default: Any, help: str, **bounds: float) -> Any:
+def setting(default: Any, help: str = "", **bounds: float) -> Any:
     """A field of a configuration, with its line of `--help` and its bounds, see `checked`."""
     return dataclasses.field(default=default, metadata={"help": help, "bounds": bounds})
 

@@ -8,7 +8,7 @@ import operator
 import types
 import typing
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, Literal
 
 from newllm_jax.errors import InputError, shown
@@ -76,12 +76,12 @@ def _convert(declared: Any, value: Any) -> Any:
     origin, arguments = typing.get_origin(declared), typing.get_args(declared)
     if origin is types.UnionType:  # `int | None` is the only kind in use
         return None if value is None else _convert(arguments[0], value)
-    if origin is tuple and isinstance(value, list | tuple):
+    if origin is tuple and isinstance(value, Iterable) and not isinstance(value, str | bytes | Set | Mapping):
         return tuple(_convert(arguments[0], item) for item in value)
     if isinstance(value, bool) and declared is not bool:  # to Python an integer
         raise TypeError(value)
-    if declared is int and isinstance(value, numbers.Integral):
-        return int(value)
+    if declared is int:
+        return operator.index(value)
     if declared is float and isinstance(value, numbers.Real):
         try:
             return float(value)
