@@ -42,7 +42,7 @@ def finite(content: Any) -> Any:
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON object with the hash of its content, so that an edit or a damage is noticed; all its numbers are finite."""
+    """A JSON object with the hash of its content, so that a change is noticed; all its numbers are finite."""
     content = finite(content)
     return {**content, SEAL: _unsealed_sha256(content)}
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from newllm_jax.config import CascadeConfig, FinetuneConfig, NewLLMConfig, RunConfig
+from newllm_jax.config import CascadeConfig, FinetuneConfig, NewLLMConfig, RunConfig, check, check_seed, checked
 from newllm_jax.decoding.exits import Exits
 from newllm_jax.errors import InputError
 from newllm_jax.records.directory import RunDir
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from newllm_jax.newllm.run import NewLLMRun
 
 Function: TypeAlias = str  # `module:name`
+
+MOST_WORDS = 10**9  # of a generated text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,9 +161,20 @@ def generate(
       exits: counts at which stage each token exited (CASCADE).
 
     Raises:
-      InputError: a negative `max_words`, a seed out of range, or an empty prompt to a model that needs one.
+      InputError: an argument of another type or out of range, or an empty prompt to a model that needs one.
     """
-    options = {"max_words": max_words, "seed": seed, "sampling": sampling, "exits": exits}
+    from newllm_jax.decoding.sampling import Sampling
+
+    check("run", run, "what restore gives", isinstance(getattr(run, "config", None), RunConfig))
+    check("prompt", prompt, "a text", isinstance(prompt, str))
+    check("sampling", sampling, "a Sampling", sampling is None or isinstance(sampling, Sampling))
+    check("exits", exits, "an Exits", exits is None or isinstance(exits, Exits))
+    options = {
+        "max_words": checked("max_words", max_words, int, least=0, most=MOST_WORDS),
+        "seed": check_seed(seed),
+        "sampling": sampling or Sampling(),
+        "exits": exits,
+    }
     return call(SYSTEMS[run.config.system].generate, run, prompt, **options)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from newllm_jax.config import NewLLMConfig
+from newllm_jax.newllm.plan import check_fits
 from newllm_jax.newllm.run import before_0_2
 from newllm_jax.newllm.updates import (
     build_training,
@@ -71,6 +72,7 @@ def train_newllm(
     with ExitStack() as stack:
         run, config = resume_or_start(stack, resume, config or NewLLMConfig(), overrides)
         precision, data = training_precision(config), load_wikitext(config)
+        check_fits(config, data, precision)
         run = run or stack.enter_context(RunDir.create(run_root, f"{name}-builtin" if data.fallback else name))
         stopping = Stopping(clock, run.path, config, stop)
         stack.enter_context(Mirror(run.path, config.mirror, narrate, stopping.timer("mirror")))

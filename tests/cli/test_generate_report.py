@@ -42,7 +42,7 @@ def test_generating_again(newllm, small_run):
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        (["--max_words", "-1"], "max_words: must be 0 or more, not -1"),
+        (["--max_words", "-1"], "max_words: must be from 0 to 1000000000, not -1"),
         (["--seed", "-1"], "seed: must be from 0 to 2147483647, not -1"),
     ],
 )
