@@ -67,6 +67,20 @@ def test_bad_settings_are_named(settings, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("limit", "seconds"),
+    [("11h", 39600), ("90m", 5400), ("3600s", 3600), ("3600", 3600), ("0.5H", 1800), (None, math.inf)],
+)
+def test_a_time_limit_has_a_unit(limit, seconds):
+    assert NewLLMConfig(time_limit=limit).limit_seconds == seconds
+
+
+@pytest.mark.parametrize("limit", ["", "h", "0", "0h", "-1h", "nan", "inf", "1e400", "1d", "1h30m"])
+def test_what_is_no_time_limit(limit):
+    with pytest.raises(InputError, match="^time_limit: must be "):
+        NewLLMConfig(time_limit=limit)
+
+
 CONFIGS = [NewLLMConfig, CascadeConfig, FinetuneConfig]
 WRONG = [
     None,
@@ -99,8 +113,11 @@ def test_every_setting_refuses_what_it_cannot_be(config_class, wrong):
         right = RIGHT.get(type(field.default))
         if field.name in ("hard_ratio", "dropout") and wrong == 1.5:
             right = None
+        if field.name == "save_minutes":
+            right = RIGHT[float]
         choices = field.name in ("fallback", "precision", "criterion", "tracker", "schedule", "stage_weights")
-        if (wrong is None and field.name == "decay_epochs") or (right and not choices and right(wrong)):
+        optional = field.name in ("decay_epochs", "save_minutes", "time_limit")
+        if (wrong is None and optional) or (right and not choices and right(wrong)):
             config_class(**{field.name: wrong})
             continue
         with pytest.raises(InputError) as raised:
