@@ -10,6 +10,7 @@ from typing import Any
 from newllm_jax.config import Config
 from newllm_jax.errors import InputError
 from newllm_jax.records.directory import RunDir
+from newllm_jax.records.mirror import fetch_run
 from newllm_jax.records.trackers import check_tracker
 
 
@@ -44,6 +45,7 @@ def resume_or_start(
     if resume is None:
         config = config.override(overrides or {})
     else:
+        fetch_run(Path(resume), (overrides or {}).get("mirror", ""))
         run = stack.enter_context(RunDir.open(resume))
         stored = stored_config(run, type(config))
         config = stored.override(overrides or {})
