@@ -9,7 +9,7 @@ import types
 import typing
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence, Set
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 from newllm_jax.errors import InputError, shown
 
@@ -80,7 +80,7 @@ def _convert(declared: Any, value: Any) -> Any:
         return tuple(_convert(arguments[0], item) for item in value)
     if isinstance(value, bool) and declared is not bool:  # to Python an integer
         raise TypeError(value)
-    if declared is int:
+    if declared is int and isinstance(value, SupportsIndex):
         return operator.index(value)
     if declared is float and isinstance(value, numbers.Real):
         try:
