@@ -88,7 +88,6 @@ def test_the_bound_is_below_the_plan_and_near_it():
 LARGE = {"vocabulary_size": 65536, "hidden_dim": 65536, "embed_dim": 65536, "context_dim": 65536, "num_layers": 256}
 
 
-@pytest.mark.parametrize("dry_run", [[], ["--dry_run"]], ids=["run", "dry_run"])
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
@@ -123,7 +122,6 @@ def test_more_updates_than_can_be_counted(settings):
         plan.check_fits(config, data(config, 2148), "fp32")
 
 
-@pytest.mark.parametrize("dry_run", [[], ["--dry_run"]], ids=["run", "dry_run"])
 @pytest.mark.parametrize(("free_bytes", "name", "value"), [
     (10**6, "batch_size", 2**20), (10**6, "stage_layers", 1000), (10**4, "train_chunks", 8),
 ])  # fmt: skip
