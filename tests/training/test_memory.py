@@ -88,19 +88,11 @@ def test_the_bound_is_below_the_plan_and_near_it():
 LARGE = {"vocabulary_size": 65536, "hidden_dim": 65536, "embed_dim": 65536, "context_dim": 65536, "num_layers": 256}
 
 
-@pytest.mark.parametrize(
-    ("typed", "message"),
-    [
-        (
-            [f"--{name}={size}" for name, size in LARGE.items()],
-            "lower hidden_dim, context_dim, embed_dim or num_layers",
-        ),
-        (["--batch_size=1048576"], "lower batch_size or sequence_length ("),
-        (["--sequence_length=1048576", "--batch_size=1024"], "lower batch_size or sequence_length ("),
-    ],
-)
-def test_a_run_that_does_not_fit_is_refused(refused, options, in_an_empty_folder, tmp_path, typed, message, dry_run):
-    assert message in refused(*options, *typed, *dry_run)
+def test_a_run_that_does_not_fit_is_refused(refused, options, in_an_empty_folder, tmp_path):
+    large = [f"--{name}={size}" for name, size in LARGE.items()]
+    assert "lower hidden_dim, context_dim, embed_dim or num_layers (" in refused(*options, *large, "--dry_run")
+    for typed in (["--batch_size=1048576"], ["--sequence_length=1048576", "--batch_size=1024"]):
+        assert "lower batch_size or sequence_length (" in refused(*options, *typed)
     assert list(tmp_path.iterdir()) == []
 
 
