@@ -67,7 +67,7 @@ def train_cascade(
     """
     clock = Clock()
     with ExitStack() as stack:
-        run, config = resume_or_start(stack, resume, config or CascadeConfig(), overrides)
+        run, config = resume_or_start(stack, resume, config, CascadeConfig, overrides)
         precision = resolve_precision(config.precision)
         with progress_bar("base model and data", 0):
             base, data = load_base_and_data(config)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+import os
 import types
 import typing
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence, Set
+from pathlib import Path
 from typing import Any, Literal, SupportsIndex
 
 from newllm_jax.errors import InputError, shown
@@ -52,6 +54,13 @@ def checked(name: str, value: Any, declared: Any, **bounds: float) -> Any:
         visible = all(unicodedata.category(letter) not in INVISIBLE for letter in converted)
         check(name, converted, "a text without control characters, in UTF-8", visible)
     return converted
+
+
+def checked_path(name: str, value: Any) -> Path:
+    """A path. Raises InputError where a value is no path, is empty, or could not be shown or be made."""
+    path = Path(checked(name, os.fspath(value) if isinstance(value, os.PathLike) else value, str, least=1, most=4096))
+    check(name, value, "a path of names of at most 255 bytes", all(len(os.fsencode(part)) <= 255 for part in path.parts))
+    return path
 
 
 def check_seed(seed: Any) -> int:

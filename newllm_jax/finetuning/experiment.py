@@ -64,7 +64,7 @@ def finetune(
     """
     clock = Clock()
     with ExitStack() as stack:
-        run, config = resume_or_start(stack, resume, config or FinetuneConfig(), overrides)
+        run, config = resume_or_start(stack, resume, config, FinetuneConfig, overrides)
         precision = resolve_precision(config.precision)
         with progress_bar("base model and data", 0):
             base, data = load_base_and_data(config)
