@@ -1,4 +1,4 @@
-"""The two ways a run can end badly that are the user's to know about, and the one that is the disk's.
+"""The two ways a run can end badly that are the user's to know about, the one that is the disk's, and a stop.
 
 Any other exception is a bug of the library and keeps its traceback.
 """
@@ -23,6 +23,14 @@ class NumericalError(ArithmeticError):
     """A run that failed by its numbers (a NaN or infinite loss): one line that says where and what is kept."""
 
     exit_code = 3
+
+
+class Note(UserWarning):
+    """Something that did not stop the work and that the user should know, in one line: what replaced a damaged file."""
+
+
+class Stopped(Exception):
+    """A run that ended before its last epoch because it was asked to, or had no time left: resuming continues it."""
 
 
 _SHORT = reprlib.Repr()
@@ -54,3 +62,8 @@ def disk_fault(error: BaseException) -> str | None:
     """What the system said, where an error or one of its causes is a disk that takes no more; else None."""
     said = [str(cause) for cause in causes(error)]  # an OSError names the fault, and so do the libraries that wrap one
     return next((fault for fault in DISK_ERRORS if any(fault in text for text in said)), None)
+
+
+def memory_fault(error: BaseException) -> bool:
+    """Whether an error or one of its causes is memory that does not suffice, the device's or the machine's."""
+    return any("RESOURCE_EXHAUSTED" in str(cause) or isinstance(cause, MemoryError) for cause in causes(error))

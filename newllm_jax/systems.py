@@ -38,7 +38,7 @@ class System:
       prefix: what the name of a run begins with, before that of the configuration.
       precision: (config) -> the resolved precision of training.
       warning: (config) -> why this device's fast path cannot be used, or ""; None: the system has no fast path.
-      train: (config, name, run_root, resume, overrides, narrate) -> RunResult.
+      train: (config, name, run_root, resume, overrides, narrate, stop) -> RunResult.
       plan: (config) -> what a run would be; None where there is no `--dry_run`.
       restore: (run_dir) -> the trained model.
       evaluate: (run_dir) -> measurements of it.
@@ -128,8 +128,7 @@ def system_of(run_dir: str | Path) -> System:
       InputError: not a run directory, or one of a system that is not known.
     """
     run = RunDir.open(run_dir)
-    content = run.read_json("config.json")
-    name = content.get("system") if isinstance(content, dict) else None
+    name = run.description.get("system")
     if not isinstance(name, str) or name not in SYSTEMS:
         raise InputError(f"{run.path / 'config.json'}: names no system that is known ({name!r})")
     return SYSTEMS[name]

@@ -1,13 +1,16 @@
-"""Files that are whole or absent, and where the cache lies."""
+"""Files that are whole or absent, where the cache lies, and files that nobody vouches for."""
 
 from __future__ import annotations
 
 import errno
+import json
+import os
 from pathlib import Path
 
 import pytest
 
-from newllm_jax.files import cache_folder, naming, whole_file
+from newllm_jax.errors import InputError
+from newllm_jax.files import DEEPEST, LARGEST_TOML, cache_folder, naming, read_json, read_text, read_toml, whole_file
 
 
 def test_where_the_cache_lies(monkeypatch):
@@ -51,3 +54,82 @@ def test_a_full_disk_names_the_file_that_was_written(tmp_path):
     with pytest.raises(OSError, match="inner") as caught, naming(Path("outer")):
         raise OSError(errno.ENOSPC, "No space left on device", "inner")
     assert caught.value.errno == errno.ENOSPC
+
+
+def refuses(read, path, message):
+    with pytest.raises(InputError) as raised:
+        read(path)
+    assert message in str(raised.value) and str(path) in str(raised.value)
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 500
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_json_and_toml_are_read_as_they_are(tmp_path, encoding):
+    content = {"text": "Grüße \U0001f600\r\n", "list": [1, -2.5, True, None, {}, 10**30]}
+    (tmp_path / "a.json").write_text(json.dumps(content), encoding)  # the emoji as two escapes
+    assert read_json(tmp_path / "a.json") == content
+    (tmp_path / "a.toml").write_text('text = "ü"\nlist = [1.5, 2]\n', encoding)
+    assert read_toml(tmp_path / "a.toml") == {"text": "ü", "list": [1.5, 2]}
+    (tmp_path / "deep.json").write_text("[" * DEEPEST + "]" * DEEPEST)
+    assert str(read_json(tmp_path / "deep.json")) == "[" * DEEPEST + "]" * DEEPEST
+
+
+@pytest.mark.parametrize("read", [read_text, read_json, read_toml])
+def test_only_files_with_an_end_are_read(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe")
+    refuses(read, tmp_path / "pipe", "not a regular file")
+    refuses(read, tmp_path, "not a regular file")
+    refuses(read, Path("/dev/zero"), "not a regular file")
+    refuses(read, tmp_path / "absent", "cannot be read (No such file or directory)")
+    refuses(read, tmp_path / ("a" * 300), "cannot be read (File name too long)")
+    with pytest.raises(InputError, match="not a file name"):
+        read(tmp_path / "a\0b")
+    with (tmp_path / "huge").open("wb") as stream:
+        stream.truncate(2**40)
+    refuses(read, tmp_path / "huge", "1,099,511,627,776 bytes")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "not valid JSON (Expecting property name"),
+        (b"", "not valid JSON (Expecting value"),
+        (b'{"a": 1, "b": 2, "a": 3}', "not valid JSON ('a' is there twice)"),
+        (b'{"%s": 1, "%s": 3}' % (b"a" * 10**6, b"a" * 10**6), "is there twice"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"a":' * 100_000, "nested too deeply"),
+        (b"[" * (DEEPEST + 1) + b"]" * (DEEPEST + 1), f"nested more than {DEEPEST} deep"),
+        (b"[1%s]" % (b"0" * 400), "not finite or beyond float64"),
+        (b"1" * 5000, "limit (4300 digits)"),
+        (b"[1e400]", "not finite or beyond float64"),
+        (b"[-Infinity]", "not finite or beyond float64"),
+        (b'{"a": {"b": NaN}}', "not finite or beyond float64"),
+        (rb'{"a": "\ud800"}', "surrogates not allowed"),
+        (rb'{"\udc00": 1}', "surrogates not allowed"),
+        (b"\x80", "not UTF-8 (byte 0x80 at 0)"),
+        ('{"a": 1}'.encode("utf-16"), "not UTF-8 (byte 0xff at 0)"),
+    ],
+)
+def test_json_that_would_fail_later_is_refused(tmp_path, content, message):
+    (tmp_path / "bad.json").write_bytes(content)
+    refuses(read_json, tmp_path / "bad.json", message)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a = ", "not valid TOML (Invalid value"),
+        (b"a = 1\na = 2", "not valid TOML (Cannot overwrite a value"),
+        (b"a = " + b"[" * 10_000, "nested too deeply"),
+        (b"a = nan", "not finite or beyond float64"),
+        (b"a = [-inf]", "not finite or beyond float64"),
+        (b"a = 1" + b"0" * 400, "not finite or beyond float64"),
+        (b"a = 1" + b"0" * 5000, "limit (4300 digits)"),
+        (b".".join([b"a"] * 200) + b" = 1", f"nested more than {DEEPEST} deep"),
+        (b"a = 1 # " + b"x" * LARGEST_TOML, "16,392 bytes"),
+        ("a = 1".encode("utf-16"), "not UTF-8 (byte 0xff at 0)"),
+    ],
+)
+def test_toml_that_would_fail_later_is_refused(tmp_path, content, message):
+    (tmp_path / "bad.toml").write_bytes(content)
+    refuses(read_toml, tmp_path / "bad.toml", message)

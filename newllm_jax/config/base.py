@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, TypeVar
@@ -26,7 +27,10 @@ RATE = {"above": 0, "most": 1e30}  # float32 ends at 3.4e38
 SOURCE = {"least": 1, "most": 4096}  # characters of a path
 
 # What resuming may change in every system: where sources lie and what is written, not what is computed.
-EVERYWHERE = ("checkpoint_every", "tracker", "dataset", "dataset_config", "fallback")
+EVERYWHERE = (
+    "checkpoint_every", "save_minutes", "time_limit", "mirror", "tracker", "dataset", "dataset_config", "fallback",
+)  # fmt: skip
+UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0}
 
 
 def setting(default: Any, help: str = "", **bounds: float) -> Any:
@@ -72,10 +76,31 @@ class RunConfig:
         0.0, "least fall of the validation loss that counts as a gain (nats)", least=0, most=1e6
     )
     checkpoint_every: int = setting(5, "epochs between checkpoints kept beside the best and the latest two", **EPOCHS)
+    save_minutes: float | None = setting(
+        None, "minutes between checkpoints within an epoch; none: no such checkpoints", above=0, most=1e6
+    )
+    time_limit: str | None = setting(None, "time after which the run stops by itself, resumable: 11h, 90m, 3600s")
+    mirror: str = setting(
+        "", "folder in which a copy of the run directory is kept up to date, on Drive for instance", least=0, most=4096
+    )
     tracker: Tracker = setting("none", "also log metrics to tensorboard or wandb")
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check("time_limit", self.time_limit, "a time above 0, as 11h, 90m, 3600s or a number of seconds, or none",
+              self.limit_seconds > 0)  # fmt: skip
+
+    @property
+    def limit_seconds(self) -> float:
+        """`time_limit` in seconds: infinite where there is none, 0 where it is no time."""
+        if self.time_limit is None:
+            return math.inf
+        number, unit = self.time_limit[:-1], UNITS.get(self.time_limit[-1:].lower())
+        try:
+            seconds = float(self.time_limit) if unit is None else float(number) * unit
+        except ValueError:
+            return 0.0
+        return seconds if math.isfinite(seconds) else 0.0
 
     def check_resumption(self, stored: Any, run: str) -> None:
         """Raises InputError where a run that was started with the `stored` settings cannot continue with these.

@@ -59,7 +59,9 @@ def checked(name: str, value: Any, declared: Any, **bounds: float) -> Any:
 def checked_path(name: str, value: Any) -> Path:
     """A path. Raises InputError where a value is no path, is empty, or could not be shown or be made."""
     path = Path(checked(name, os.fspath(value) if isinstance(value, os.PathLike) else value, str, least=1, most=4096))
-    check(name, value, "a path of names of at most 255 bytes", all(len(os.fsencode(part)) <= 255 for part in path.parts))
+    check(
+        name, value, "a path of names of at most 255 bytes", all(len(os.fsencode(part)) <= 255 for part in path.parts)
+    )
     return path
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from newllm_jax.config.base import Config
 from newllm_jax.config.newllm import NewLLMConfig
 from newllm_jax.config.parsing import nearest
 from newllm_jax.errors import InputError
+from newllm_jax.files import read_json, read_toml
 
 _PACKAGE = Path(__file__).parent.parent
 
@@ -38,13 +37,7 @@ def load_config(
         if name not in config_names(system):
             raise InputError(f"config: no configuration {name!r}{nearest(name, config_names(system))}")
         path = _config_folder() / system / f"{name}.toml"
-    read: Callable[[str], Any] = json.loads if path.suffix == ".json" else tomllib.loads
-    try:
-        settings = read(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"config: cannot read {path} ({error.strerror})") from error
-    except ValueError as error:  # bad JSON, bad TOML and bad UTF-8 alike
-        raise InputError(f"config: {path} is not valid {path.suffix[1:].upper()} ({error})") from error
+    settings = read_json(path) if path.suffix == ".json" else read_toml(path)
     if not isinstance(settings, dict):
         raise InputError(f"config: {path} holds no settings (a table of field = value is expected)")
     try:

@@ -16,7 +16,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from newllm_jax.errors import InputError
-from newllm_jax.files import whole_file
+from newllm_jax.files import read_json, whole_file
 from newllm_jax.smollm.gguf_file import GGUFFile
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.smollm.model import parameter_shapes
@@ -50,7 +50,7 @@ def read_config(files: Path | GGUFFile) -> LlamaConfig:
     """The architecture of a model folder or GGUF file. Raises InputError where it is missing or not supported."""
     if isinstance(files, GGUFFile):
         return files.config()
-    return LlamaConfig.from_dict(_read_json(files / "config.json"), str(files / "config.json"))
+    return LlamaConfig.from_dict(_read_object(files / "config.json"), str(files / "config.json"))
 
 
 def read_params(files: Path | GGUFFile, config: LlamaConfig) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def _safetensors(folder: Path) -> Iterator[tuple[Path, str, np.ndarray]]:
 
 
 def _shards(index_file: Path) -> Iterator[tuple[Path, str, np.ndarray]]:
-    index = _read_json(index_file).get("weight_map")
+    index = _read_object(index_file).get("weight_map")
     if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
         raise InputError(f"{index_file}: no weight_map of tensors to files")
     seen = set()
@@ -171,13 +171,8 @@ def _shard(file: Path) -> Iterator[tuple[Path, str, np.ndarray]]:
         raise InputError(f"{file}: truncated or not a safetensors file ({error})") from error
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise InputError(f"{file}: not valid JSON ({error})") from error
+def _read_object(file: Path) -> dict[str, Any]:
+    content = read_json(file)
     if not isinstance(content, dict):
         raise InputError(f"{file}: not a JSON object")
     return content

@@ -48,7 +48,7 @@ def python(*argv, **options):
     ("typed", "message"),
     [
         (["--config", "advnced"], "error: config: no configuration 'advnced'; did you mean advanced?\n"),
-        (["--config", "mine.toml"], "error: config: cannot read mine.toml (No such file or directory)\n"),
+        (["--config", "mine.toml"], "error: mine.toml: cannot be read (No such file or directory)\n"),
     ],
 )
 def test_bad_input_of_a_real_command(tmp_path, typed, message):

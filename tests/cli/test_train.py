@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
     ("typed", "message"),
     [
         (["--config", "advnced"], "config: no configuration 'advnced'; did you mean advanced?"),
-        (["--config", "mine.toml"], "config: cannot read mine.toml (No such file or directory)"),
+        (["--config", "mine.toml"], "mine.toml: cannot be read (No such file or directory)"),
         (["--bach_size", "3"], "--bach_size: no such option; did you mean batch_size?"),
         (["--bach_size=3"], "--bach_size: no such option; did you mean batch_size?"),
         (["advanced"], "advanced: unexpected argument"),

@@ -124,7 +124,7 @@ def test_what_is_no_result(tmp_path):
     with pytest.raises(InputError, match=r"some.json: no results of a run"):
         read_results(file)
     file.write_text("{")
-    with pytest.raises(InputError, match="damaged"):
+    with pytest.raises(InputError, match="not valid JSON"):
         read_results(file)
     with pytest.raises(InputError, match="no such run directory"):
         read_results(tmp_path / "absent")
