@@ -70,7 +70,7 @@ def train_newllm(
     """
     clock = Clock()
     with ExitStack() as stack:
-        run, config = resume_or_start(stack, resume, config or NewLLMConfig(), overrides)
+        run, config = resume_or_start(stack, resume, config, NewLLMConfig, overrides)
         precision, data = training_precision(config), load_wikitext(config)
         check_fits(config, data, precision)
         run = run or stack.enter_context(RunDir.create(run_root, f"{name}-builtin" if data.fallback else name))
