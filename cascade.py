@@ -2,7 +2,7 @@
 
 import sys
 
-from newllm_jax.cli.process import main
+from newllm_jax.__main__ import run
 
 if __name__ == "__main__":
-    sys.exit(main(["cascade", *sys.argv[1:]]))
+    run(["cascade", *sys.argv[1:]])

@@ -7,10 +7,10 @@ The public names are imported where they are first used, so that `import newllm_
 
 from __future__ import annotations
 
-import pkgutil
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # that of `typing`, which takes 10 ms to import: a command listens for signals before that
 if TYPE_CHECKING:
+    from typing import Any
+
     from newllm_jax.cascade import hardness
     from newllm_jax.cascade.ensemble import evaluate_ensemble
     from newllm_jax.cascade.experiment import train_cascade
@@ -102,6 +102,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import pkgutil
+
     value = pkgutil.resolve_name(_HOMES[name])
     globals()[name] = value
     return value

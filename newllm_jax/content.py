@@ -1,10 +1,16 @@
-"""Hashes of what arrays hold, so that a file is read as what was written or not at all."""
+"""Hashes of what arrays and JSON files hold, so that a file is read as what was written or not at all."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+
+SEAL = "sha256"  # the key of the hash in a sealed JSON object
 
 
 def array_sha256(array: np.ndarray) -> str:
@@ -19,3 +25,44 @@ def array_sha256(array: np.ndarray) -> str:
     digest = hashlib.sha256(f"{array.dtype.name} {array.dtype.str} {array.shape}\n".encode())
     digest.update(array.ravel(order="C").view(np.uint8).data)  # bfloat16 is no buffer as it is
     return digest.hexdigest()
+
+
+def json_sha256(content: Any) -> str:
+    """sha256 of JSON content, whatever its layout in a file."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def finite(content: Any) -> Any:
+    """JSON has no infinity: a perplexity that overflows is null."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with the hash of its content, so that a change is noticed; all its numbers are finite."""
+    content = finite(content)
+    return {**content, SEAL: _unsealed_sha256(content)}
+
+
+def check_seal(content: Any, required: bool) -> None:
+    """Checks what `sealed` gave.
+
+    Args:
+      required: whether a missing hash is a fault; files of version 0.1.0 have none.
+
+    Raises:
+      ValueError: no JSON object, or its content is not what was written.
+    """
+    if not isinstance(content, dict):
+        raise ValueError("a JSON object is expected")
+    if required and SEAL not in content:
+        raise ValueError(f"it has no {SEAL}")
+    if SEAL in content and content[SEAL] != _unsealed_sha256(content):
+        raise ValueError(f"its content does not fit its {SEAL}: it was changed after it was written")
+
+
+def _unsealed_sha256(content: Mapping[str, Any]) -> str:
+    return json_sha256({key: value for key, value in content.items() if key != SEAL})

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from newllm_jax.config import CascadeConfig, FinetuneConfig, NewLLMConfig, RunConfig
+from newllm_jax.config import CascadeConfig, FinetuneConfig, NewLLMConfig, RunConfig, check, check_seed, checked
 from newllm_jax.decoding.exits import Exits
 from newllm_jax.errors import InputError
 from newllm_jax.records.directory import RunDir
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from newllm_jax.newllm.run import NewLLMRun
 
 Function: TypeAlias = str  # `module:name`
+
+MOST_WORDS = 10**9  # of a generated text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,7 @@ class System:
       prefix: what the name of a run begins with, before that of the configuration.
       precision: (config) -> the resolved precision of training.
       warning: (config) -> why this device's fast path cannot be used, or ""; None: the system has no fast path.
-      train: (config, name, run_root, resume, overrides, narrate) -> RunResult.
+      train: (config, name, run_root, resume, overrides, narrate, stop) -> RunResult.
       plan: (config) -> what a run would be; None where there is no `--dry_run`.
       restore: (run_dir) -> the trained model.
       evaluate: (run_dir) -> measurements of it.
@@ -126,8 +128,7 @@ def system_of(run_dir: str | Path) -> System:
       InputError: not a run directory, or one of a system that is not known.
     """
     run = RunDir.open(run_dir)
-    content = run.read_json("config.json")
-    name = content.get("system") if isinstance(content, dict) else None
+    name = run.description.get("system")
     if not isinstance(name, str) or name not in SYSTEMS:
         raise InputError(f"{run.path / 'config.json'}: names no system that is known ({name!r})")
     return SYSTEMS[name]
@@ -160,9 +161,20 @@ def generate(
       exits: counts at which stage each token exited (CASCADE).
 
     Raises:
-      InputError: a negative `max_words`, a seed out of range, or an empty prompt to a model that needs one.
+      InputError: an argument of another type or out of range, or an empty prompt to a model that needs one.
     """
-    options = {"max_words": max_words, "seed": seed, "sampling": sampling, "exits": exits}
+    from newllm_jax.decoding.sampling import Sampling
+
+    check("run", run, "what restore gives", isinstance(getattr(run, "config", None), RunConfig))
+    check("prompt", prompt, "a text", isinstance(prompt, str))
+    check("sampling", sampling, "a Sampling", sampling is None or isinstance(sampling, Sampling))
+    check("exits", exits, "an Exits", exits is None or isinstance(exits, Exits))
+    options = {
+        "max_words": checked("max_words", max_words, int, least=0, most=MOST_WORDS),
+        "seed": check_seed(seed),
+        "sampling": sampling or Sampling(),
+        "exits": exits,
+    }
     return call(SYSTEMS[run.config.system].generate, run, prompt, **options)
 
 

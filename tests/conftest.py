@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import atexit
 import os
-import random
 import re
 import shutil
-import signal
 import tempfile
 from pathlib import Path
 
@@ -40,10 +38,10 @@ from newllm_jax.cli import process as cli  # noqa: E402
 from newllm_jax.config import CascadeConfig  # noqa: E402
 from newllm_jax.errors import InputError  # noqa: E402
 from newllm_jax.smollm.llama_config import LlamaConfig  # noqa: E402
-from newllm_jax.smollm.model import SmolLM2, parameter_shapes  # noqa: E402
+from newllm_jax.smollm.model import SmolLM2  # noqa: E402
 from newllm_jax.smollm.pretrained import Pretrained, load_smollm2  # noqa: E402
-from newllm_jax.smollm.tokenizer import Tokenizer, byte_level_bpe  # noqa: E402
-from newllm_jax.smollm.weights import SAFETENSORS, assemble, save_model  # noqa: E402
+from newllm_jax.smollm.weights import SAFETENSORS, assemble  # noqa: E402
+from tests.reliability.tiny import write_base, write_corpus, write_rows  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -59,9 +57,7 @@ def real_data() -> Path:
 def corpus(tmp_path_factory) -> Path:
     """A text file of 250 lines of 4 to 29 words, of 60 different ones."""
     path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
-    draw = random.Random(0)
-    lines = ((f"w{draw.randrange(60)}" for _ in range(draw.randrange(4, 30))) for _ in range(250))
-    path.write_text("\n".join(map(" ".join, lines)))
+    write_corpus(path)
     return path
 
 
@@ -120,11 +116,8 @@ def only_run():
 
 @pytest.fixture
 def in_an_empty_folder(tmp_path, monkeypatch):
-    """Whatever a command writes lands in `tmp_path`, its default run root included; SIGTERM is pytest's again after."""
+    """Whatever a command writes lands in `tmp_path`, its default run root included."""
     monkeypatch.chdir(tmp_path)
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture
@@ -265,40 +258,16 @@ def tokenizer_ids(reference):
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory) -> str:
     """A random Llama that reads bytes, as a model folder: 2 layers of 16, 257 ids, a chat template."""
-    from tokenizers import pre_tokenizers
-
     folder = tmp_path_factory.mktemp("base")
-    config = LlamaConfig(
-        vocab_size=257, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8
-    )
-    draw = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda shape: (
-            1 + 0.1 * draw.standard_normal(shape.shape, np.float32)
-            if len(shape.shape) == 1
-            else draw.standard_normal(shape.shape, np.float32) * 0.5
-        ),
-        parameter_shapes(config),
-    )
-    save_model(folder, config, params)
-    letters = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<|im_end|>"]
-    backend = byte_level_bpe(letters, [], [1] * 256 + [3])
-    template = "{% for message in messages %}{{ message.content }}{% endfor %}"
-    Tokenizer(backend, {"eos_token": "<|im_end|>"}, template).save(folder)
+    write_base(folder)
     return str(folder)
 
 
 @pytest.fixture(scope="session")
 def tiny_rows(tmp_path_factory) -> str:
     """Rows of text that follow a pattern a model can learn, 30 chunks and more."""
-    draw = np.random.default_rng(1)
-    words = ["alpha", "beta", "gamma", "delta", "1234", "omega"]
-    rows = [
-        {"instruction": "Count", "input": " ".join(draw.choice(words, 30)), "output": " ".join(draw.choice(words, 40))}
-        for _ in range(14)
-    ]
     file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(file)
     return str(file)
 
 

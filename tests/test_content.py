@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from newllm_jax.content import array_sha256
+from newllm_jax.content import array_sha256, check_seal, sealed
 
 pytestmark = pytest.mark.quick
 
@@ -34,3 +35,17 @@ def test_whatever_differs_changes_the_hash():
     assert len({array_sha256(each) for each in different}) == len(different)
     with pytest.raises(TypeError, match="Python objects"):
         array_sha256(np.array([None]))
+
+
+def test_a_sealed_object_is_what_was_written_or_an_error():
+    content = {"loss": 0.1, "list": [1, 2.5, None], "text": "é\ud800", "nested": {"b": 1, "a": True}}
+    written = json.loads(json.dumps(sealed(content)))
+    check_seal(written, required=True)
+    assert {**content, "sha256": written["sha256"]} == written
+    assert sealed(written) == written  # sealing again changes nothing
+    for damaged in ({**written, "loss": 0.2}, {**written, "more": 1}, {**written, "sha256": "0" * 64}, [], "text"):
+        with pytest.raises(ValueError):
+            check_seal(damaged, required=False)
+    check_seal(content, required=False)
+    with pytest.raises(ValueError, match="it has no sha256"):
+        check_seal(content, required=True)

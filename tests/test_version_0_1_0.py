@@ -91,6 +91,16 @@ def test_the_report_is_written(runs, newllm, name):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
+def test_resuming_a_finished_run_writes_the_report_that_it_lacks(runs, newllm, name):
+    report = runs / name / "report.md"
+    report.unlink()
+    code, out, err = newllm(COMMANDS[name], "--resume", name)
+    assert (code, err) == (0, "")
+    assert "finished" in out
+    assert results_of(runs / name)["command"] in report.read_text()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_going_on_is_what_version_0_1_0_would_have_done(runs, newllm, name):
     before, expected = results_of(runs / name), json.loads(Path("went_on.json").read_text())[name]
     code, out, err = newllm(COMMANDS[name], "--resume", name, *GO_ON[name])

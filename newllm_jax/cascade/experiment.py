@@ -14,17 +14,18 @@ import numpy as np
 from newllm_jax.cascade.ensemble import TrainedStage, evaluate_ensemble
 from newllm_jax.cascade.extraction import Tokens, extract
 from newllm_jax.cascade.hardness import stage_counts
-from newllm_jax.cascade.run import restore_cascade
+from newllm_jax.cascade.run import read_stages, restore_cascade
 from newllm_jax.cascade.stage.model import Stage, init_stage, stage_config
 from newllm_jax.cascade.stage.training import SPLITS, FinishedStage, TokenSplits, hand_on, train_stage
 from newllm_jax.cascade.stage.updates import StageTraining, build_stage_training, slow_update_warning
 from newllm_jax.config import CascadeConfig
+from newllm_jax.errors import InputError
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.progress import Narrate, narrate_start, progress_bar
 from newllm_jax.records.results import (
     RunResult,
-    begin,
     check_fingerprints,
+    describe_run,
     finished_results,
     results_footer,
     results_header,
@@ -32,6 +33,7 @@ from newllm_jax.records.results import (
 from newllm_jax.records.stored_config import resume_or_start
 from newllm_jax.report.cascade import write_report
 from newllm_jax.report.cascade_tables import ensemble_table, verdict
+from newllm_jax.report.finish import complete, write_results
 from newllm_jax.smollm.alpaca import AlpacaChunks, load_alpaca
 from newllm_jax.smollm.base import (
     base_results,
@@ -45,6 +47,7 @@ from newllm_jax.smollm.pretrained import Pretrained
 from newllm_jax.training.clock import Clock
 from newllm_jax.training.precision import resolve_precision
 from newllm_jax.training.step import count_parameters
+from newllm_jax.training.stopping import Asked, Stopping, never
 
 
 def train_cascade(
@@ -55,6 +58,7 @@ def train_cascade(
     resume: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     narrate: Narrate = print,
+    stop: Asked = never,
 ) -> RunResult:
     """Trains stage after stage on the hard tokens of a frozen SmolLM2 and evaluates the ensemble over all tokens.
 
@@ -73,26 +77,29 @@ def train_cascade(
         for count in (data.train_tokens, data.validation_tokens):
             stage_counts(count, config.hard_ratio, config.num_stages)
         run = run or stack.enter_context(RunDir.create(run_root, run_name(name, base, data)))
+        stopping = Stopping(clock, run.path, config, stop)
         stage = Stage(stage_config(base.model.config, config.stage_layers), precision)
         _narrate(narrate, run, config, base, data, stage)
         if resume is not None:
             check_fingerprints(run, fingerprints(base, data))
-            if finished := finished_results(run, "stages", config.num_stages):
-                narrate(f"finished, all {config.num_stages} stages (raise num_stages to continue)")
-                return RunResult(run.path, finished)
-        begin(run, config, fingerprints(base, data))
+        run.begin(describe_run(config, precision, fingerprints(base, data)))
+        if finished := _finished(run, stage, config, narrate):
+            narrate(f"finished, all {config.num_stages} stages (raise num_stages to continue)")
+            complete(run, finished, write_report)
+            shutil.rmtree(extraction_folder(run), ignore_errors=True)
+            return RunResult(run.path, finished)
 
-        tokens = everything = read_base(base, data, config, run)
+        tokens = everything = read_base(base, data, config, run, stopping)
         loss = float(np.mean(tokens["validation"].losses, dtype=np.float64))
         narrate(f"base        validation loss {loss:.4f}, PPL {np.exp(loss):.2f} over all tokens")
         shared, stages = build_stage_training(stage, config), list[FinishedStage]()
         for number in range(1, config.num_stages + 1):
-            stages.append(train_stage(shared, run, tokens, stages, clock, narrate))
+            stages.append(train_stage(shared, run, tokens, stages, clock, stopping, narrate))
             if number < config.num_stages:
-                tokens = hand_on(shared, number, stages[-1])
+                tokens = hand_on(shared, number, stages[-1], stopping)
 
         trained = [finished.trained for finished in stages]
-        ensemble = measure_ensemble(everything["validation"], shared.strict, trained, config, base)
+        ensemble = measure_ensemble(everything["validation"], shared.strict, trained, config, base, stopping)
         results = {
             **results_header(run, config, precision),
             "data": data.summary(),
@@ -101,13 +108,22 @@ def train_cascade(
             "ensemble": ensemble,
             **results_footer(clock.seconds()),
         }
-        run.write_json("results.json", results)
-        report = write_report(run, results)
+        results, report = write_results(run, results, write_report)
         shutil.rmtree(extraction_folder(run), ignore_errors=True)
     narrate(ensemble_table(results))
     narrate(verdict(results))
     narrate(f"report      {report}")
     return RunResult(run.path, results)
+
+
+def _finished(run: RunDir, stage: Stage, config: CascadeConfig, narrate: Narrate) -> dict[str, Any] | None:
+    """The results of a run that has them and all its stages; None for one that is to be trained on."""
+    try:
+        are_whole = len(read_stages(run, stage, config)) == config.num_stages
+    except InputError as error:
+        narrate(f"note        {error}")
+        return None
+    return finished_results(run, "stages", config.num_stages) if are_whole else None
 
 
 def evaluate_run(run_dir: str | Path) -> dict[str, Any]:
@@ -121,11 +137,14 @@ def evaluate_run(run_dir: str | Path) -> dict[str, Any]:
     return {"ensemble": measure_ensemble(tokens, run.stage, list(run.stages), run.config, run.base)}
 
 
-def read_base(base: Pretrained, data: AlpacaChunks, config: CascadeConfig, run: RunDir) -> TokenSplits:
+def read_base(
+    base: Pretrained, data: AlpacaChunks, config: CascadeConfig, run: RunDir, stopping: Stopping
+) -> TokenSplits:
     """The outputs of the frozen base for all tokens; finished pieces of a stopped run are read instead."""
     params = jax.device_put(base.params)
     chunks = {"train": data.train, "validation": data.validation}
     with progress_bar("base: hidden states", sum(map(len, chunks.values()))) as advance:
+        advance = stopping.between("base", advance)
         return {
             split: extract(base.model, params, chunks[split], config.criterion, extraction_folder(run), split, advance)
             for split in SPLITS
@@ -138,11 +157,17 @@ def extraction_folder(run: RunDir) -> Path:
 
 
 def measure_ensemble(
-    tokens: Tokens, stage: Stage, stages: list[TrainedStage], config: CascadeConfig, base: Pretrained
+    tokens: Tokens,
+    stage: Stage,
+    stages: list[TrainedStage],
+    config: CascadeConfig,
+    base: Pretrained,
+    stopping: Stopping | None = None,
 ) -> list[dict[str, Any]]:
     """`evaluate_ensemble`, with a progress bar."""
     handed_on = sum(stage_counts(len(tokens), config.hard_ratio, len(stages)))
     with progress_bar("ensemble", handed_on) as advance:
+        advance = stopping.between("ensemble", advance) if stopping else advance
         return evaluate_ensemble(tokens, stage, stages, config.criterion, count_parameters(base.params), advance)
 
 

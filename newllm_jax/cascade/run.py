@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -18,6 +19,7 @@ from newllm_jax.smollm.base import fingerprints, load_base
 from newllm_jax.smollm.pretrained import Pretrained
 from newllm_jax.smollm.tokenizer import Tokenizer
 from newllm_jax.training.history import History, best_epoch, is_finished
+from newllm_jax.training.manifest import Owner
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ def stage_folder(run: RunDir, number: int) -> Path:
     return run.checkpoints / f"stage_{number}"
 
 
+def stage_owner(run: RunDir, number: int) -> Owner:
+    """Whose the checkpoints of stage `number` are."""
+    return Owner(run.run_id, f"stage_{number}", run.description)
+
+
 def chosen_epoch(history: History, config: CascadeConfig) -> int:
     """The epoch whose weights go on to the next stage and to the ensemble."""
     return len(history) if config.stage_weights == "last" else best_epoch(history)
@@ -58,28 +65,40 @@ def restore_cascade(run_dir: str | Path) -> CascadeRun:
     """The base and the finished stages of a run, each with the weights that went on. Changes nothing on disk.
 
     Raises:
-      InputError: not a CASCADE run, one without a finished stage, or a base that cannot be had.
+      InputError: not a CASCADE run, one without a finished stage or whose stages are damaged, or a base that cannot be
+        had.
     """
-    from newllm_jax.training.checkpoint import Checkpoints
-
     run = RunDir.open(run_dir)
     config = stored_config(run, CascadeConfig)
     base = load_base(config)
     check_fingerprints(run, fingerprints(base))
     stage = Stage(stage_config(base.model.config, config.stage_layers))
-    like = jax.eval_shape(lambda: init_stage(stage, config.seed, 1))
-    stages = []
-    for number in range(1, config.num_stages + 1):
-        if not stage_folder(run, number).is_dir():
-            break
-        with Checkpoints(stage_folder(run, number), read_only=True) as checkpoints:
-            if not checkpoints.epochs:
-                break
-            record = checkpoints.record()
-            if not is_finished(record["history"], config):
-                break
-            epoch = chosen_epoch(record["history"], config)
-            stages.append(TrainedStage(checkpoints.params(epoch, like), record["threshold"]))
+    stages = read_stages(run, stage, config)
     if not stages:
         raise InputError(f"{run.path}: has no trained stage yet; cascade.py --resume {run.path} continues it")
+    if (run.path / "results.json").exists() and len(stages) < config.num_stages:
+        again = f"cascade.py --resume {run.path} trains the others again"
+        raise InputError(f"{run.path}: has {len(stages)} of its {config.num_stages} stages; {again}")
     return CascadeRun(base, stage, tuple(stages), config, run)
+
+
+def read_stages(run: RunDir, stage: Stage, config: CascadeConfig) -> list[TrainedStage]:
+    """The stages of a run up to the first that is not finished, each with the weights that went on.
+
+    Raises:
+      InputError: a stage that is damaged, or not finished although later ones are there.
+    """
+    from newllm_jax.training.checkpoint import read_chosen
+    from newllm_jax.training.checkpoint_folder import epochs_in
+
+    like, choose = jax.eval_shape(lambda: init_stage(stage, config.seed, 1)), partial(chosen_epoch, config=config)
+    begun = [number for number in range(1, config.num_stages + 1) if epochs_in(stage_folder(run, number))]
+    stages = list[TrainedStage]()
+    for number in range(1, max(begun, default=0) + 1):
+        _, params, record = read_chosen(stage_folder(run, number), stage_owner(run, number), like, choose)
+        if not is_finished(record["history"], config):
+            if number < max(begun):
+                raise InputError(f"{run.path}: stage {number} is not finished, although later ones are there")
+            break
+        stages.append(TrainedStage(params, record["threshold"]))
+    return stages

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from newllm_jax import systems
+from newllm_jax.cli import signals
 from newllm_jax.config import RunConfig, load_config, nearest, parse
 from newllm_jax.decoding.exits import Exits
 from newllm_jax.errors import InputError
@@ -173,14 +174,14 @@ def _train(parser: Parser, argv: Sequence[str], system: System) -> None:
             raise InputError("dry_run: does not go with --resume")
         if arguments.config is not None:
             overrides = {**load_config(arguments.config, config_class=system.config).to_dict(), **overrides}
-        call(system.train, resume=arguments.resume, overrides=overrides)
+        call(system.train, resume=arguments.resume, overrides=overrides, stop=signals.came)
         return
     name = system.default if arguments.config is None else arguments.config
     config = load_config(name, overrides, config_class=system.config)
     if system.plan is not None and planned:
         print(json.dumps(call(system.plan, config), indent=2))
         return
-    call(system.train, config, name=f"{system.prefix}{Path(name).stem}", run_root=arguments.run_root)
+    call(system.train, config, name=f"{system.prefix}{Path(name).stem}", run_root=arguments.run_root, stop=signals.came)
 
 
 def _add_run_options(parser: Parser, system: System) -> None:

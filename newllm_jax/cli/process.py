@@ -7,20 +7,19 @@ import errno
 import io
 import logging
 import os
-import signal
 import sys
 import threading
 import warnings
 from collections.abc import Sequence
-from types import FrameType
-from typing import NoReturn, TextIO
+from typing import TextIO
 
 import absl.logging
 
+from newllm_jax.cli import signals
 from newllm_jax.cli.commands import COMMANDS
 from newllm_jax.cli.programs import forget_programs, program_folder
 from newllm_jax.config import nearest
-from newllm_jax.errors import InputError, NumericalError, causes, disk_fault
+from newllm_jax.errors import InputError, Note, NumericalError, Stopped, causes, disk_fault, memory_fault
 
 PATH_ERRORS = {
     errno.EACCES,
@@ -36,31 +35,34 @@ PATH_ERRORS = {
 CACHE_SETTINGS = "JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE"
 
 
-class Terminated(BaseException):
-    """SIGTERM: unwinds like Ctrl-C, so that a checkpoint being written is finished."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command. Returns 0, 2 (bad input), 3 (failed by its numbers), 130 or 143 (stopped by a signal)."""
+    """Runs a command. Returns 0, 2 (bad input) or 3 (failed by its numbers); ends the process where a signal came."""
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [argument for argument in argv if argument != "--debug"]
-    signal.signal(signal.SIGTERM, _terminate)
     if not debug:
         _quiet()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a prompt may be no text in the terminal's encoding
+            # A prompt may be no text in the terminal's encoding; a signal leaves no time to write what is buffered.
+            stream.reconfigure(errors="replace", line_buffering=True)
+    try:
+        return _run(argv, debug)
+    finally:
+        signals.end()
+
+
+def _run(argv: Sequence[str], debug: bool) -> int:
     try:
         return _dispatch(argv)
+    except Stopped as stopped:
+        signals.end(str(stopped))
+        print(f"stopped     {stopped}")
+        return 0
     except (InputError, NumericalError) as error:
         if debug:
             raise
         return _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        return _fail("stopped; --resume RUN_DIR continues after the last whole epoch", 130)
-    except Terminated:
-        return _fail("terminated; --resume RUN_DIR continues after the last whole epoch", 143)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: nothing more to say
         return 0
@@ -120,6 +122,18 @@ def _quiet() -> None:
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     sys.unraisablehook = _main_thread_only
+    show = warnings.showwarning
+
+    def show_notes_in_a_line(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int,
+        file: TextIO | None = None, line: str | None = None,
+    ) -> None:  # fmt: skip
+        if issubclass(category, Note):
+            print(f"note: {' '.join(str(message).split())}", file=sys.stderr)
+        else:
+            show(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show_notes_in_a_line
 
 
 def _main_thread_only(unraisable: sys.UnraisableHookArgs) -> None:
@@ -127,11 +141,8 @@ def _main_thread_only(unraisable: sys.UnraisableHookArgs) -> None:
         sys.__unraisablehook__(unraisable)
 
 
-def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated
-
-
 def _fail(message: str, code: int) -> int:
+    signals.end()
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return code
 
@@ -145,6 +156,6 @@ def _environment_fault(error: BaseException) -> str | None:
         return f"{where}: {fault}; make room or choose another place (what was written before is whole)"
     if named and named.errno in PATH_ERRORS:
         return f"{named.filename}: {named.strerror}"
-    if any("RESOURCE_EXHAUSTED" in str(cause) or isinstance(cause, MemoryError) for cause in causes(error)):
+    if memory_fault(error):
         return "out of memory; lower batch_size (CASCADE: stage_layers or train_chunks, where batch_size is small)"
     return None

@@ -18,8 +18,8 @@ from newllm_jax.records.directory import RunDir
 from newllm_jax.records.progress import Narrate, TrainingProgress, narrate_start, progress_bar
 from newllm_jax.records.results import (
     RunResult,
-    begin,
     check_fingerprints,
+    describe_run,
     finished_results,
     results_footer,
     results_header,
@@ -27,6 +27,7 @@ from newllm_jax.records.results import (
 from newllm_jax.records.stored_config import resume_or_start
 from newllm_jax.records.trackers import open_tracker
 from newllm_jax.report.finetune import write_report
+from newllm_jax.report.finish import complete, write_results
 from newllm_jax.smollm.base import (
     base_results,
     fingerprints,
@@ -36,15 +37,17 @@ from newllm_jax.smollm.base import (
     source_warnings,
 )
 from newllm_jax.smollm.model import SmolLM2
-from newllm_jax.training.checkpoint import Checkpoints
+from newllm_jax.training.checkpoint import Checkpoints, every_few_epochs
 from newllm_jax.training.clock import Clock
 from newllm_jax.training.history import at_epoch, best_epoch, is_finished
 from newllm_jax.training.loop import Training, evaluate, fit
 from newllm_jax.training.loss_scale import initial_loss_scale
+from newllm_jax.training.manifest import Owner
 from newllm_jax.training.optimizer import adamw
 from newllm_jax.training.precision import resolve_precision
 from newllm_jax.training.split import Split
 from newllm_jax.training.step import count_parameters, init_state, make_evaluation, make_updates, train_step
+from newllm_jax.training.stopping import Asked, Stopping, never
 
 
 def finetune(
@@ -55,6 +58,7 @@ def finetune(
     resume: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     narrate: Narrate = print,
+    stop: Asked = never,
 ) -> RunResult:
     """Fine-tunes all parameters of a SmolLM2 on whole chunks and reports its loss on the validation chunks.
 
@@ -69,27 +73,30 @@ def finetune(
         if run is not None:
             check_fingerprints(run, fingerprints(base, data))
         run = run or stack.enter_context(RunDir.create(run_root, run_name(name, base, data)))
+        stopping = Stopping(clock, run.path, config, stop)
         parameters = count_parameters(base.params)
         facts = source_facts(base, data) | {"parameters": f"{parameters:,}, all of them trained"}
         narrate_start(narrate, run, precision, facts, source_warnings(base, data, config))
-        begin(run, config, fingerprints(base, data))
+        run.begin(describe_run(config, precision, fingerprints(base, data)))
 
         training, optimizer = build_training(config, base.model, precision)
         state = init_state(jax.tree.map(jnp.array, base.params), optimizer, initial_loss_scale(precision))
-        train, validation = Split.from_arrays(data.train), Split.from_arrays(data.validation)
-        before = evaluate(training.evaluate, state.params, validation, config.batch_size)
+        splits = {"train": Split.from_arrays(data.train), "validation": Split.from_arrays(data.validation)}
+        before = evaluate(training.evaluate, state.params, splits["validation"], config.batch_size)
         narrate(f"base        validation loss {before['loss']:.4f}, PPL {before['ppl']:.2f}")
-        with Checkpoints(run.checkpoints, config.checkpoint_every) as checkpoints:
+        owner = Owner(run.run_id, description=run.description)
+        with Checkpoints(run.checkpoints, owner, every_few_epochs(config.checkpoint_every)) as checkpoints:
             state, history = checkpoints.resume(state, config, clock, narrate)
             run.write_metrics(history)
             if is_finished(history, config):
                 narrate("finished (raise num_epochs or patience to continue)")
                 if finished := finished_results(run, "epochs", len(history)):
+                    complete(run, finished, write_report)
                     return RunResult(run.path, finished)
             tracker = open_tracker(config.tracker, run, config.to_dict())
             with TrainingProgress(run, tracker, config.num_epochs, history) as progress:
                 state, history = fit(
-                    training, state, train, validation, config, checkpoints, progress, history,
+                    training, state, splits, config, checkpoints, progress, stopping, history,
                     record=lambda: {"seconds": clock.seconds()},
                 )  # fmt: skip
         best = at_epoch(history, best_epoch(history))
@@ -104,8 +111,7 @@ def finetune(
             "best": best,
             **results_footer(clock.seconds()),
         }
-        run.write_json("results.json", results)
-        report = write_report(run, results)
+        results, report = write_results(run, results, write_report)
     narrate(f"best        validation PPL {best['val_ppl']:.2f} after epoch {best['epoch']}; base {before['ppl']:.2f}")
     narrate(f"report      {report}")
     return RunResult(run.path, results)

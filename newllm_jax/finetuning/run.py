@@ -19,8 +19,8 @@ from newllm_jax.smollm.base import fingerprints, load_base
 from newllm_jax.smollm.generate import generate_tokens, prompt_ids, stream_text
 from newllm_jax.smollm.model import parameter_shapes
 from newllm_jax.smollm.pretrained import Pretrained
-from newllm_jax.training.history import best_epoch
 from newllm_jax.training.loop import evaluate
+from newllm_jax.training.manifest import Owner
 from newllm_jax.training.split import Split
 from newllm_jax.training.step import make_evaluation
 
@@ -48,14 +48,12 @@ def restore_finetune(run_dir: str | Path) -> FinetuneRun:
     Raises:
       InputError: not a fine-tuning run, one without a checkpoint, or a base that cannot be had (its tokenizer).
     """
-    from newllm_jax.training.checkpoint import Checkpoints
+    from newllm_jax.training.checkpoint import read_chosen
 
     run = RunDir.open(run_dir)
     config = stored_config(run, FinetuneConfig)
     base = load_base(config)
-    with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
-        epoch = best_epoch(checkpoints.record()["history"])
-        params = checkpoints.params(epoch, parameter_shapes(base.model.config))
+    epoch, params, _ = read_chosen(run.checkpoints, Owner(run.run_id), parameter_shapes(base.model.config))
     return FinetuneRun(Pretrained(base.model, params, base.tokenizer, base.source), config, epoch, run)
 
 

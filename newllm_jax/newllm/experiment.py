@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from newllm_jax.config import NewLLMConfig
+from newllm_jax.newllm.plan import check_fits
 from newllm_jax.newllm.run import before_0_2
 from newllm_jax.newllm.updates import (
     build_training,
@@ -21,21 +22,24 @@ from newllm_jax.records.directory import RunDir
 from newllm_jax.records.progress import Narrate, TrainingProgress, narrate_start
 from newllm_jax.records.results import (
     RunResult,
-    begin,
     check_fingerprints,
+    describe_run,
     finished_results,
     results_footer,
     results_header,
 )
 from newllm_jax.records.stored_config import resume_or_start
 from newllm_jax.records.trackers import open_tracker
+from newllm_jax.report.finish import complete, write_results
 from newllm_jax.report.newllm import write_report
-from newllm_jax.training.checkpoint import Checkpoints
+from newllm_jax.training.checkpoint import Checkpoints, every_few_epochs
 from newllm_jax.training.clock import Clock
 from newllm_jax.training.history import at_epoch, best_epoch, how_it_stopped, is_finished
 from newllm_jax.training.loop import evaluate, fit
+from newllm_jax.training.manifest import Owner
 from newllm_jax.training.split import Split
 from newllm_jax.training.step import TrainState, count_parameters
+from newllm_jax.training.stopping import Asked, Stopping, never
 
 
 def train_newllm(
@@ -46,6 +50,7 @@ def train_newllm(
     resume: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     narrate: Narrate = print,
+    stop: Asked = never,
 ) -> RunResult:
     """Trains New-LLM (report of New-LLM) and evaluates its best parameters on the test split.
 
@@ -55,41 +60,49 @@ def train_newllm(
       resume: a run directory to continue instead; `overrides` may raise `num_epochs` or `patience`. The result is
         that of a run which was never stopped.
       narrate: receives the lines that tell what was resolved.
+      stop: whether the run should stop; asked between pieces of work.
 
     Raises:
       InputError: a setting, data set or run directory that cannot be used.
       NumericalError: the loss is no longer finite; the last good checkpoint stays.
+      Stopped: `stop` or `time_limit` ended the run; resuming continues it.
     """
     clock = Clock()
     with ExitStack() as stack:
         run, config = resume_or_start(stack, resume, config or NewLLMConfig(), overrides)
         precision, data = training_precision(config), load_wikitext(config)
+        check_fits(config, data, precision)
         run = run or stack.enter_context(RunDir.create(run_root, f"{name}-builtin" if data.fallback else name))
+        stopping = Stopping(clock, run.path, config, stop)
         model, summary = training_model(config, len(data.tokenizer), precision), data.summary(config.batch_size)
         training, optimizer = build_training(config, model, summary["steps_per_epoch"])
         state = initial_state(config, model, optimizer)
         _narrate(narrate, run, config, data, state)
 
-        checkpoints = stack.enter_context(Checkpoints(run.checkpoints, config.checkpoint_every))
+        files = {"vocabulary.json": data.tokenizer.words}
+        description = describe_run(config, precision, data.fingerprints(), files)
+        owner, keep = Owner(run.run_id, description=description), every_few_epochs(config.checkpoint_every)
+        checkpoints = stack.enter_context(Checkpoints(run.checkpoints, owner, keep))
         if resume is not None:
-            check_fingerprints(run, data.fingerprints(), before_0_2(checkpoints))
+            check_fingerprints(run, data.fingerprints(), before_0_2(checkpoints.record()))
         state, history = checkpoints.resume(state, config, clock, narrate)
+        run.begin(description, files)
         if history and is_finished(history, config):
             narrate(f"finished {how_it_stopped(history, config)}")
             if finished := finished_results(run, "epochs", len(history)):
+                complete(run, finished, write_report)
                 return RunResult(run.path, finished)
         tracker = open_tracker(config.tracker, run, config.to_dict())
-        begin(run, config, data.fingerprints())
-        run.write_json("vocabulary.json", data.tokenizer.words)
         run.write_metrics(history)
 
         splits = {name: Split.from_arrays(rows) for name, rows in data.sequences.items()}
         with TrainingProgress(run, tracker, config.num_epochs, history) as progress:
             state, history = fit(
-                training, state, splits["train"], splits["validation"], config, checkpoints, progress, history,
+                training, state, splits, config, checkpoints, progress, stopping, history,
                 record=lambda: {"seconds": clock.seconds()},
             )  # fmt: skip
 
+        stopping.check("validation")
         best = at_epoch(history, best_epoch(history))
         params = checkpoints.params(best["epoch"], state.params)
         test = evaluate(training.evaluate, params, splits["test"], config.batch_size)
@@ -103,8 +116,7 @@ def train_newllm(
             "test": test,
             **results_footer(clock.seconds()),
         }
-        run.write_json("results.json", results)
-        report = write_report(run, results)
+        results, report = write_results(run, results, write_report)
     narrate(f"best        validation PPL {best['val_ppl']:.2f} after epoch {best['epoch']}; test PPL {test['ppl']:.2f}")
     narrate(f"report      {report}")
     return RunResult(run.path, results)

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from newllm_jax.config import NewLLMConfig
-from newllm_jax.errors import InputError
 from newllm_jax.newllm.loss import next_word_loss
 from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.wikitext import WordTokenizer, load_wikitext
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.results import check_fingerprints, stored_fingerprints
 from newllm_jax.records.stored_config import stored_config
-from newllm_jax.training.history import best_epoch
 from newllm_jax.training.loop import evaluate
+from newllm_jax.training.manifest import Owner
 from newllm_jax.training.split import Split
 from newllm_jax.training.step import Params, make_evaluation
-
-if TYPE_CHECKING:
-    from newllm_jax.training.checkpoint import Checkpoints
 
 
 @dataclass(frozen=True)
@@ -56,25 +53,20 @@ def restore_newllm(run_dir: str | Path) -> NewLLMRun:
     Raises:
       InputError: not a New-LLM run, or one without a checkpoint that can be read.
     """
-    from newllm_jax.training.checkpoint import Checkpoints
+    from newllm_jax.training.checkpoint import read_chosen
 
     run = RunDir.open(run_dir)
     config = stored_config(run, NewLLMConfig)
-    tokenizer = WordTokenizer(tuple(run.read_json("vocabulary.json")))
+    tokenizer = WordTokenizer.from_json(run.read_json("vocabulary.json"), run.path / "vocabulary.json")
     model = ContextVectorLM.from_config(config, len(tokenizer))
     like = jax.eval_shape(lambda: init_params(model, config.seed))
-    if not run.checkpoints.is_dir():
-        raise InputError(f"{run.path}: has no checkpoint yet")
-    with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
-        record = checkpoints.record()
-        epoch = best_epoch(record["history"])
-        fingerprint = stored_fingerprints(run, before_0_2(checkpoints)).get("data", "")
-        return NewLLMRun(model, checkpoints.params(epoch, like), config, tokenizer, epoch, fingerprint)
+    epoch, params, record = read_chosen(run.checkpoints, Owner(run.run_id), like)
+    fingerprint = stored_fingerprints(run, before_0_2(record)).get("data", "")
+    return NewLLMRun(model, params, config, tokenizer, epoch, fingerprint)
 
 
-def before_0_2(checkpoints: Checkpoints) -> dict[str, str]:
-    """The fingerprints of a run of version 0.1.0, which stored them in its checkpoints; {} where there are none."""
-    record = checkpoints.record() if checkpoints.epochs else {}
+def before_0_2(record: Mapping[str, Any]) -> dict[str, str]:
+    """The fingerprints of a run of version 0.1.0, which stored them in its checkpoints; {} for another's record."""
     return {"data": record["fingerprint"]} if "fingerprint" in record else {}
 
 

@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import shutil
 import time
-from collections.abc import Iterable
+import uuid
+import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from newllm_jax.errors import InputError
-from newllm_jax.files import naming, whole_file
+from newllm_jax.content import check_seal, finite, json_sha256, sealed
+from newllm_jax.errors import InputError, Note
+from newllm_jax.files import naming, read_json, whole_file
+
+COPY = "checkpoints/config.json"  # a run whose settings are lost could not go on
 
 
 class RunDir:
     """A run directory, held by one process at a time. Use it as a context.
 
     It is a run from its `config.json` on: a new directory that is left without one vanishes.
+
+    Attributes:
+      path: the directory.
+      description: the content of `config.json`: settings, fingerprints, hashes of other files; {} for a new run.
+      run_id: tells this run from any other, in every file that belongs to it; "" for a run of version 0.1.0.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, description: dict[str, Any]) -> None:
+        self.path, self.description = path, description
+        self.run_id: str = description.get("run_id", "") if description else uuid.uuid4().hex
         self._lock = FileLock(path / ".lock", timeout=0)
         self._is_new = False
 
@@ -39,7 +49,7 @@ class RunDir:
                 path.mkdir(parents=True)
             except FileExistsError:
                 continue
-            run = cls(path)
+            run = cls(path, {})
             run._is_new = True
             return run
         raise InputError(f"run_root: no free name for a run in {root}")
@@ -49,14 +59,14 @@ class RunDir:
         """An existing run directory.
 
         Raises:
-          InputError: it does not exist or is not a run directory.
+          InputError: it does not exist or is not a run directory, or its `config.json` is damaged and so is the copy.
         """
         path = Path(path)
         if not path.is_dir():
             raise InputError(f"{path}: no such run directory")
         if not (path / "config.json").is_file():
             raise InputError(f"{path}: not a run directory (it has no config.json)")
-        return cls(path)
+        return cls(path, _read_description(path))
 
     def __enter__(self) -> Self:
         try:
@@ -75,9 +85,24 @@ class RunDir:
         """Where the checkpoints lie."""
         return self.path / "checkpoints"
 
-    def write_json(self, name: str, content: Any) -> None:
-        """Writes a JSON file, whole or not at all."""
-        self.write_text(name, json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n")
+    def begin(self, description: dict[str, Any], files: Mapping[str, Any] = {}) -> None:
+        """Writes `config.json`, which makes a directory a run, and a copy of it.
+
+        Args:
+          description: its content, but the identity of the run.
+          files: the content of other JSON files that the run needs, by name.
+        """
+        for name, content in files.items():
+            self.write_json(name, content)
+        self.description = {**description, "run_id": self.run_id}
+        self.write_json("config.json", self.description)
+        self.write_json(COPY, self.description)
+
+    def write_json(self, name: str, content: Any) -> Any:
+        """Writes a JSON file, whole or not at all; an object with the hash of its content. Returns what it holds."""
+        content = sealed(content) if isinstance(content, dict) else finite(content)
+        self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        return content
 
     def write_text(self, name: str, content: str) -> Path:
         """Writes a text file, whole or not at all; returns its path."""
@@ -90,22 +115,24 @@ class RunDir:
         """Reads a JSON file of the run.
 
         Raises:
-          InputError: it is missing or damaged.
+          InputError: it is missing, damaged, or not what the run wrote.
         """
-        try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise InputError(f"{self.path}: has no {name}") from error
-        except ValueError as error:
-            raise InputError(f"{self.path / name}: damaged ({error})") from error
+        path = self.path / name
+        if not path.exists():
+            raise InputError(f"{self.path}: has no {name}")
+        content, written = read_sealed(path), self.description.get("files", {}).get(name)
+        if written is not None and json_sha256(content) != written:
+            again = f"--resume {self.path} writes it again"
+            raise InputError(f"{path}: damaged, or changed after it was written; {again}")
+        return content
 
     def write_metrics(self, entries: Iterable[dict[str, Any]]) -> None:
         """Rewrites `metrics.jsonl`: after a stop it may be ahead of the checkpoint that is resumed."""
-        self.write_text("metrics.jsonl", "".join(json.dumps(_finite(entry)) + "\n" for entry in entries))
+        self.write_text("metrics.jsonl", "".join(json.dumps(finite(entry)) + "\n" for entry in entries))
 
     def append_metrics(self, entry: dict[str, Any]) -> None:
         """Adds a line to `metrics.jsonl`."""
-        path, line = self.path / "metrics.jsonl", json.dumps(_finite(entry)).encode() + b"\n"
+        path, line = self.path / "metrics.jsonl", json.dumps(finite(entry)).encode() + b"\n"
         with naming(path), path.open("ab", buffering=0) as stream:
             size = stream.tell()
             try:
@@ -116,10 +143,36 @@ class RunDir:
                 raise
 
 
-def _finite(content: Any) -> Any:
-    """JSON has no infinity: a perplexity that overflows is null."""
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
+def read_sealed(path: Path) -> Any:
+    """The content of a JSON file that `RunDir.write_json` wrote.
+
+    Raises:
+      InputError: it cannot be read, or its content is not what was written.
+    """
+    content = read_json(path)
+    try:
+        if isinstance(content, dict):
+            check_seal(content, required=content.get("schema_version", 1) != 1)  # version 0.1.0 wrote no hash
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error})") from error
+    return content
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    """The content of `config.json`, or of its copy where it is damaged. Raises InputError."""
+    try:
+        return _object(path / "config.json")
+    except InputError as error:
+        try:
+            copy = _object(path / COPY)
+        except InputError:
+            raise error from None
+        warnings.warn(f"{error}; read {path / COPY} instead", Note, stacklevel=2)
+        return copy
+
+
+def _object(path: Path) -> dict[str, Any]:
+    content = read_sealed(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: damaged (a JSON object is expected)")
+    return content

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from newllm_jax.config import Precision, RunConfig
+from newllm_jax.content import json_sha256
 from newllm_jax.errors import InputError
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.machine import command_line, environment, peak_memory_bytes
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # since 2 the files have a hash of their content
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,22 @@ class Fingerprint:
     value: str
 
 
-def begin(run: RunDir, config: RunConfig, fingerprints: tuple[Fingerprint, ...]) -> None:
-    """Writes `config.json`, which makes a directory a run."""
-    run.write_json("config.json", {
+def describe_run(
+    config: RunConfig, precision: Precision, fingerprints: tuple[Fingerprint, ...], files: Mapping[str, Any] = {}
+) -> dict[str, Any]:  # fmt: skip
+    """The content of `config.json`, which every checkpoint has too.
+
+    Args:
+      files: the content of other JSON files that the run needs, by name; `config.json` has their hashes.
+    """
+    return {
         "schema_version": SCHEMA_VERSION,
         "system": config.system,
         "config": config.to_dict(),
         "fingerprints": {each.name: each.value for each in fingerprints},
-    })  # fmt: skip
+        "files": {name: json_sha256(content) for name, content in files.items()},
+        "environment": environment(precision),
+    }
 
 
 def check_fingerprints(
@@ -76,7 +85,7 @@ def stored_fingerprints(run: RunDir, before: Mapping[str, str] | None = None) ->
     Raises:
       InputError: a damaged file.
     """
-    stored = run.read_json("config.json").get("fingerprints", before or {})
+    stored = run.description.get("fingerprints", before or {})
     if not isinstance(stored, dict) or not all(isinstance(value, str) for value in stored.values()):
         raise InputError(f"{run.path / 'config.json'}: damaged (fingerprints are texts by name)")
     return dict(stored)
@@ -87,6 +96,7 @@ def results_header(run: RunDir, config: RunConfig, precision: Precision) -> dict
     return {
         "schema_version": SCHEMA_VERSION,
         "system": config.system,
+        "run_id": run.run_id,
         "name": run.path.name,
         "config": config.to_dict(),
         "command": command_line(),
@@ -102,12 +112,15 @@ def results_footer(seconds: float) -> dict[str, Any]:
 def finished_results(run: RunDir, key: str, count: int) -> dict[str, Any] | None:
     """The results of a run, if it has them and they are of so many epochs or stages at least; else None.
 
-    A run that was extended, and stopped after its last epoch, still has the results of before.
+    A run that was extended, and stopped after its last epoch, still has the results of before. Damaged ones, or those
+    of another run, are as good as none: they are made again.
 
     Args:
       key: `epochs` or `stages`.
     """
-    if not (run.path / "results.json").is_file():
+    try:
+        results = run.read_json("results.json")
+        is_whole = results.get("run_id", "") == run.run_id and len(results[key]) >= count
+    except (InputError, KeyError, TypeError, AttributeError):
         return None
-    results = run.read_json("results.json")
-    return results if len(results[key]) >= count else None
+    return results if is_whole else None

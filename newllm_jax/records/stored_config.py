@@ -19,11 +19,10 @@ def stored_config(run: RunDir, config_class: type[Config]) -> Config:
     Raises:
       InputError: a run of another system, or a damaged file.
     """
-    content = run.read_json("config.json")
-    if not isinstance(content, dict) or content.get("system") != config_class.system:
+    if run.description.get("system") != config_class.system:
         raise InputError(f"{run.path}: not a {config_class.system} run")
     try:
-        return config_class.from_dict(content["config"])
+        return config_class.from_dict(run.description["config"])
     except (InputError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{run.path / 'config.json'}: damaged ({error})") from error
 

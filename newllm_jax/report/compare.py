@@ -9,8 +9,7 @@ from typing import Any
 
 from newllm_jax.config import CascadeConfig, FinetuneConfig, NewLLMConfig
 from newllm_jax.errors import InputError
-from newllm_jax.files import read_json
-from newllm_jax.records.directory import RunDir
+from newllm_jax.records.directory import RunDir, read_sealed
 from newllm_jax.report.cascade_tables import configuration_name
 from newllm_jax.report.tables import markdown_table, number
 
@@ -28,7 +27,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
       InputError: no such file, a run that is not finished, or no results of ours.
     """
     path = Path(path)
-    results = read_json(path) if path.is_file() else RunDir.open(path).read_json("results.json")
+    results = read_sealed(path) if path.is_file() else RunDir.open(path).read_json("results.json")
     if not isinstance(results, dict) or results.get("system") not in NEEDED:
         raise InputError(f"{path}: no results of a run")
     missing = [key for key in (*NEEDED[results["system"]], "environment", "config") if key not in results]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from newllm_jax.config import check, check_seed
+from newllm_jax.config import check
 from newllm_jax.decoding.sampling import Sampling, choose, narrow
 from newllm_jax.smollm.model import KVCache, SmolLM2, empty_cache
 from newllm_jax.smollm.pretrained import Pretrained
@@ -55,11 +55,9 @@ def generate_tokens(
       predict: called for every token whose successor is generated, not for the rest of the prompt.
 
     Raises:
-      InputError: an empty prompt, a negative `max_tokens`, or a seed out of range.
+      InputError: an empty prompt, or so long a text that the device has no room for its keys and values.
     """
     check("prompt", "", "at least one token", len(ids) > 0)
-    check("max_words", max_tokens, "0 or more", max_tokens >= 0)
-    check_seed(seed)
     params = jax.device_put(base.params)
     capacity = -(-(len(ids) + max_tokens) // CACHE_PIECE) * CACHE_PIECE
     cache = empty_cache(base.model.config, 1, capacity)

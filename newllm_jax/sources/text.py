@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from newllm_jax.config import nearest
-from newllm_jax.errors import InputError
+from newllm_jax.errors import InputError, causes, disk_fault
 from newllm_jax.sources.hub import HubOutOfReach, hub_folder
-
-READERS = {  # file ending -> reader of the `datasets` library
-    ".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".txt": "text",
-}  # fmt: skip
+from newllm_jax.sources.layout import READERS, Layout, data_files, read_layout
 
 
 @dataclass(frozen=True)
@@ -25,16 +22,21 @@ class TextSource:
     Attributes:
       asked: the source as the user named it.
       path: the local folder or file; None for the built-in text.
-      configuration: which configuration of the folder is read ("" where it declares none).
+      layout: which files of the path are read; None for the built-in text.
       fallback: why another source replaced the one asked for; "" where none did.
-      fingerprint: sha256 over the content, the same wherever the files lie.
+      fingerprint: sha256 over the content of the files that are read, the same wherever they lie.
     """
 
     asked: str
     path: Path | None
-    configuration: str
+    layout: Layout | None
     fallback: str
     fingerprint: str
+
+    @property
+    def configuration(self) -> str:
+        """Which configuration of the folder is read ("" where it declares none)."""
+        return self.layout.configuration if self.layout else ""
 
     @property
     def name(self) -> str:
@@ -51,16 +53,13 @@ class TextSource:
         """The `text` column of each split; a split that the source lacks takes every tenth row of `train` (by hash).
 
         Raises:
-          InputError: unreadable files, no `text` column, text that is not UTF-8, or no split to take rows from.
+          InputError: unreadable files, no `text` column, text that is not UTF-8, no split to take rows from, or files
+            that are no longer what their fingerprint says.
         """
-        if self.path is None:
+        if self.path is None or self.layout is None:
             return split_by_hash(builtin_paragraphs(), names)
-        dataset = _read(self.path, self.configuration)
-        present: dict[str, list[str]] = {}
-        for name, split in dataset.items():
-            present[_SPLIT_NAMES.get(str(name), str(name))] = _column(split, "text", self.path)
-        if "train" not in present:
-            raise InputError(f"dataset: {self.path} has no train split (it has {', '.join(dataset)})")
+        found = _read_columns(self.path, self.layout, self.fingerprint, ["text"])
+        present = {_SPLIT_NAMES.get(split, split): texts for split, (texts,) in found.items()}
         missing = [name for name in names if name not in present]
         return present | split_by_hash(present["train"], ["train", *missing]) if missing else present
 
@@ -70,19 +69,17 @@ class TextSource:
         The built-in text has a row for each topic: its name in the first column, its text in the last.
 
         Raises:
-          InputError: unreadable files, no train split, a column that is missing or holds no text.
+          InputError: unreadable files, no train split, a column that is missing or holds no text, or files that are
+            no longer what their fingerprint says.
         """
-        if self.path is None:
+        if self.path is None or self.layout is None:
             topics = builtin_topics()
             train = set(split_by_hash(topics.values(), ["train", "validation", "test"])["train"])
             for name, topic in topics.items():
                 if topic in train:
                     yield {**dict.fromkeys(columns, ""), columns[0]: name, columns[-1]: topic}
             return
-        dataset = _read(self.path, self.configuration)
-        if "train" not in dataset:
-            raise InputError(f"dataset: {self.path} has no train split (it has {', '.join(dataset)})")
-        texts = [_column(dataset["train"], name, self.path) for name in columns]
+        texts = _read_columns(self.path, self.layout, self.fingerprint, columns)["train"]
         for values in zip(*texts, strict=True):
             yield dict(zip(columns, values, strict=True))
 
@@ -100,10 +97,12 @@ def open_source(dataset: str, configuration: str, fallback: str, hub_configurati
       hub_configuration: the default configuration where the source is the Hub.
 
     Raises:
-      InputError: no such path or repository, an empty folder or file, an unknown or ambiguous configuration,
-        a Hub that is out of reach where `fallback` is `error`.
+      InputError: no such path or repository, an empty file, whatever `read_layout` finds wrong, a Hub that is out of
+        reach where `fallback` is `error`.
     """
     if dataset == "builtin":
+        if configuration:
+            raise InputError(f"dataset_config: builtin has no configurations, and {configuration!r} is asked for")
         return _builtin(dataset, "")
     path = Path(dataset).expanduser()
     if not dataset or not path.exists():
@@ -116,28 +115,11 @@ def open_source(dataset: str, configuration: str, fallback: str, hub_configurati
             if fallback == "error" or path.parent.is_dir():  # `data/wikitxt` beside `data/wikitext` is a slip
                 raise InputError(f"dataset: {error}; name a local folder or file that exists, or builtin") from error
             return _builtin(dataset, str(error))
-    files = data_files(path)
-    if not files:
-        raise InputError(f"dataset: {path} has no data files ({', '.join(READERS)})")
-    for file in files:
+    layout = read_layout(path, configuration)
+    for file in layout.files:
         if file.stat().st_size == 0:
             raise InputError(f"dataset: {file} is empty")
-    configuration = _choose(_configurations(path), configuration, path)
-    digest = hashlib.sha256(configuration.encode())
-    for file in files:
-        digest.update(file.relative_to(path).as_posix().encode() if path.is_dir() else b"")
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return TextSource(dataset, path, configuration, "", digest.hexdigest())
-
-
-def data_files(path: Path) -> list[Path]:
-    """The files of a source that hold rows, or say how to read them, in a fixed order."""
-    if path.is_file():
-        return [path]
-    found = [file for file in sorted(path.rglob("*")) if file.suffix in READERS and file.is_file()]
-    visible = [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
-    return visible and [*visible, *(path / name for name in ("README.md",) if (path / name).is_file())]
+    return TextSource(dataset, path, layout, "", _fingerprint(path, layout))
 
 
 def builtin_topics() -> dict[str, str]:
@@ -166,7 +148,7 @@ def split_by_hash(rows: Iterable[str], names: Sequence[str]) -> dict[str, list[s
 
 def _builtin(asked: str, fallback: str) -> TextSource:
     digest = hashlib.sha256("\0".join(builtin_topics().values()).encode()).hexdigest()
-    return TextSource(asked, None, "", fallback, digest)
+    return TextSource(asked, None, None, fallback, digest)
 
 
 def _hub_snapshot(repository: str, configuration: str) -> Path:
@@ -178,58 +160,69 @@ def _hub_snapshot(repository: str, configuration: str) -> Path:
     return hub_folder(repository, "dataset")
 
 
-def _configurations(path: Path) -> list[str]:
-    """The configurations that a folder's README declares."""
-    if not (path / "README.md").is_file():
-        return []
-    from huggingface_hub import DatasetCard
-    from yaml import YAMLError
+def _fingerprint(path: Path, layout: Layout) -> str:
+    """sha256 over the configuration, and names and content of all files that are read."""
+    digest = hashlib.sha256(layout.configuration.encode())
+    for file in layout.files:
+        digest.update(file.relative_to(path).as_posix().encode() if path.is_dir() else b"")
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
 
+
+def _read_columns(path: Path, layout: Layout, fingerprint: str, columns: Sequence[str]) -> dict[str, list[list[str]]]:
+    """The texts of each split, column by column, out of exactly the files that the fingerprint is of."""
+    if "train" not in layout.splits:
+        raise InputError(f"dataset: {path} has no train split (it has {', '.join(layout.splits)})")
     try:
-        declared = DatasetCard.load(path / "README.md").data.to_dict().get("configs") or []
-        return [str(entry["config_name"]) for entry in declared]
-    except (ValueError, KeyError, TypeError, AttributeError, UnicodeDecodeError, YAMLError) as error:
-        raise InputError(f"dataset: {path / 'README.md'} has a header that cannot be read ({error})") from error
+        found = {split: _read_files(path, files, layout, columns) for split, files in layout.splits.items()}
+    except Exception:
+        _check_unchanged(path, layout, fingerprint)  # half-written files cannot be read
+        raise
+    _check_unchanged(path, layout, fingerprint)
+    return found
 
 
-def _choose(available: list[str], wanted: str, path: Path) -> str:
-    if wanted and wanted not in available:
-        known = nearest(wanted, available) if available else "; the source declares none"
-        raise InputError(f"dataset_config: {path} has no configuration {wanted!r}{known}")
-    if not wanted and len(available) > 1:
-        raise InputError(f"dataset_config: {path} has several configurations, name one of: {', '.join(available)}")
-    return wanted or (available[0] if available else "")
+def _check_unchanged(path: Path, layout: Layout, fingerprint: str) -> None:
+    now = read_layout(path, layout.configuration) if path.exists() else None
+    if now is None or now != layout or _fingerprint(path, now) != fingerprint:
+        raise InputError(f"dataset: {path} has changed while it was read; start again when it is complete")
 
 
-def _read(path: Path, configuration: str) -> Any:
-    """The splits of a folder or file, as the `datasets` library reads them."""
+def _read_files(path: Path, files: Sequence[Path], layout: Layout, columns: Sequence[str]) -> list[list[str]]:
+    """The texts of some files, column by column, as the `datasets` library reads them.
+
+    Its cache knows a file by its name and the time of its last change, so each reading has a cache of its own. And it
+    takes a name for a pattern, or for a path within an archive, so it is told of links with plain names.
+    """
     import datasets
-    from datasets.exceptions import DatasetsError
     from datasets.utils import logging
 
     datasets.disable_progress_bars()
     loud = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)  # it logs an error before it raises it
     try:
-        if path.is_file():
-            if path.suffix not in READERS:
-                raise InputError(f"dataset: {path} is not one of {', '.join(READERS)}")
-            return datasets.load_dataset(READERS[path.suffix], data_files={"train": str(path)}, **_options(path))
-        return datasets.load_dataset(str(path), configuration or None)
+        with tempfile.TemporaryDirectory() as folder:
+            links = [Path(folder) / f"{number:05}{file.suffix}" for number, file in enumerate(files)]
+            for link, file in zip(links, files, strict=True):
+                link.symlink_to(file.resolve())
+            read = getattr(datasets.Dataset, f"from_{layout.reader}")
+            rows = read(list(map(str, links)), cache_dir=folder, **layout.options)
+            return [_column(rows, name, path) for name in columns]
     except InputError:
         raise
-    except (DatasetsError, OSError, ValueError, UnicodeDecodeError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # a full or read-only disk is not the data set's fault
-        _check_utf8(path)
+    except Exception as error:  # whatever a damaged file makes the readers raise
+        if disk_fault(error):
+            raise  # not the data set's fault
+        _check_utf8(files)
         raise InputError(f"dataset: {path} cannot be read ({_reason(error)})") from error
     finally:
         logging.set_verbosity(loud)
 
 
-def _check_utf8(path: Path) -> None:
+def _check_utf8(files: Sequence[Path]) -> None:
     """Raises InputError naming the first text file that is not UTF-8: the readers' own messages name none."""
-    for file in data_files(path):
+    for file in files:
         if file.suffix != ".parquet":
             try:
                 file.read_text(encoding="utf-8")
@@ -238,15 +231,10 @@ def _check_utf8(path: Path) -> None:
                 raise InputError(f"dataset: {file} is not UTF-8 (byte {byte:#04x} at {error.start})") from error
 
 
-def _options(path: Path) -> dict[str, Any]:
-    return {"delimiter": "\t"} if path.suffix == ".tsv" else {}
-
-
 def _reason(error: BaseException) -> str:
     """The innermost cause in one line: `datasets` wraps what really happened."""
-    while error.__cause__ is not None or error.__context__ is not None:
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    innermost = list(causes(error))[-1]
+    return next(iter(str(innermost).splitlines()), type(innermost).__name__)
 
 
 def _column(split: Any, name: str, path: Path) -> list[str]:

@@ -1,77 +1,95 @@
-"""Checkpoints with Orbax: every few epochs, the best and the latest two, written while the next epoch runs."""
+"""Checkpoints with Orbax: every few epochs, the best and the latest two, written while the next epoch runs.
+
+What is read is what was written: `checkpoint_folder` sees to that.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Collection, Iterator
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from newllm_jax.config import RunConfig
-from newllm_jax.errors import InputError, disk_fault
+from newllm_jax.errors import InputError, Note, disk_fault
+from newllm_jax.training.checkpoint_folder import contents, epoch_folder, epochs_in, read_record, read_trees
 from newllm_jax.training.clock import Clock
-from newllm_jax.training.history import Entry
+from newllm_jax.training.history import Entry, History, best_epoch
+from newllm_jax.training.manifest import Damaged, Owner, manifest
 from newllm_jax.training.step import Params, TrainState
+
+DELETED = ".deleted-"
+
+Keep: TypeAlias = Callable[[Sequence[int], History], Collection[int]]  # (epochs with a checkpoint, rising; history)
+
+
+def every_few_epochs(every: int) -> Keep:
+    """Which checkpoints stay: every few epochs, the best, and the latest two, so that a damaged one costs an epoch."""
+
+    def keep(epochs: Sequence[int], history: History) -> set[int]:
+        return {*(epoch for epoch in epochs if epoch % every == 0), *epochs[-2:], best_epoch(history)}
+
+    return keep
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What one holds: the state after `epoch`, and the run's record (JSON: history, seconds)."""
+    """What one holds: the state after `epoch`, and the record (JSON: history, seconds).
+
+    `is_verified`: whether it has a manifest; those of version 0.1.0 have none.
+    """
 
     epoch: int
     state: TrainState
     record: dict[str, Any]
+    is_verified: bool
 
 
 class Checkpoints:
-    """The checkpoints of one run. Use it as a context: leaving waits for what is being written.
+    """The checkpoints of one training. Use it as a context: leaving waits for what is being written.
 
-    The latest two are always kept, so that one damaged file never costs more than an epoch.
+    A checkpoint is a folder `epoch_N`. It has its name when it is whole, and loses it before it is deleted.
     """
 
-    def __init__(self, folder: Path, every: int = 1, read_only: bool = False) -> None:
-        keep = preservation_policy.AnyPreservationPolicy([
-            preservation_policy.LatestN(2),
-            preservation_policy.EveryNSteps(every),
-            preservation_policy.BestN(get_metric_fn=_loss_then_epoch, reverse=True, n=1),
-        ])  # fmt: skip
-        self.folder = folder.absolute()
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=keep,
-            step_prefix="epoch",
-            create=not read_only,  # Orbax's own `read_only` warns on every use
-            cleanup_tmp_directories=not read_only,
-            save_root_metadata=not read_only,
-        )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+    def __init__(self, folder: Path, owner: Owner, keep: Keep | None = None) -> None:
+        """`keep`: which checkpoints stay; all of them where None."""
+        self.folder, self._owner, self._keep = folder.absolute(), owner, keep
+        self._history: History = ()
+        self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.iterdir():  # of a process that was killed
+            if leftover.name.startswith(DELETED) or ".orbax-checkpoint-tmp" in leftover.name:
+                shutil.rmtree(leftover)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         with self._writing():
-            self._manager.close()
+            self._checkpointer.close()
 
     @property
     def epochs(self) -> list[int]:
         """The epochs that have a checkpoint, rising."""
-        return sorted(self._manager.all_steps())
+        return epochs_in(self.folder)
 
-    def save(self, epoch: int, state: TrainState, record: dict[str, Any], val_loss: float) -> None:
-        """Starts writing; returns once the arrays are copied.
+    def save(self, epoch: int, state: TrainState, history: History, record: Mapping[str, Any] | None = None) -> None:
+        """Starts writing; returns once the arrays are copied and hashed.
+
+        Args:
+          record: what else the checkpoint holds (JSON).
 
         Raises:
           InputError: the disk has no room (nothing that is already there is harmed).
         """
+        self.wait()
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(self.folder).free
         if free < 1.2 * needed:
@@ -79,15 +97,22 @@ class Checkpoints:
                 f"{self.folder}: no room for the checkpoint of epoch {epoch} ({needed / 1e6:.1f} MB needed, "
                 f"{free / 1e6:.1f} MB free); make room and resume from epoch {max(self.epochs, default=0)}"
             )
-        arrays = {name: ocp.args.StandardSave(tree) for name, tree in _trees(state).items()}  # type: ignore[call-arg]
-        items = ocp.args.Composite(record=ocp.args.JsonSave(record), **arrays)  # type: ignore[call-arg]
+        trees = _trees(state)
+        content = manifest(self._owner, epoch, trees, {**(record or {}), "history": [*history]})
+        self._history = [*history]
         with self._writing():
-            self._manager.save(epoch, args=items, metrics={"val_loss": val_loss, "epoch": epoch})
+            self._checkpointer.save(self._path(epoch), contents(content, trees))
 
     def wait(self) -> None:
-        """Returns when everything is on the disk. Raises InputError where it has no room."""
+        """Returns when everything is on the disk and no more than what is to stay.
+
+        Raises:
+          InputError: the disk has no room.
+        """
         with self._writing():
-            self._manager.wait_until_finished()
+            self._checkpointer.wait_until_finished()
+            if self._keep and self._history:
+                self.keep_only(self._keep(self.epochs, self._history))
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -101,69 +126,77 @@ class Checkpoints:
             whole = f"the checkpoints up to epoch {max(self.epochs)} are whole" if self.epochs else "no checkpoint yet"
             raise InputError(f"{self.folder}: {fault}; {whole}; make room and resume") from error
 
-    def latest(self, like: TrainState) -> tuple[Checkpoint | None, list[int]]:
-        """The latest checkpoint that can be read, on the default device, and the epochs of later, damaged ones.
+    def latest(
+        self, like: TrainState, needed: Callable[[History], int] = best_epoch
+    ) -> tuple[Checkpoint | None, dict[int, str]]:
+        """The latest checkpoint that is whole, on the default device, and what is wrong with later ones, by epoch.
 
         Args:
           like: a state of the same shapes; its values are not used.
+          needed: the epoch whose parameters are read in the end: a checkpoint without them is of no use.
 
         Raises:
-          InputError: there are checkpoints, and none of them can be read.
+          InputError: there are checkpoints, and none of them is whole.
         """
-        damaged: list[int] = []
+        damaged: dict[int, str] = {}
         for epoch in reversed(self.epochs):
             try:
-                arrays = {name: _restore_like(tree) for name, tree in _trees(like).items()}
-                items = ocp.args.Composite(record=ocp.args.JsonRestore(), **arrays)
-                found = self._manager.restore(epoch, args=items)
-                state = dataclasses.replace(like, **{name: _unpinned(found[name]) for name in arrays})
-                return Checkpoint(epoch, state, found["record"]), damaged
-            except Exception:  # whatever a damaged file makes Orbax raise, the one before it is tried
-                damaged.append(epoch)
+                trees, record, is_verified = read_trees(self._path(epoch), self._owner, epoch, _trees(like))
+                self._check_chosen(needed(record["history"]), epoch, like.params)
+                return Checkpoint(epoch, dataclasses.replace(like, **trees), record, is_verified), damaged
+            except Damaged as fault:
+                damaged[epoch] = str(fault)
         if damaged:
-            raise InputError(f"{self.folder}: none of the checkpoints can be read (epochs {damaged})")
-        return None, []
+            raise InputError(f"{self.folder}: none of the checkpoints can be used: {_listed(damaged)}")
+        return None, {}
 
     def resume(
-        self, state: TrainState, config: RunConfig, clock: Clock, narrate: Callable[[str], None], what: str = ""
+        self,
+        state: TrainState,
+        config: RunConfig,
+        clock: Clock,
+        narrate: Callable[[str], None],
+        needed: Callable[[History], int] = best_epoch,
     ) -> tuple[TrainState, list[Entry]]:
-        """State and history after the latest checkpoint that can be read; later, damaged ones are deleted.
+        """State and history after the latest checkpoint that is whole; later, damaged ones are deleted.
 
         Args:
           state: the initial state, returned with no history where there is no checkpoint.
           clock: counts the seconds that the run took up to then.
           narrate: receives the lines that tell what was found.
-          what: of which training, in those lines: "stage 2, ".
+          needed: as in `latest`.
 
         Raises:
-          InputError: none of the checkpoints can be read, or there are more epochs than `num_epochs`.
+          InputError: none of the checkpoints is whole, or there are more epochs than `num_epochs`.
         """
-        found, damaged = self.latest(state)
+        found, damaged = self.latest(state, needed)
+        of_part = f"{self._owner.part.replace('_', ' ')}, " if self._owner.part else ""
         if damaged:
-            narrate(f"damaged checkpoints, skipped: those of {what}epochs {damaged}")
+            narrate(f"{of_part}damaged checkpoints, skipped: {_listed(damaged)}")
         if found is None:
             return state, []
         if found.epoch > config.num_epochs:
             raise InputError(
-                f"num_epochs: {self.folder.parent} has {found.epoch} epochs already, not {config.num_epochs}"
+                f"num_epochs: {of_part}{self.folder} has {found.epoch} epochs already, not {config.num_epochs}"
             )
-        self.drop_after(found.epoch)  # after the check, so that a refused command changes nothing
+        if not found.is_verified:
+            narrate(f"note        {of_part}the checkpoint of epoch {found.epoch} is from before checkpoints had "
+                    "manifests: damage to its numbers cannot be noticed")  # fmt: skip
+        for later in [epoch for epoch in self.epochs if epoch > found.epoch]:  # the resumed run fills their places
+            self._delete(later)
         clock.resume(found.record["seconds"])
-        narrate(f"{what}continuing after epoch {found.epoch}")
-        return found.state, found.record["history"]
+        narrate(f"{of_part}continuing after epoch {found.epoch}")
+        self._history = found.record["history"]
+        return found.state, [*found.record["history"]]
 
     def record(self) -> dict[str, Any]:
-        """The record of the latest checkpoint that can be read.
-
-        Raises:
-          InputError: there is none.
-        """
+        """The record of the latest checkpoint that has a whole one; {} where none has."""
         for epoch in reversed(self.epochs):
             try:
-                return self._manager.restore(epoch, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
-            except Exception:  # damaged: the one before it is tried
+                return self._record(epoch)
+            except Damaged:
                 continue
-        raise InputError(f"{self.folder}: no checkpoint that can be read")
+        return {}
 
     def params(self, epoch: int, like: Params) -> Params:
         """The parameters after `epoch`, on the default device.
@@ -172,39 +205,77 @@ class Checkpoints:
           InputError: that checkpoint is missing or damaged.
         """
         try:
-            found = self._manager.restore(epoch, args=ocp.args.Composite(params=_restore_like(like)))
-            return _unpinned(found["params"])
-        except Exception as error:  # whatever a damaged file makes Orbax raise
-            raise InputError(f"{self.folder}: the checkpoint of epoch {epoch} cannot be read") from error
-
-    def drop_after(self, epoch: int) -> None:
-        """Deletes the checkpoints of later epochs: damaged ones, whose places the resumed run will fill again."""
-        for later in [found for found in self.epochs if found > epoch]:
-            self._manager.delete(later)
+            return self._read_params(epoch, like)
+        except Damaged as fault:
+            raise InputError(f"{self.folder}: the checkpoint of epoch {epoch} cannot be used: {fault}") from fault
 
     def keep_only(self, epochs: Collection[int]) -> None:
-        """Deletes all other checkpoints, of a training that is finished and will not continue."""
+        """Deletes all other checkpoints."""
         for other in set(self.epochs) - set(epochs):
-            self._manager.delete(other)
+            self._delete(other)
+
+    def _path(self, epoch: int) -> Path:
+        return epoch_folder(self.folder, epoch)
+
+    def _delete(self, epoch: int) -> None:
+        """Renames first: a deletion that is cut short leaves nothing that looks like a checkpoint."""
+        doomed = self.folder / f"{DELETED}epoch_{epoch}"
+        self._path(epoch).rename(doomed)
+        shutil.rmtree(doomed)
+
+    def _check_chosen(self, chosen: int, epoch: int, like: Params) -> None:
+        """Raises Damaged where the parameters that are read in the end, of an earlier epoch, are not whole."""
+        try:
+            if chosen != epoch:
+                self._read_params(chosen, like)
+        except Damaged as fault:
+            raise Damaged(f"the best one, of epoch {chosen}: {fault}") from fault
+
+    def _record(self, epoch: int) -> dict[str, Any]:
+        return read_record(self._path(epoch), self._owner, epoch)
+
+    def _read_params(self, epoch: int, like: Params) -> Params:
+        return read_trees(self._path(epoch), self._owner, epoch, {"params": like})[0]["params"]
 
 
-def _loss_then_epoch(metrics: Any) -> Any:
-    """What the best checkpoint has least of: of equal losses the first epoch, as `history.best_epoch` has it."""
-    return metrics["val_loss"], metrics.get("epoch", 0)
+def read_chosen(
+    folder: Path, owner: Owner, like: Params, choose: Callable[[History], int] = best_epoch
+) -> tuple[int, Params, dict[str, Any]]:
+    """The parameters that a training ended with: their epoch, they, and the record they were chosen by.
+
+    Changes nothing on disk. Where the latest checkpoint or its choice is damaged, the one before is
+    tried, with a `Note`.
+
+    Args:
+      folder: of the checkpoints of the training.
+      choose: (history) -> the epoch whose parameters are asked for.
+
+    Raises:
+      InputError: there is no checkpoint, or none is whole.
+    """
+    damaged: dict[int, str] = {}
+    for epoch in reversed(epochs_in(folder)):
+        try:
+            record = read_record(epoch_folder(folder, epoch), owner, epoch)
+            wanted = choose(record["history"])
+            trees, _, _ = read_trees(epoch_folder(folder, wanted), owner, wanted, {"params": like})
+        except Damaged as fault:
+            damaged[epoch] = str(fault)
+            continue
+        if damaged:
+            used = f"the parameters of epoch {wanted} are used"
+            warnings.warn(f"{folder}: {_listed(damaged)}; {used}", Note, stacklevel=2)
+        return wanted, trees["params"], record
+    if damaged:
+        raise InputError(f"{folder}: none of the checkpoints can be used: {_listed(damaged)}")
+    raise InputError(f"{folder.parent}: has no checkpoint yet")
+
+
+def _listed(damaged: Mapping[int, str]) -> str:
+    return "; ".join(f"epoch {epoch}: {fault}" for epoch, fault in damaged.items())
 
 
 def _trees(state: TrainState) -> dict[str, Any]:
     """The parts of a state by their names. Absent ones (None) are not saved."""
     parts = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     return {name: tree for name, tree in parts.items() if tree is not None}
-
-
-def _restore_like(tree: Any) -> Any:
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
-    return ocp.args.StandardRestore(abstract)  # type: ignore[call-arg]
-
-
-def _unpinned(tree: Any) -> Any:
-    """Copies of arrays that are committed to no device: JAX would compile again for committed ones."""
-    return jax.tree.map(lambda leaf: jnp.array(np.asarray(leaf)), tree)

@@ -15,6 +15,10 @@ class Clock:
         """Counts the seconds that a checkpoint recorded; of several, the most."""
         self._before = max(self._before, seconds)
 
+    def since_start(self) -> float:
+        """The seconds since the run was started or resumed."""
+        return time.monotonic() - self._started
+
     def seconds(self) -> float:
         """By now."""
-        return self._before + time.monotonic() - self._started
+        return self._before + self.since_start()

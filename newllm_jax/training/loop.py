@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,6 +18,7 @@ from newllm_jax.training.history import Entry, History, is_finished
 from newllm_jax.training.losses import Sums, mean_metrics
 from newllm_jax.training.split import Data, Split
 from newllm_jax.training.step import EvalFn, Totals, TrainState, UpdateFn
+from newllm_jax.training.stopping import Stopping
 
 if TYPE_CHECKING:  # Orbax takes time to import, and a dry run does not use it
     from newllm_jax.training.checkpoint import Checkpoints
@@ -77,7 +78,7 @@ def run_epoch(
     order: jax.Array,
     key: jax.Array,
     pieces: Pieces,
-    on_piece: Callable[[int, Sums], None],
+    on_piece: Callable[[int, Sums, float], None],
 ) -> tuple[TrainState, Totals]:
     """All updates of one epoch: the first `pieces.limit` batches of `order`.
 
@@ -91,9 +92,10 @@ def run_epoch(
         seen: Totals = jax.device_get(totals)
         if not (np.isfinite(seen.sums.loss) and np.isfinite(seen.grad_norm)):
             raise NumericalError(f"a loss or gradient is not finite in updates {done + 1} to {stop}")
-        pieces.learn(time.monotonic() - started)
+        elapsed = time.monotonic() - started
+        pieces.learn(elapsed)
         done = stop
-        on_piece(done, seen.sums)
+        on_piece(done, seen.sums, elapsed)
         if done == steps and state.loss_scale is not None and not seen.sums.count:
             raise NumericalError("no update had a finite loss")
     return state, totals
@@ -102,17 +104,18 @@ def run_epoch(
 def fit(
     training: Training,
     state: TrainState,
-    train: Split,
-    validation: Split,
+    splits: Mapping[str, Split],
     config: RunConfig,
     checkpoints: Checkpoints,
     observer: Observer,
+    stopping: Stopping,
     history: History = (),
     record: Callable[[], dict[str, Any]] = dict,
 ) -> tuple[TrainState, list[Entry]]:
     """Trains from where `history` ends to `num_epochs`, or until the patience is exhausted.
 
     Args:
+      splits: `train` and `validation`.
       history: the entries of the epochs that `state` has behind it.
       record: what else the record of every checkpoint holds (JSON), called when it is written.
 
@@ -122,23 +125,29 @@ def fit(
     Raises:
       NumericalError: a loss or gradient that is not finite; the last good checkpoint stays.
       InputError: no room for a checkpoint.
+      Stopped: after a piece or an epoch, as `stopping` says; the checkpoints of the epochs by then become whole.
     """
+    train, validation = splits["train"], splits["validation"]
     history, steps = list(history), train.steps(config.batch_size)
     pieces = Pieces(steps)
     while not is_finished(history, config):
+        stopping.check("epoch", "checkpoint")
         epoch, started = len(history) + 1, time.monotonic()
         order = train.shuffled(config.batch_size, config.seed, epoch)
         key = jax.random.fold_in(jax.random.key(config.seed), epoch)
 
-        def on_piece(done: int, sums: Sums, epoch: int = epoch, started: float = started) -> None:
+        def on_piece(done: int, sums: Sums, elapsed: float, epoch: int = epoch, started: float = started) -> None:
             rate = int(sums.count) / (time.monotonic() - started)
             observer.progress(epoch, done, steps, mean_metrics(sums)["loss"], rate)
+            stopping.took("piece", elapsed)
+            stopping.check("piece", "validation", "checkpoint")
 
         skipped_before = _skipped(state)
         try:
             state, totals = run_epoch(training.updates, state, train.data, order, key, pieces, on_piece)
             train_seconds = time.monotonic() - started
-            validated = evaluate(training.evaluate, state.evaluated, validation, config.batch_size)
+            with stopping.timed("validation"):
+                validated = evaluate(training.evaluate, state.evaluated, validation, config.batch_size)
             if not math.isfinite(validated["loss"]):
                 raise NumericalError("the validation loss is not finite")
         except NumericalError as error:
@@ -160,10 +169,10 @@ def fit(
         }
         if state.loss_scale is not None:
             entry["skipped_updates"] = skipped
+        stopping.took("epoch", entry["seconds"])
         history.append(entry)
         observer.epoch(entry)
-        # A copy: the record is written while the next epoch runs, which adds to the history.
-        checkpoints.save(epoch, state, {**record(), "history": [*history]}, entry["val_loss"])
+        checkpoints.save(epoch, state, history, record())
     checkpoints.wait()
     return state, history
 

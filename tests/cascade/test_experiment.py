@@ -14,11 +14,13 @@ import newllm_jax
 from newllm_jax.cascade import experiment, extraction
 from newllm_jax.cascade.experiment import train_cascade
 from newllm_jax.cascade.plan import plan_cascade
+from newllm_jax.cascade.run import stage_owner
 from newllm_jax.config import CascadeConfig
 from newllm_jax.errors import InputError
+from newllm_jax.records.directory import RunDir
 from newllm_jax.smollm.base import load_base_and_data, source_warnings
 from newllm_jax.smollm.pretrained import load_smollm2
-from newllm_jax.training.checkpoint import Checkpoints
+from newllm_jax.training.checkpoint_folder import read_trees
 
 TIMINGS = {"tokens_per_second", "seconds"}
 
@@ -118,15 +120,37 @@ def test_last_and_best_weights_are_both_kept(tiny, whole, tmp_path):
     kept = {path.name for path in (whole.run_dir / "checkpoints" / "stage_1").iterdir() if path.is_dir()}
     assert kept == {f"epoch_{stage['last']['epoch']}", f"epoch_{stage['best']['epoch']}"}
     restored = newllm_jax.restore(whole.run_dir).stages[0].params
-    with Checkpoints(whole.run_dir / "checkpoints" / "stage_1", read_only=True) as checkpoints:
-        for which, equal in (("last", True), ("best", False)):
-            params = checkpoints.params(stage[which]["epoch"], restored)
-            pairs = zip(jax.tree.leaves(params), jax.tree.leaves(restored), strict=True)
-            assert all((a == b).all() for a, b in pairs) == equal
+    owner = stage_owner(RunDir.open(whole.run_dir), 1)
+    for which, equal in (("last", True), ("best", False)):
+        folder = whole.run_dir / "checkpoints" / "stage_1" / f"epoch_{stage[which]['epoch']}"
+        trees, _, _ = read_trees(folder, owner, stage[which]["epoch"], {"params": restored})
+        pairs = zip(jax.tree.leaves(trees["params"]), jax.tree.leaves(restored), strict=True)
+        assert all((a == b).all() for a, b in pairs) == equal
     best = train(tiny.override({"stage_weights": "best"}), tmp_path).results
     assert figures(best)["stages"][0] == figures(whole.results)["stages"][0]
     assert best["stages"][1]["threshold"] != whole.results["stages"][1]["threshold"]
     assert best["ensemble"][1]["val_loss"] != whole.results["ensemble"][1]["val_loss"]
+
+
+def test_stages_that_are_swapped_or_missing_are_told(whole, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole.run_dir, run_dir)
+    first, second, third = (run_dir / "checkpoints" / f"stage_{number}" for number in (1, 2, 3))
+    second.rename(tmp_path / "second")
+    with pytest.raises(InputError, match="has no checkpoint yet"):
+        newllm_jax.restore(run_dir)
+    first.rename(second)
+    (tmp_path / "second").rename(first)
+    with pytest.raises(InputError, match="stage_1: none of the .* part 'stage_2', not 'stage_1'"):
+        newllm_jax.restore(run_dir)
+    first.rename(tmp_path / "second")
+    second.rename(first)
+    (tmp_path / "second").rename(second)
+    shutil.rmtree(third)
+    with pytest.raises(InputError, match=r"has 2 of its 3 stages; cascade.py --resume .* trains the others again"):
+        newllm_jax.restore(run_dir)
+    assert figures(train_cascade(resume=run_dir, narrate=quiet).results) == figures(whole.results)
+    assert len(newllm_jax.restore(run_dir).stages) == 3
 
 
 def interrupt(monkeypatch, stage: int, epoch: int) -> None:

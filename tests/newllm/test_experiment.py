@@ -14,6 +14,7 @@ import pytest
 
 import newllm_jax
 from newllm_jax.config import NewLLMConfig, load_config
+from newllm_jax.content import sealed
 from newllm_jax.errors import InputError, NumericalError
 from newllm_jax.newllm import experiment, updates
 from newllm_jax.newllm.experiment import train_newllm
@@ -66,7 +67,7 @@ def rewrite_config(run_dir: Path, **settings) -> None:
     """As if the run had been started with these settings."""
     stored = json.loads((run_dir / "config.json").read_text())
     stored["config"] |= settings
-    (run_dir / "config.json").write_text(json.dumps(stored))
+    (run_dir / "config.json").write_text(json.dumps(sealed(stored)))
 
 
 @pytest.mark.quick
@@ -103,8 +104,8 @@ def test_fp16_skips_what_overflows_and_resumes_bit_for_bit(fp16, whole, tmp_path
 
     latest = Checkpoints.latest
 
-    def forgetting_the_scale(self, like):
-        found, damaged = latest(self, like)
+    def forgetting_the_scale(self, like, needed):
+        found, damaged = latest(self, like, needed)
         state = dataclasses.replace(found.state, loss_scale=like.loss_scale)
         return dataclasses.replace(found, state=state), damaged
 
@@ -291,8 +292,7 @@ def test_a_run_stopped_between_its_last_epoch_and_its_results_gets_them(half, wh
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiment, "write_report", stopped)
-    monkeypatch.setattr(experiment.RunDir, "write_json", lambda *_: None)
+    monkeypatch.setattr(experiment, "results_footer", stopped)
     with pytest.raises(KeyboardInterrupt):
         train_newllm(resume=half, overrides={"num_epochs": 4}, narrate=quiet)
     monkeypatch.undo()

@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from newllm_jax.errors import InputError
+from newllm_jax.content import json_sha256, sealed
+from newllm_jax.errors import InputError, Note
 from newllm_jax.records.directory import RunDir
 
 
@@ -22,7 +23,7 @@ def test_names_never_collide(tmp_path, monkeypatch):
 
 def test_one_process_at_a_time(tmp_path):
     run = RunDir.create(tmp_path, "mine")
-    run.write_json("config.json", {})
+    run.begin({})
     hold = (
         "import sys; from newllm_jax.records.directory import RunDir\n"
         "with RunDir.open(sys.argv[1]): print(1, flush=True); input()"
@@ -48,7 +49,7 @@ def test_a_new_directory_that_never_was_a_run_vanishes(tmp_path):
         raise KeyError
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(KeyError), RunDir.create(tmp_path, "mine") as run:
-        run.write_json("config.json", {})
+        run.begin({})
         raise KeyError
     assert list(tmp_path.iterdir()) == [run.path]
     with RunDir.open(run.path):
@@ -60,7 +61,7 @@ def test_json_has_no_infinity(tmp_path):
     run = RunDir.create(tmp_path, "mine")
     run.write_json("results.json", {"val_ppl": math.inf, "all": [math.nan, (1.5, -math.inf)], "né": 1})
     assert "Infinity" not in (run.path / "results.json").read_text()
-    assert run.read_json("results.json") == {"val_ppl": None, "all": [None, [1.5, None]], "né": 1}
+    assert run.read_json("results.json") == sealed({"val_ppl": None, "all": [None, [1.5, None]], "né": 1})
 
 
 def test_files_that_are_missing_or_damaged_are_named(tmp_path):
@@ -69,8 +70,42 @@ def test_files_that_are_missing_or_damaged_are_named(tmp_path):
         run.read_json("results.json")
     for content in (b'{"half', b"\xff"):
         (run.path / "results.json").write_bytes(content)
+        with pytest.raises(InputError, match=r"results\.json: "):
+            run.read_json("results.json")
+
+
+def test_an_edited_file_is_not_what_the_run_wrote(tmp_path):
+    run = RunDir.create(tmp_path, "mine")
+    run.write_json("results.json", {"schema_version": 2, "val_loss": 3.25})
+    whole = (run.path / "results.json").read_text()
+    for edited in (whole.replace("3.25", "3.15"), whole.replace("sha256", "sha255"), whole.replace("val_", "Val_")):
+        (run.path / "results.json").write_text(edited)
         with pytest.raises(InputError, match=r"results\.json: damaged"):
             run.read_json("results.json")
+    (run.path / "results.json").write_text('{"schema_version": 1, "val_loss": 3.25}')  # as version 0.1.0 wrote it
+    assert run.read_json("results.json")["val_loss"] == 3.25
+
+
+def test_settings_are_read_from_the_copy_where_they_are_damaged(tmp_path):
+    run = RunDir.create(tmp_path, "mine")
+    run.begin({"schema_version": 2, "config": {"seed": 3}})
+    file = run.path / "config.json"
+    file.write_text(file.read_text().replace("3", "4"))
+    with pytest.warns(Note, match=r"config\.json: damaged .* read .*checkpoints/config\.json instead"):
+        again = RunDir.open(run.path)
+    assert (again.description["config"], again.run_id) == ({"seed": 3}, run.run_id)
+    (run.path / "checkpoints" / "config.json").unlink()
+    with pytest.raises(InputError, match=r"mine-.*/config\.json: damaged"):
+        RunDir.open(run.path)
+
+
+def test_a_file_that_belongs_to_the_settings_is_checked(tmp_path):
+    run, words = RunDir.create(tmp_path, "mine"), ["a", "b", "c"]
+    run.begin({"files": {"vocabulary.json": json_sha256(words)}}, {"vocabulary.json": words})
+    assert run.read_json("vocabulary.json") == words
+    run.write_json("vocabulary.json", ["b", "a", "c"])
+    with pytest.raises(InputError, match=r"vocabulary\.json: damaged, or changed .* --resume .* writes it again"):
+        run.read_json("vocabulary.json")
 
 
 def test_metrics_are_a_line_each(tmp_path):
@@ -91,7 +126,7 @@ def test_a_line_that_does_not_fit_leaves_no_half(tmp_path):
     code = (
         "import resource, sys; from pathlib import Path; from newllm_jax.records.directory import RunDir\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20, 20))\n"
-        "RunDir(Path(sys.argv[1])).append_metrics({'epoch': 2})"
+        "RunDir(Path(sys.argv[1]), {}).append_metrics({'epoch': 2})"
     )
     ran = subprocess.run([sys.executable, "-c", code, str(run.path)], capture_output=True, text=True)
     assert "No space left on device" in ran.stderr and "metrics.jsonl" in ran.stderr

@@ -33,9 +33,9 @@ class Saved(list):
     def __init__(self):
         self.records = []
 
-    def save(self, epoch, state, record, val_loss):
+    def save(self, epoch, state, history, record):
         self.append(epoch)
-        self.records.append(record)
+        self.records.append({**record, "history": list(history)})
 
     def wait(self):
         pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,19 +14,20 @@ import numpy as np
 from newllm_jax.cascade.ensemble import TrainedStage
 from newllm_jax.cascade.extraction import Tokens, run_stage
 from newllm_jax.cascade.hardness import hardness_threshold, select_hard
-from newllm_jax.cascade.run import chosen_epoch, stage_folder
+from newllm_jax.cascade.run import chosen_epoch, stage_folder, stage_owner
 from newllm_jax.cascade.stage.model import init_stage
 from newllm_jax.cascade.stage.updates import StageTraining
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.progress import Narrate, TrainingProgress, progress_bar
 from newllm_jax.records.trackers import open_tracker
-from newllm_jax.training.checkpoint import Checkpoints
+from newllm_jax.training.checkpoint import Checkpoints, every_few_epochs
 from newllm_jax.training.clock import Clock
 from newllm_jax.training.history import History, at_epoch, best_epoch, is_finished, stopped_early
 from newllm_jax.training.loop import fit
 from newllm_jax.training.loss_scale import initial_loss_scale
 from newllm_jax.training.split import Split
 from newllm_jax.training.step import init_state
+from newllm_jax.training.stopping import Stopping
 
 SPLITS = ("train", "validation")
 TokenSplits = dict[str, Tokens]
@@ -52,6 +54,7 @@ def train_stage(
     tokens: TokenSplits,
     earlier: Sequence[FinishedStage],
     clock: Clock,
+    stopping: Stopping,
     narrate: Narrate,
 ) -> FinishedStage:
     """Trains the next stage on the hard tokens among `tokens`, or continues its training.
@@ -71,21 +74,22 @@ def train_stage(
     state = init_state(
         init_stage(shared.stage, config.seed, number), shared.optimizer, initial_loss_scale(shared.stage.precision)
     )
-    with Checkpoints(stage_folder(run, number), config.checkpoint_every) as checkpoints:
-        state, history = checkpoints.resume(state, config, clock, narrate, f"stage {number}, ")
+    owner = stage_owner(run, number)
+    with Checkpoints(stage_folder(run, number), owner, every_few_epochs(config.checkpoint_every)) as checkpoints:
+        state, history = checkpoints.resume(state, config, clock, narrate, partial(chosen_epoch, config=config))
         before = _numbered([stage.entry["epochs"] for stage in earlier])
         run.write_metrics([*before, *_numbered([history], number)])
         if not is_finished(history, config):
             _delete_later_stages(run, number)
             # All stages run the programs that are compiled for the first, which has the most tokens.
             largest = earlier[0].hard if earlier else hard
-            train, validation = (on_device(hard[split], len(largest[split])) for split in SPLITS)
+            splits = {split: on_device(hard[split], len(largest[split])) for split in SPLITS}
             tracker = open_tracker(config.tracker, run, config.to_dict())
             with TrainingProgress(
                 run, tracker, config.num_epochs, history, stage=number, epochs_before=len(before)
             ) as progress:
                 state, history = fit(
-                    shared.training, state, train, validation, config, checkpoints, progress, history,
+                    shared.training, state, splits, config, checkpoints, progress, stopping, history,
                     record=lambda: {"threshold": thresholds["train"], "seconds": clock.seconds()},
                 )  # fmt: skip
         chosen = chosen_epoch(history, config)
@@ -95,10 +99,10 @@ def train_stage(
     return FinishedStage(trained, _entry(number, thresholds, hard, history, shared), hard)
 
 
-def hand_on(shared: StageTraining, number: int, finished: FinishedStage) -> TokenSplits:
+def hand_on(shared: StageTraining, number: int, finished: FinishedStage, stopping: Stopping) -> TokenSplits:
     """The outputs of stage `number` for its hard tokens."""
     with progress_bar(f"stage {number}: hidden states", sum(map(len, finished.hard.values()))) as advance:
-        params = jax.device_put(finished.trained.params)
+        params, advance = jax.device_put(finished.trained.params), stopping.between("hidden states", advance)
         return {
             split: run_stage(shared.strict, params, tokens, shared.config.criterion, advance)
             for split, tokens in finished.hard.items()

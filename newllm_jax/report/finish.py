@@ -1,0 +1,31 @@
+"""The last files of a run: its results, then the report and the curves that are made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from newllm_jax.records.directory import RunDir
+
+REPORT = "report.md"  # the last file that a run writes
+
+WriteReport = Callable[[RunDir, dict[str, Any]], Path]
+
+
+def write_results(
+    run: RunDir, results: dict[str, Any], write_report: WriteReport
+) -> tuple[dict[str, Any], Path]:  # fmt: skip
+    """Writes `results.json` and the report; returns the former's content and the latter's path.
+
+    A report of earlier results vanishes first.
+    """
+    (run.path / REPORT).unlink(missing_ok=True)
+    written = run.write_json("results.json", results)
+    return written, write_report(run, written)
+
+
+def complete(run: RunDir, results: dict[str, Any], write_report: WriteReport) -> None:
+    """Writes the report of a finished run that was killed before it had one."""
+    if not (run.path / REPORT).is_file():
+        write_report(run, results)

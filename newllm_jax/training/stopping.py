@@ -1,0 +1,72 @@
+"""When a run ends before its last epoch: it is asked to, or its time limit is too close for what comes next."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+from newllm_jax.config import RunConfig
+from newllm_jax.errors import Stopped
+from newllm_jax.training.clock import Clock
+
+Asked: TypeAlias = Callable[[], bool]  # whether the run should stop; called after each second or so of work
+
+REMEMBERED = 5  # durations of each part: what is compiled the first time is soon forgotten
+MARGIN = 1.2  # how much longer the next one may take
+RESERVE = 3.0  # seconds, for the start and the end of the process
+
+
+def never() -> bool:
+    """Nobody asks a run to stop."""
+    return False
+
+
+class Stopping:
+    """Looks between the parts of a run (an update or some, a validation, a checkpoint) whether it should stop there."""
+
+    def __init__(self, clock: Clock, run: Path, config: RunConfig, asked: Asked = never) -> None:
+        self._clock, self._run, self._config, self._asked = clock, run, config, asked
+        self._taken: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
+
+    def check(self, *parts: str) -> None:
+        """Looks whether there is time for what comes next.
+
+        Args:
+          parts: what that is. Each may take as long as the longest of the last ones did; what never was takes none.
+
+        Raises:
+          Stopped: there is too little time, or the run is asked to stop.
+        """
+        if self._asked():
+            raise Stopped(f"--resume {self._run} continues")
+        needed = sum(max(self._taken[part], default=0.0) for part in parts)
+        if self._clock.since_start() + MARGIN * needed + RESERVE > self._config.limit_seconds:
+            raise Stopped(f"before the time limit of {self._config.time_limit}; --resume {self._run} continues")
+
+    def took(self, part: str, seconds: float) -> None:
+        """Remembers how long a part took."""
+        self._taken[part].append(seconds)
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Remembers how long a part takes."""
+        started = time.monotonic()
+        yield
+        self.took(part, time.monotonic() - started)
+
+    def between(self, part: str, advance: Callable[[int], None]) -> Callable[[int], None]:
+        """`advance`, called after each of several like parts, that also looks whether to stop there."""
+        last = time.monotonic()
+
+        def look(done: int) -> None:
+            nonlocal last
+            advance(done)
+            last, before = time.monotonic(), last
+            self.took(part, last - before)
+            self.check(part)
+
+        return look

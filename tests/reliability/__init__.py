@@ -1,0 +1,1 @@
+"""What runs survive, counted by commands such as `python -m tests.reliability.kills`."""
