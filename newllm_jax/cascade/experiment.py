@@ -14,8 +14,9 @@ import numpy as np
 from newllm_jax.cascade.ensemble import TrainedStage, evaluate_ensemble
 from newllm_jax.cascade.extraction import Tokens, extract
 from newllm_jax.cascade.hardness import stage_counts
+from newllm_jax.cascade.plan import check_fits
 from newllm_jax.cascade.run import read_stages, restore_cascade
-from newllm_jax.cascade.stage.model import Stage, init_stage, stage_config
+from newllm_jax.cascade.stage.model import Stage, stage_config, stage_size
 from newllm_jax.cascade.stage.training import SPLITS, FinishedStage, TokenSplits, hand_on, train_stage
 from newllm_jax.cascade.stage.updates import StageTraining, build_stage_training, slow_update_warning
 from newllm_jax.config import CascadeConfig
@@ -71,12 +72,11 @@ def train_cascade(
     """
     clock = Clock()
     with ExitStack() as stack:
-        run, config = resume_or_start(stack, resume, config or CascadeConfig(), overrides)
+        run, config = resume_or_start(stack, resume, config, CascadeConfig, overrides)
         precision = resolve_precision(config.precision)
         with progress_bar("base model and data", 0):
             base, data = load_base_and_data(config)
-        for count in (data.train_tokens, data.validation_tokens):
-            stage_counts(count, config.hard_ratio, config.num_stages)
+        check_fits(config, base.model.config, data, precision)
         run = run or stack.enter_context(RunDir.create(run_root, run_name(name, base, data)))
         stopping = Stopping(clock, run.path, config, stop)
         stack.enter_context(Mirror(run.path, config.mirror, narrate, stopping.timer("mirror")))
@@ -171,14 +171,9 @@ def measure_ensemble(
         return evaluate_ensemble(tokens, stage, stages, config.criterion, count_parameters(base.params), advance)
 
 
-def stage_size(stage: Stage) -> int:
-    """The number of parameters of one stage."""
-    return count_parameters(jax.eval_shape(lambda: init_stage(stage, 0, 1)))
-
-
 def _describe_stage(entry: dict[str, Any], base: Pretrained, shared: StageTraining) -> dict[str, Any]:
     """A stage as `results.json` has it."""
-    number, config, size = entry["stage"], shared.config, stage_size(shared.stage)
+    number, config, size = entry["stage"], shared.config, stage_size(shared.stage.config)
     return {
         "stage": number,
         "added_layers": config.stage_layers,
@@ -195,7 +190,7 @@ def _narrate(
     narrate: Narrate, run: RunDir, config: CascadeConfig, base: Pretrained, data: AlpacaChunks, stage: Stage
 ) -> None:  # fmt: skip
     """Tells what a run resolved."""
-    size = stage_size(stage)
+    size = stage_size(stage.config)
     total = count_parameters(base.params) + config.num_stages * size
     facts = source_facts(base, data)
     facts["parameters"] = f"{total:,}: the frozen base and {config.num_stages} stages of {size:,}"

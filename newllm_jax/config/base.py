@@ -81,7 +81,7 @@ class RunConfig:
     )
     time_limit: str | None = setting(None, "time after which the run stops by itself, resumable: 11h, 90m, 3600s")
     mirror: str = setting(
-        "", "folder for a copy of the run directory, kept up to date; on Drive, say", least=0, most=4096
+        "", "folder in which a copy of the run directory is kept up to date, on Drive for instance", least=0, most=4096
     )
     tracker: Tracker = setting("none", "also log metrics to tensorboard or wandb")
 

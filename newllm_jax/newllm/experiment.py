@@ -70,7 +70,7 @@ def train_newllm(
     """
     clock = Clock()
     with ExitStack() as stack:
-        run, config = resume_or_start(stack, resume, config or NewLLMConfig(), overrides)
+        run, config = resume_or_start(stack, resume, config, NewLLMConfig, overrides)
         precision, data = training_precision(config), load_wikitext(config)
         check_fits(config, data, precision)
         model, summary = training_model(config, len(data.tokenizer), precision), data.summary(config.batch_size)

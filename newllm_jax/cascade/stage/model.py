@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from newllm_jax.cascade.stage.single_token import run_blocks
 from newllm_jax.config import Precision
 from newllm_jax.smollm.llama_config import LlamaConfig
-from newllm_jax.smollm.model import SmolLM2, rms_norm
-from newllm_jax.training.step import Params
+from newllm_jax.smollm.model import SmolLM2, parameter_shapes, rms_norm
+from newllm_jax.training.step import Params, count_parameters
 
 
 class Stage(nn.Module):
@@ -49,6 +49,11 @@ class Stage(nn.Module):
 def stage_config(base: LlamaConfig, layers: int) -> LlamaConfig:
     """The architecture of a stage on this base: its sizes, with `layers` layers and a tied head."""
     return replace(base, num_layers=layers, tie_embeddings=True)
+
+
+def stage_size(config: LlamaConfig) -> int:
+    """The number of parameters of a stage, from shapes alone."""
+    return count_parameters(parameter_shapes(config))
 
 
 @partial(jax.jit, static_argnums=0)
