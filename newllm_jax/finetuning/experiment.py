@@ -96,14 +96,10 @@ def finetune(
             if is_finished(history, config):
                 narrate("finished (raise num_epochs or patience to continue)")
                 if finished := finished_results(run, "epochs", len(history)):
-                    complete(run, finished, write_report)
-                    return RunResult(run.path, finished)
+                    return complete(run, finished, write_report)
             tracker = open_tracker(config.tracker, run, config.to_dict())
             with TrainingProgress(run, tracker, config.num_epochs, history) as progress:
-                state, history = fit(
-                    training, state, splits, config, checkpoints, progress, stopping, history,
-                    record=lambda: {"seconds": clock.seconds()},
-                )  # fmt: skip
+                state, history = fit(training, state, splits, config, checkpoints, progress, stopping, history)
         best = at_epoch(history, best_epoch(history))
         results = write_results(run, write_report, {
             **results_header(run, config, precision),

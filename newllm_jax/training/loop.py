@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -109,14 +109,14 @@ def fit(
     observer: Observer,
     stopping: Stopping,
     history: History = (),
-    record: Callable[[], dict[str, Any]] = dict,
+    record: Mapping[str, Any] = {},
 ) -> tuple[TrainState, list[Entry]]:
     """Trains from where `history` ends to `num_epochs`, or until the patience is exhausted.
 
     Args:
       splits: `train` and `validation`.
       history: the entries of the epochs that `state` has behind it.
-      record: what else the record of every checkpoint holds (JSON), called when it is written.
+      record: what the record of every checkpoint holds (JSON) beside the history and the seconds of the run.
 
     Returns:
       The last state, and the history with the new entries; by then all checkpoints are on disk.
@@ -155,7 +155,7 @@ def fit(
         stopping.took("epoch", history[-1]["seconds"])
         observer.epoch(history[-1])
         with stopping.timed("checkpoint"):
-            checkpoints.save(epoch, state, history, record())
+            checkpoints.save(epoch, state, history, {**record, "seconds": stopping.clock.seconds()})
             if config.time_limit:  # to know how long it takes until it is whole
                 checkpoints.wait()
     checkpoints.wait()
@@ -169,7 +169,7 @@ def _pause(
     checkpoints: Checkpoints,
     stopping: Stopping,
     history: History,
-    record: Callable[[], dict[str, Any]],
+    record: Mapping[str, Any],
 ) -> None:
     """Between two pieces: saves where it is time to, and stops where it has to."""
     minutes = config.save_minutes
@@ -177,7 +177,7 @@ def _pause(
     reason = stopping.reason(*parts, "checkpoint", "mirror")
     if minutes and (reason or checkpoints.seconds_since_save >= 60 * minutes):
         with stopping.timed("checkpoint"):
-            checkpoints.save_within_epoch(place, history, record())
+            checkpoints.save_within_epoch(place, history, {**record, "seconds": stopping.clock.seconds()})
     if reason:
         raise Stopped(reason)
 

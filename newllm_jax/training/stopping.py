@@ -27,10 +27,14 @@ def never() -> bool:
 
 
 class Stopping:
-    """Looks between the parts of a run (an update or some, a validation, a checkpoint) whether it should stop there."""
+    """Looks between the parts of a run (an update or some, a validation, a checkpoint) whether it should stop there.
+
+    Attributes:
+      clock: of the run.
+    """
 
     def __init__(self, clock: Clock, run: Path, config: RunConfig, asked: Asked = never) -> None:
-        self._clock, self._run, self._config, self._asked = clock, run, config, asked
+        self.clock, self._run, self._config, self._asked = clock, run, config, asked
         self._taken: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
 
     def reason(self, *parts: str) -> str:
@@ -42,7 +46,7 @@ class Stopping:
         if self._asked():
             return f"--resume {self._run} continues"
         needed = sum(max(self._taken[part], default=0.0) for part in parts)
-        if self._clock.since_start() + MARGIN * needed + RESERVE > self._config.limit_seconds:
+        if self.clock.since_start() + MARGIN * needed + RESERVE > self._config.limit_seconds:
             return f"before the time limit of {self._config.time_limit}; --resume {self._run} continues"
         return ""
 

@@ -186,11 +186,12 @@ def test_a_slow_mirror_does_not_slow_the_run(run, copy, monkeypatch):
         copy_file(source, target)
 
     monkeypatch.setattr(mirror, "_copy_file", slow)
-    with Followed(run, copy.parent):
+    with Followed(run, copy.parent) as following:
         assert begun.wait(30)
         write_epoch(run, 12)  # what the run does while the first file is not copied yet
         assert content(copy) == {}
         may_go_on.set()
+        following.wait()
     assert content(run) == content(copy)
 
 
