@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
-from newllm_jax.config import RunConfig
+from newllm_jax.config import RunConfig, check
 from newllm_jax.errors import Stopped
 from newllm_jax.training.clock import Clock
 
@@ -29,6 +29,7 @@ class Stopping:
     """Looks between the parts of a run (an update or some, a validation, a checkpoint) whether it should stop there."""
 
     def __init__(self, clock: Clock, run: Path, config: RunConfig, asked: Asked = never) -> None:
+        check("stop", asked, "a function without arguments", callable(asked))
         self._clock, self._run, self._config, self._asked = clock, run, config, asked
         self._taken: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
 
