@@ -22,6 +22,7 @@ from newllm_jax.cascade.stage.updates import StageTraining, build_stage_training
 from newllm_jax.config import CascadeConfig
 from newllm_jax.errors import InputError
 from newllm_jax.records.directory import RunDir
+from newllm_jax.records.mirror import Mirror
 from newllm_jax.records.progress import Narrate, narrate_start, progress_bar
 from newllm_jax.records.results import (
     RunResult,
@@ -34,7 +35,7 @@ from newllm_jax.records.results import (
 from newllm_jax.records.stored_config import resume_or_start
 from newllm_jax.report.cascade import write_report
 from newllm_jax.report.cascade_tables import ensemble_table, verdict
-from newllm_jax.report.finish import complete, write_results
+from newllm_jax.report.finish import REPORT, complete, write_results
 from newllm_jax.smollm.alpaca import AlpacaChunks, load_alpaca
 from newllm_jax.smollm.base import (
     base_results,
@@ -78,6 +79,7 @@ def train_cascade(
         check_fits(config, base.model.config, data, precision)
         run = run or stack.enter_context(RunDir.create(run_root, run_name(name, base, data)))
         stopping = Stopping(clock, run.path, config, stop)
+        stack.enter_context(Mirror(run.path, config.mirror, narrate, stopping.timer("mirror")))
         stage = Stage(stage_config(base.model.config, config.stage_layers), precision)
         _narrate(narrate, run, config, base, data, stage)
         if resume is not None:
@@ -100,19 +102,18 @@ def train_cascade(
 
         trained = [finished.trained for finished in stages]
         ensemble = measure_ensemble(everything["validation"], shared.strict, trained, config, base, stopping)
-        results = {
+        results = write_results(run, write_report, {
             **results_header(run, config, precision),
             "data": data.summary(),
             "base": base_results(base, ensemble[0]["val_loss"], ensemble[0]["val_ppl"]),
             "stages": [_describe_stage(finished.entry, base, shared) for finished in stages],
             "ensemble": ensemble,
             **results_footer(clock.seconds()),
-        }
-        results, report = write_results(run, results, write_report)
+        })  # fmt: skip
         shutil.rmtree(extraction_folder(run), ignore_errors=True)
     narrate(ensemble_table(results))
     narrate(verdict(results))
-    narrate(f"report      {report}")
+    narrate(f"report      {run.path / REPORT}")
     return RunResult(run.path, results)
 
 

@@ -15,6 +15,7 @@ import optax
 from newllm_jax.config import FinetuneConfig, Precision
 from newllm_jax.finetuning.loss import sequence_loss
 from newllm_jax.records.directory import RunDir
+from newllm_jax.records.mirror import Mirror
 from newllm_jax.records.progress import Narrate, TrainingProgress, narrate_start, progress_bar
 from newllm_jax.records.results import (
     RunResult,
@@ -27,7 +28,7 @@ from newllm_jax.records.results import (
 from newllm_jax.records.stored_config import resume_or_start
 from newllm_jax.records.trackers import open_tracker
 from newllm_jax.report.finetune import write_report
-from newllm_jax.report.finish import complete, write_results
+from newllm_jax.report.finish import REPORT, complete, write_results
 from newllm_jax.smollm.alpaca import STRIDE, AlpacaChunks
 from newllm_jax.smollm.base import (
     base_results,
@@ -77,6 +78,7 @@ def finetune(
             check_fingerprints(run, fingerprints(base, data))
         run = run or stack.enter_context(RunDir.create(run_root, run_name(name, base, data)))
         stopping = Stopping(clock, run.path, config, stop)
+        stack.enter_context(Mirror(run.path, config.mirror, narrate, stopping.timer("mirror")))
         parameters = count_parameters(base.params)
         facts = source_facts(base, data) | {"parameters": f"{parameters:,}, all of them trained"}
         narrate_start(narrate, run, precision, facts, source_warnings(base, data, config))
@@ -103,7 +105,7 @@ def finetune(
                     record=lambda: {"seconds": clock.seconds()},
                 )  # fmt: skip
         best = at_epoch(history, best_epoch(history))
-        results = {
+        results = write_results(run, write_report, {
             **results_header(run, config, precision),
             "data": data.summary(),
             "base": base_results(base, before["loss"], before["ppl"]),
@@ -113,10 +115,9 @@ def finetune(
             "last": at_epoch(history, len(history)),
             "best": best,
             **results_footer(clock.seconds()),
-        }
-        results, report = write_results(run, results, write_report)
+        })  # fmt: skip
     narrate(f"best        validation PPL {best['val_ppl']:.2f} after epoch {best['epoch']}; base {before['ppl']:.2f}")
-    narrate(f"report      {report}")
+    narrate(f"report      {run.path / REPORT}")
     return RunResult(run.path, results)
 
 

@@ -19,6 +19,7 @@ from newllm_jax.newllm.updates import (
 )
 from newllm_jax.newllm.wikitext import Wikitext, load_wikitext
 from newllm_jax.records.directory import RunDir
+from newllm_jax.records.mirror import Mirror
 from newllm_jax.records.progress import Narrate, TrainingProgress, narrate_start
 from newllm_jax.records.results import (
     RunResult,
@@ -30,7 +31,7 @@ from newllm_jax.records.results import (
 )
 from newllm_jax.records.stored_config import resume_or_start
 from newllm_jax.records.trackers import open_tracker
-from newllm_jax.report.finish import complete, write_results
+from newllm_jax.report.finish import REPORT, complete, write_results
 from newllm_jax.report.newllm import write_report
 from newllm_jax.training.checkpoint import Checkpoints, every_few_epochs
 from newllm_jax.training.clock import Clock
@@ -74,6 +75,7 @@ def train_newllm(
         check_fits(config, data, precision)
         run = run or stack.enter_context(RunDir.create(run_root, f"{name}-builtin" if data.fallback else name))
         stopping = Stopping(clock, run.path, config, stop)
+        stack.enter_context(Mirror(run.path, config.mirror, narrate, stopping.timer("mirror")))
         model, summary = training_model(config, len(data.tokenizer), precision), data.summary(config.batch_size)
         training, optimizer = build_training(config, model, summary["steps_per_epoch"])
         state = initial_state(config, model, optimizer)
@@ -106,7 +108,7 @@ def train_newllm(
         best = at_epoch(history, best_epoch(history))
         params = checkpoints.params(best["epoch"], state.params)
         test = evaluate(training.evaluate, params, splits["test"], config.batch_size)
-        results = {
+        results = write_results(run, write_report, {
             **results_header(run, config, precision),
             "data": summary,
             "parameters": count_parameters(state.params),
@@ -115,10 +117,9 @@ def train_newllm(
             "best": best,
             "test": test,
             **results_footer(clock.seconds()),
-        }
-        results, report = write_results(run, results, write_report)
+        })  # fmt: skip
     narrate(f"best        validation PPL {best['val_ppl']:.2f} after epoch {best['epoch']}; test PPL {test['ppl']:.2f}")
-    narrate(f"report      {report}")
+    narrate(f"report      {run.path / REPORT}")
     return RunResult(run.path, results)
 
 

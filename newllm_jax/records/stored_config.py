@@ -10,6 +10,7 @@ from typing import Any
 from newllm_jax.config import Config, check
 from newllm_jax.errors import InputError
 from newllm_jax.records.directory import RunDir
+from newllm_jax.records.mirror import fetch_run
 from newllm_jax.records.trackers import check_tracker
 
 
@@ -51,6 +52,7 @@ def resume_or_start(
     if resume is None:
         config = (config or config_class()).override(overrides)
     else:
+        fetch_run(Path(resume), (overrides or {}).get("mirror", ""))
         run = stack.enter_context(RunDir.open(resume))
         stored = stored_config(run, config_class)
         config = stored.override(overrides)

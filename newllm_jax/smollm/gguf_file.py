@@ -9,41 +9,48 @@ from typing import Any
 import numpy as np
 
 from newllm_jax.errors import InputError
+from newllm_jax.smollm.gguf_header import check_header
 from newllm_jax.smollm.llama_config import LlamaConfig
 
 
 class GGUFFile:
-    """An opened GGUF file. Opening reads the header, which takes seconds for a large vocabulary; tensors are mapped."""
+    """An opened GGUF file. Opening reads the header, which takes seconds for a large vocabulary; tensors are mapped.
+
+    Attributes:
+      path: the file.
+      values: how many values its tensors have together.
+    """
 
     def __init__(self, path: Path) -> None:
         """Raises InputError: no such file, not GGUF, corrupt or truncated, or the `gguf` package is not installed."""
-        if not path.is_file():
-            raise InputError(f"{path}: no such file")
         try:
             from gguf import GGUFReader
         except ImportError as error:
             raise InputError(
                 f"{path}: to read GGUF, install the gguf package: pip install 'newllm-jax[gguf]'"
             ) from error
-        self.path = path
+        self.path, self.values = path, check_header(path)
         try:
             self._reader = GGUFReader(path)
-        # The reader checks little and has no error of its own: bytes of any kind end in one of these.
-        except (ValueError, IndexError, KeyError, OverflowError, RecursionError) as error:
-            with path.open("rb") as stream:
-                reason = "truncated or corrupt" if stream.read(4) == b"GGUF" else "not a GGUF file"
-            detail = next(iter(str(error).splitlines()), type(error).__name__)
-            raise InputError(f"{path}: {reason} ({detail})") from error
+        except (ValueError, KeyError) as error:  # names that are no UTF-8 or there twice, types that do not fit
+            raise InputError(f"{path}: truncated or corrupt ({error})") from error
 
-    def metadata(self, key: str, default: Any = None) -> Any:
-        """A metadata value as a Python value. Raises InputError where it is absent and there is no default."""
+    def metadata(self, key: str, kind: type = object, default: Any = None) -> Any:
+        """A metadata value as a Python value of a type.
+
+        Raises:
+          InputError: it is of another type, or absent and there is no default.
+        """
         field = self._reader.get_field(key)
         if field is None and default is None:
             raise InputError(f"{self.path}: metadata {key} is missing")
         try:
-            return default if field is None else field.contents()
-        except (ValueError, IndexError) as error:
+            value = default if field is None else field.contents()
+        except ValueError as error:  # a text that is no UTF-8
             raise InputError(f"{self.path}: metadata {key} is corrupt ({error})") from error
+        if not isinstance(value, kind):
+            raise InputError(f"{self.path}: metadata {key} is not of type {kind.__name__}")
+        return value
 
     def config(self) -> LlamaConfig:
         """The architecture. Raises InputError where it is not a plain Llama."""
@@ -51,18 +58,18 @@ class GGUFFile:
         if architecture != "llama":
             raise InputError(f"{self.path}: architecture {architecture!r} is not supported, only llama is")
 
-        def llama(key: str, default: Any = None) -> Any:
-            return self.metadata(f"llama.{key}", default)
+        def llama(key: str, default: Any = None, kind: type = object) -> Any:
+            return self.metadata(f"llama.{key}", kind, default)
 
         scaling = llama("rope.scaling.type", "none")
         if scaling != "none":
             raise InputError(f"{self.path}: rotary scaling {scaling!r} is not supported")
         heads = llama("attention.head_count")
-        epsilon = np.float32(llama("attention.layer_norm_rms_epsilon"))
+        epsilon = np.float32(llama("attention.layer_norm_rms_epsilon", kind=float))
         config = LlamaConfig.from_dict(
             {
                 "model_type": "llama",
-                "vocab_size": len(self.metadata("tokenizer.ggml.tokens")),
+                "vocab_size": len(self.metadata("tokenizer.ggml.tokens", list)),
                 "hidden_size": llama("embedding_length"),
                 "intermediate_size": llama("feed_forward_length"),
                 "num_hidden_layers": llama("block_count"),
@@ -91,7 +98,8 @@ class GGUFFile:
         heads = {"attn_q.weight": config.num_heads, "attn_k.weight": config.num_kv_heads}
         for tensor in self._reader.tensors:
             try:
-                values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+                with np.errstate(all="ignore"):  # scales that are not finite give values that are not, see `assemble`
+                    values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
             except (NotImplementedError, ValueError, IndexError) as error:
                 kind = getattr(tensor.tensor_type, "name", tensor.tensor_type)
                 raise InputError(
