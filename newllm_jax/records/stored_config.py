@@ -22,8 +22,9 @@ def stored_config(run: RunDir, config_class: type[Config]) -> Config:
     """
     if run.description.get("system") != config_class.system:
         raise InputError(f"{run.path}: not a {config_class.system} run")
+    settings: Any = run.description.get("config")
     try:
-        return config_class.from_dict(run.description.get("config", {}))
+        return config_class.from_dict(settings)
     except InputError as error:
         raise InputError(f"{run.path / 'config.json'}: damaged ({error})") from error
 

@@ -39,8 +39,8 @@ def check_memory(bound: Mapping[str, int], planned: Callable[[], int] | None = N
     if needed > free:
         most = max(bound, key=lambda settings: bound[settings])
         raise InputError(
-            f"memory: the run needs at least {_gib(needed)}, {where} has {_gib(free)} free; "
-            f"lower {most} ({_gib(bound[most])} of it)"
+            f"memory: the run needs at least {gib(needed)}, {where} has {gib(free)} free; "
+            f"lower {most} ({gib(bound[most])} of it)"
         )
 
 
@@ -88,10 +88,11 @@ def update_bytes(updates: UpdateFn, state: TrainState, data: Data, steps: int, b
     return planned_bytes(lowered.compile())
 
 
+def gib(size: int) -> str:
+    """A number of bytes as a message shows it."""
+    return f"{size / 2**30:,.2f} GiB"
+
+
 def _entries(path: Path) -> dict[str, int]:
     """The numbers of a file of lines `name number`."""
     return {words[0]: int(words[1]) for words in map(str.split, path.read_text().splitlines())}
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:,.2f} GiB"

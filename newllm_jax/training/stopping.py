@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from newllm_jax.config import RunConfig
+from newllm_jax.config import RunConfig, check
 from newllm_jax.errors import Stopped
 from newllm_jax.training.clock import Clock
 
@@ -34,6 +34,7 @@ class Stopping:
     """
 
     def __init__(self, clock: Clock, run: Path, config: RunConfig, asked: Asked = never) -> None:
+        check("stop", asked, "a function without arguments", callable(asked))
         self.clock, self._run, self._config, self._asked = clock, run, config, asked
         self._taken: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
 
