@@ -15,6 +15,7 @@ from newllm_jax.config import CascadeConfig, FinetuneConfig, NewLLMConfig, RunCo
 from newllm_jax.decoding.exits import Exits
 from newllm_jax.errors import InputError
 from newllm_jax.records.directory import RunDir
+from newllm_jax.records.shape import check_results
 
 if TYPE_CHECKING:
     from newllm_jax.cascade.run import CascadeRun
@@ -196,9 +197,7 @@ def report(run_dir: str | Path) -> str:
     """
     run, system = RunDir.open(run_dir), system_of(run_dir)
     results = run.read_json("results.json")
+    check_results(results, run.path / "results.json")
     with run:
-        try:
-            path: Path = call(system.report, run, results)
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{run.path / 'results.json'}: damaged ({error!r})") from error
+        path: Path = call(system.report, run, results)
     return path.read_text(encoding="utf-8")

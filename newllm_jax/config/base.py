@@ -80,7 +80,9 @@ class RunConfig:
         None, "minutes between checkpoints within an epoch; none: no such checkpoints", above=0, most=1e6
     )
     time_limit: str | None = setting(None, "time after which the run stops by itself, resumable: 11h, 90m, 3600s")
-    mirror: str = setting("", "folder in which a copy of the run directory is kept up to date, on Drive for instance")
+    mirror: str = setting(
+        "", "folder in which a copy of the run directory is kept up to date, on Drive for instance", least=0, most=4096
+    )
     tracker: Tracker = setting("none", "also log metrics to tensorboard or wandb")
 
     def __post_init__(self) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+import os
 import types
 import typing
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence, Set
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, SupportsIndex
 
 from newllm_jax.errors import InputError, shown
 
@@ -54,6 +56,15 @@ def checked(name: str, value: Any, declared: Any, **bounds: float) -> Any:
     return converted
 
 
+def checked_path(name: str, value: Any) -> Path:
+    """A path. Raises InputError where a value is no path, is empty, or could not be shown or be made."""
+    path = Path(checked(name, os.fspath(value) if isinstance(value, os.PathLike) else value, str, least=1, most=4096))
+    check(
+        name, value, "a path of names of at most 255 bytes", all(len(os.fsencode(part)) <= 255 for part in path.parts)
+    )
+    return path
+
+
 def check_seed(seed: Any) -> int:
     """A random seed. Raises InputError where it is none."""
     return checked("seed", seed, int, least=0, most=2**31 - 1)
@@ -80,7 +91,7 @@ def _convert(declared: Any, value: Any) -> Any:
         return tuple(_convert(arguments[0], item) for item in value)
     if isinstance(value, bool) and declared is not bool:  # to Python an integer
         raise TypeError(value)
-    if declared is int:
+    if declared is int and isinstance(value, SupportsIndex):
         return operator.index(value)
     if declared is float and isinstance(value, numbers.Real):
         try:

@@ -194,6 +194,7 @@ def load_wikitext(config: NewLLMConfig | None = None) -> Wikitext:
     Raises:
       InputError: a source that is missing, empty, ambiguous, not UTF-8, without a `text` column or without words.
     """
+    check("config", config, "a NewLLMConfig", config is None or isinstance(config, NewLLMConfig))
     config = config or NewLLMConfig()
     published = HUB_CONFIGURATIONS.get(config.dataset, "")
     source = open_source(config.dataset, config.dataset_config, config.fallback, published)

@@ -19,6 +19,7 @@ FLOAT = 4  # bytes
 ADAM_BYTES = 4 * FLOAT  # of a parameter in training: itself, its gradient and the two moments of Adam
 # A plan is at most so many times the bound: smaller runs are not planned, which would compile their updates once more.
 PLAN_FACTOR = 5
+CONTAINER = Path("/sys/fs/cgroup")  # where Linux tells the limits of the one that this process runs in
 
 
 def check_memory(bound: Mapping[str, int], planned: Callable[[], int] | None = None, host: bool = False) -> None:
@@ -61,9 +62,8 @@ def host_memory() -> tuple[str, int | None]:
     except (OSError, KeyError, ValueError):  # not Linux: all memory that is there
         if {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= os.sysconf_names.keys():
             free.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    group = Path("/sys/fs/cgroup")
     with contextlib.suppress(OSError, KeyError, ValueError):  # no container, or one without a limit
-        free.append(int((group / "memory.max").read_text()) - _entries(group / "memory.stat")["anon"])
+        free.append(int((CONTAINER / "memory.max").read_text()) - _entries(CONTAINER / "memory.stat")["anon"])
     return "this machine", min(free, default=None)
 
 
