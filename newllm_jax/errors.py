@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import reprlib
 from collections.abc import Iterator
 
 DISK_ERRORS = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)]
@@ -30,6 +31,24 @@ class Note(UserWarning):
 
 class Stopped(Exception):
     """A run that ended before its last epoch because it was asked to, or had no time left: resuming continues it."""
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: in one line, the middle of a long one left out."""
+    try:
+        return " ".join(_SHORT.repr(value).split())
+    except ValueError:  # Python prints no integer of more than 4300 digits
+        return f"{type(value).__name__} of too many digits"
+
+
+def named(name: object) -> str:
+    """A name as a message begins with it: as it is, or as `shown` does where it would be hard to see or to read."""
+    plain = isinstance(name, str) and name.isprintable() and name == name.strip() and 0 < len(name) <= 80
+    return str(name) if plain else shown(name)
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

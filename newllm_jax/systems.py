@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from newllm_jax.config import CascadeConfig, FinetuneConfig, NewLLMConfig, RunConfig
+from newllm_jax.config import CascadeConfig, FinetuneConfig, NewLLMConfig, RunConfig, check, check_seed, checked
 from newllm_jax.decoding.exits import Exits
 from newllm_jax.errors import InputError
 from newllm_jax.records.directory import RunDir
+from newllm_jax.records.shape import check_results
 
 if TYPE_CHECKING:
     from newllm_jax.cascade.run import CascadeRun
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from newllm_jax.newllm.run import NewLLMRun
 
 Function: TypeAlias = str  # `module:name`
+
+MOST_WORDS = 10**9  # of a generated text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,9 +162,20 @@ def generate(
       exits: counts at which stage each token exited (CASCADE).
 
     Raises:
-      InputError: a negative `max_words`, a seed out of range, or an empty prompt to a model that needs one.
+      InputError: an argument of another type or out of range, or an empty prompt to a model that needs one.
     """
-    options = {"max_words": max_words, "seed": seed, "sampling": sampling, "exits": exits}
+    from newllm_jax.decoding.sampling import Sampling
+
+    check("run", run, "what restore gives", isinstance(getattr(run, "config", None), RunConfig))
+    check("prompt", prompt, "a text", isinstance(prompt, str))
+    check("sampling", sampling, "a Sampling", sampling is None or isinstance(sampling, Sampling))
+    check("exits", exits, "an Exits", exits is None or isinstance(exits, Exits))
+    options = {
+        "max_words": checked("max_words", max_words, int, least=0, most=MOST_WORDS),
+        "seed": check_seed(seed),
+        "sampling": sampling or Sampling(),
+        "exits": exits,
+    }
     return call(SYSTEMS[run.config.system].generate, run, prompt, **options)
 
 
@@ -183,9 +197,7 @@ def report(run_dir: str | Path) -> str:
     """
     run, system = RunDir.open(run_dir), system_of(run_dir)
     results = run.read_json("results.json")
+    check_results(results, run.path / "results.json")
     with run:
-        try:
-            path: Path = call(system.report, run, results)
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{run.path / 'results.json'}: damaged ({error!r})") from error
+        path: Path = call(system.report, run, results)
     return path.read_text(encoding="utf-8")

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import typing
 
+import numpy as np
 import pytest
 
-from newllm_jax.config import NewLLMConfig, config_names, load_config, parse
+from newllm_jax.config import CascadeConfig, FinetuneConfig, NewLLMConfig, config_names, load_config, parse
+from newllm_jax.config.parsing import field_types
 from newllm_jax.errors import InputError
 
 
@@ -47,22 +51,92 @@ def test_overrides_replace_the_file_and_nothing_else():
         ({"batch_size": True}, "batch_size: True is not an integer"),
         ({"learning_rate": "fast"}, "learning_rate: 'fast' is not a number"),
         ({"dataset": 3}, "dataset: 3 is not a text"),
-        ({"batch_size": 0}, "batch_size: must be at least 1, not 0"),
-        ({"batch_size": 10**20}, "batch_size: must be at most 1048576, not 100000000000000000000"),
-        ({"learning_rate": -1.0}, "learning_rate: must be above 0 and finite, not -1.0"),
+        ({"batch_size": 0}, "batch_size: must be from 1 to 1048576, not 0"),
+        ({"batch_size": 10**20}, "batch_size: must be from 1 to 1048576, not 100000000000000000000"),
+        ({"learning_rate": -1.0}, "learning_rate: must be above 0 and at most 1e+30, not -1.0"),
         ({"learning_rate": float("nan")}, "learning_rate: must be above 0"),
-        ({"vocabulary_size": 4}, "vocabulary_size: must be 5 to 65536"),
-        ({"dropout": 1.0}, "dropout: must be 0 or more and below 1"),
+        ({"vocabulary_size": 4}, "vocabulary_size: must be from 5 to 65536, not 4"),
+        ({"dropout": 1.0}, "dropout: must be at least 0 and below 1, not 1.0"),
         ({"schedule": "cosin"}, "schedule: must be one of constant, cosine, not 'cosin'"),
         ({"clip_epochs": [30, 10]}, "clip_epochs: must be 2 rising epochs"),
         ({"clip_norms": [0.5]}, "clip_epochs: must be 0 rising epochs"),
-        ({"stride": 65}, "stride: must be 1 to sequence_length (64)"),
+        ({"stride": 65}, "stride: must be at most sequence_length (64), not 65"),
     ],
 )
 def test_bad_settings_are_named(settings, message):
     with pytest.raises(InputError) as caught:
         load_config("baseline", settings)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("limit", "seconds"),
+    [("11h", 39600), ("90m", 5400), ("3600s", 3600), ("3600", 3600), ("0.5H", 1800), (None, math.inf)],
+)
+def test_a_time_limit_has_a_unit(limit, seconds):
+    assert NewLLMConfig(time_limit=limit).limit_seconds == seconds
+
+
+@pytest.mark.parametrize("limit", ["", "h", "0", "0h", "-1h", "nan", "inf", "1e400", "1d", "1h30m"])
+def test_what_is_no_time_limit(limit):
+    with pytest.raises(InputError, match="^time_limit: must be "):
+        NewLLMConfig(time_limit=limit)
+
+
+CONFIGS = [NewLLMConfig, CascadeConfig, FinetuneConfig]
+WRONG = [
+    None,
+    True,
+    "x",
+    [],
+    {},
+    object(),
+    1.5,
+    -1,
+    math.nan,
+    math.inf,
+    10**400,
+    -(10**400),
+    10**5000,
+    "a\0b",
+    "\udcff",
+]
+ACCEPTED = {str: "x", float: 1.5}  # of these values, by the type of a setting
+NARROWER = {"hard_ratio", "dropout", "time_limit"}  # which refuse some values of their types
+
+
+@pytest.mark.parametrize("config_class", CONFIGS)
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda value: str(type(value)))
+def test_every_setting_refuses_what_it_cannot_be(config_class, wrong):
+    for name, declared in field_types(config_class).items():
+        optional = type(None) in typing.get_args(declared)
+        declared = typing.get_args(declared)[0] if optional else declared
+        if (wrong is None and optional) or (name not in NARROWER and wrong == ACCEPTED.get(declared, "none of them")):
+            config_class(**{name: wrong})
+            continue
+        with pytest.raises(InputError) as raised:
+            config_class(**{name: wrong})
+        assert str(raised.value).startswith(f"{name}: ") and len(str(raised.value)) < 400
+
+
+def test_settings_have_their_declared_types():
+    config = NewLLMConfig(seed=np.int64(3), learning_rate=1, clip_norms=[np.float32(0.5), 1], clip_epochs=[np.uint8(7)])
+    assert config == NewLLMConfig(seed=3, learning_rate=1.0, clip_norms=(0.5, 1.0), clip_epochs=(7,))
+    types = [type(value) for value in (config.seed, config.learning_rate, config.clip_norms[0], config.clip_epochs[0])]
+    assert types == [int, float, float, int]
+    assert json.loads(json.dumps(config.to_dict())) == config.to_dict()
+
+
+@pytest.mark.parametrize("name", ["system", "resumable", "", "a\nb", 5, None])
+def test_what_is_no_setting(name):
+    with pytest.raises(InputError, match="no such field"):
+        NewLLMConfig.from_dict({name: 1})
+
+
+@pytest.mark.parametrize("settings", [5, None, "seed", [("seed", 1)]])
+def test_what_is_no_table_of_settings(settings):
+    with pytest.raises(InputError, match="settings: must be a table of settings by name"):
+        NewLLMConfig.from_dict(settings)
 
 
 def test_bad_configurations_are_named(tmp_path):

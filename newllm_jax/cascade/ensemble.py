@@ -15,7 +15,7 @@ import numpy as np
 from newllm_jax.cascade.extraction import Advance, Tokens, run_stage
 from newllm_jax.cascade.hardness import select_hard
 from newllm_jax.cascade.stage.model import Stage
-from newllm_jax.config import Criterion
+from newllm_jax.config import Criterion, check, checked
 from newllm_jax.training.losses import perplexity
 from newllm_jax.training.step import Params, count_parameters
 
@@ -51,6 +51,12 @@ def evaluate_ensemble(
     Returns:
       The rows of `ensemble_rows`.
     """
+    check("tokens", tokens, "Tokens", isinstance(tokens, Tokens))
+    check("stage", stage, "a Stage", isinstance(stage, Stage))
+    check("stages", stages, "a list of TrainedStage", isinstance(stages, Sequence)
+          and all(isinstance(trained, TrainedStage) for trained in stages))  # fmt: skip
+    checked("criterion", criterion, Criterion)
+    checked("base_parameters", base_parameters, int, least=0)
     losses, hits = [tokens.losses], [tokens.hits]
     reached = np.arange(len(tokens))
     depth = np.zeros(len(tokens), np.int32)

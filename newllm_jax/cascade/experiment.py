@@ -14,13 +14,15 @@ import numpy as np
 from newllm_jax.cascade.ensemble import TrainedStage, evaluate_ensemble
 from newllm_jax.cascade.extraction import Pieces, Tokens, extract
 from newllm_jax.cascade.hardness import stage_counts
+from newllm_jax.cascade.plan import check_fits
 from newllm_jax.cascade.run import read_stages, restore_cascade
-from newllm_jax.cascade.stage.model import Stage, init_stage, stage_config
+from newllm_jax.cascade.stage.model import Stage, stage_config, stage_size
 from newllm_jax.cascade.stage.training import SPLITS, FinishedStage, TokenSplits, hand_on, train_stage
 from newllm_jax.cascade.stage.updates import StageTraining, build_stage_training, slow_update_warning
 from newllm_jax.config import CascadeConfig
 from newllm_jax.errors import InputError
 from newllm_jax.records.directory import RunDir
+from newllm_jax.records.mirror import Mirror
 from newllm_jax.records.progress import Narrate, narrate_start, progress_bar
 from newllm_jax.records.results import (
     RunResult,
@@ -33,7 +35,7 @@ from newllm_jax.records.results import (
 from newllm_jax.records.stored_config import resume_or_start
 from newllm_jax.report.cascade import write_report
 from newllm_jax.report.cascade_tables import ensemble_table, verdict
-from newllm_jax.report.finish import complete, write_results
+from newllm_jax.report.finish import REPORT, complete, write_results
 from newllm_jax.smollm.alpaca import AlpacaChunks, load_alpaca
 from newllm_jax.smollm.base import (
     base_results,
@@ -70,14 +72,14 @@ def train_cascade(
     """
     clock = Clock()
     with ExitStack() as stack:
-        run, config = resume_or_start(stack, resume, config or CascadeConfig(), overrides)
+        run, config = resume_or_start(stack, resume, config, CascadeConfig, overrides)
         precision = resolve_precision(config.precision)
         with progress_bar("base model and data", 0):
             base, data = load_base_and_data(config)
-        for count in (data.train_tokens, data.validation_tokens):
-            stage_counts(count, config.hard_ratio, config.num_stages)
+        check_fits(config, base.model.config, data, precision)
         run = run or stack.enter_context(RunDir.create(run_root, run_name(name, base, data)))
         stopping = Stopping(clock, run.path, config, stop)
+        stack.enter_context(Mirror(run.path, config.mirror, narrate, stopping.timer("mirror")))
         stage = Stage(stage_config(base.model.config, config.stage_layers), precision)
         _narrate(narrate, run, config, base, data, stage)
         if resume is not None:
@@ -85,34 +87,32 @@ def train_cascade(
         run.begin(describe_run(config, precision, fingerprints(base, data)))
         if finished := _finished(run, stage, config, narrate):
             narrate(f"finished, all {config.num_stages} stages (raise num_stages to continue)")
-            complete(run, finished, write_report)
             shutil.rmtree(extraction_folder(run), ignore_errors=True)
-            return RunResult(run.path, finished)
+            return complete(run, finished, write_report)
 
         tokens = everything = read_base(base, data, config, run, stopping)
         loss = float(np.mean(tokens["validation"].losses, dtype=np.float64))
         narrate(f"base        validation loss {loss:.4f}, PPL {np.exp(loss):.2f} over all tokens")
         shared, stages = build_stage_training(stage, config), list[FinishedStage]()
         for number in range(1, config.num_stages + 1):
-            stages.append(train_stage(shared, run, tokens, stages, clock, stopping, narrate))
+            stages.append(train_stage(shared, run, tokens, stages, stopping, narrate))
             if number < config.num_stages:
                 tokens = hand_on(shared, number, stages[-1], stopping)
 
         trained = [finished.trained for finished in stages]
         ensemble = measure_ensemble(everything["validation"], shared.strict, trained, config, base, stopping)
-        results = {
+        results = write_results(run, write_report, {
             **results_header(run, config, precision),
             "data": data.summary(),
             "base": base_results(base, ensemble[0]["val_loss"], ensemble[0]["val_ppl"]),
             "stages": [_describe_stage(finished.entry, base, shared) for finished in stages],
             "ensemble": ensemble,
             **results_footer(clock.seconds()),
-        }
-        results, report = write_results(run, results, write_report)
+        })  # fmt: skip
         shutil.rmtree(extraction_folder(run), ignore_errors=True)
     narrate(ensemble_table(results))
     narrate(verdict(results))
-    narrate(f"report      {report}")
+    narrate(f"report      {run.path / REPORT}")
     return RunResult(run.path, results)
 
 
@@ -172,14 +172,9 @@ def measure_ensemble(
         return evaluate_ensemble(tokens, stage, stages, config.criterion, count_parameters(base.params), advance)
 
 
-def stage_size(stage: Stage) -> int:
-    """The number of parameters of one stage."""
-    return count_parameters(jax.eval_shape(lambda: init_stage(stage, 0, 1)))
-
-
 def _describe_stage(entry: dict[str, Any], base: Pretrained, shared: StageTraining) -> dict[str, Any]:
     """A stage as `results.json` has it."""
-    number, config, size = entry["stage"], shared.config, stage_size(shared.stage)
+    number, config, size = entry["stage"], shared.config, stage_size(shared.stage.config)
     return {
         "stage": number,
         "added_layers": config.stage_layers,
@@ -196,7 +191,7 @@ def _narrate(
     narrate: Narrate, run: RunDir, config: CascadeConfig, base: Pretrained, data: AlpacaChunks, stage: Stage
 ) -> None:  # fmt: skip
     """Tells what a run resolved."""
-    size = stage_size(stage)
+    size = stage_size(stage.config)
     total = count_parameters(base.params) + config.num_stages * size
     facts = source_facts(base, data)
     facts["parameters"] = f"{total:,}: the frozen base and {config.num_stages} stages of {size:,}"

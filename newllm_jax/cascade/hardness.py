@@ -8,16 +8,15 @@ similarity. Entropy and maximum probability of the prediction, as early-exit mod
 from __future__ import annotations
 
 import math
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from newllm_jax.config import Criterion
+from newllm_jax.config import Criterion, checked
 from newllm_jax.errors import InputError, NumericalError
-
-CRITERIA: tuple[str, ...] = get_args(Criterion)
+from newllm_jax.training.arrays import check_array
 
 
 def token_scores(criterion: Criterion, h_in: jax.Array, h_out: jax.Array, logits: jax.Array) -> jax.Array:
@@ -32,17 +31,18 @@ def token_scores(criterion: Criterion, h_in: jax.Array, h_out: jax.Array, logits
     Returns:
       `[...]` float32. What a criterion does not need is not computed under `jax.jit`.
     """
+    checked("criterion", criterion, Criterion)
     if criterion == "cosine":
         return cosine_similarity(h_in, h_out)
     if criterion == "entropy":
         return -predictive_entropy(logits)
-    if criterion == "max_probability":
-        return max_probability(logits)
-    raise InputError(f"criterion: must be one of {', '.join(CRITERIA)}, not {criterion!r}")
+    return max_probability(logits)
 
 
 def cosine_similarity(h_in: jax.Array, h_out: jax.Array) -> jax.Array:
     """Cosine of the angle between two vectors, each `[..., H]`; 0 where one of them is zero."""
+    check_array("h_in", h_in, "numbers", "...", "H")
+    check_array("h_out", h_out, "numbers", *h_in.shape)
     h_in, h_out = h_in.astype(jnp.float32), h_out.astype(jnp.float32)
     norms = jnp.linalg.norm(h_in, axis=-1) * jnp.linalg.norm(h_out, axis=-1)
     return jnp.sum(h_in * h_out, axis=-1) / jnp.maximum(norms, 1e-8)
@@ -50,12 +50,14 @@ def cosine_similarity(h_in: jax.Array, h_out: jax.Array) -> jax.Array:
 
 def predictive_entropy(logits: jax.Array) -> jax.Array:
     """Entropy in nats of the distribution that `logits [..., V]` stand for."""
+    check_array("logits", logits, "numbers", "...", "V")
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     return -jnp.sum(jnp.exp(log_probabilities) * log_probabilities, axis=-1)
 
 
 def max_probability(logits: jax.Array) -> jax.Array:
     """Probability of the likeliest id in `logits [..., V]`."""
+    check_array("logits", logits, "numbers", "...", "V")
     return jnp.exp(jnp.max(jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1), axis=-1))
 
 
@@ -69,6 +71,7 @@ def hardness_threshold(scores: np.ndarray | jax.Array, hard_ratio: float) -> flo
       InputError: `hard_ratio` is not between 0 and 1, or there are no scores.
       NumericalError: a score is not a number.
     """
+    check_array("scores", scores, "numbers", "...")
     values = np.sort(np.asarray(scores, np.float64).ravel())
     lower, fraction = _quantile_position(values.size, hard_ratio)
     if np.isnan(values[-1]):
@@ -85,7 +88,7 @@ def is_hard(scores: Any, threshold: float) -> Any:
 
     The ensemble and generation both ask it, so that a token exits at the same place in both.
     """
-    return np.asarray(scores) <= np.float32(threshold)
+    return np.asarray(scores) <= np.float32(checked("threshold", threshold, float))
 
 
 def select_hard(scores: np.ndarray | jax.Array, threshold: float) -> np.ndarray:
@@ -94,6 +97,7 @@ def select_hard(scores: np.ndarray | jax.Array, threshold: float) -> np.ndarray:
     Tokens that share the threshold's score are all hard, as they would all be handed on in the ensemble; so with ties
     there can be more than `count_hard` says, never fewer.
     """
+    check_array("scores", scores, "numbers", "tokens")
     return np.flatnonzero(is_hard(scores, threshold))
 
 
@@ -108,6 +112,7 @@ def stage_counts(tokens: int, hard_ratio: float, stages: int) -> list[int]:
     Raises:
       InputError: a single token is left for a stage to take a share of.
     """
+    checked("stages", stages, int, least=1)
     counts: list[int] = []
     for stage in range(1, stages + 1):
         if tokens < 2:
@@ -122,9 +127,8 @@ def stage_counts(tokens: int, hard_ratio: float, stages: int) -> list[int]:
 
 def _quantile_position(tokens: int, hard_ratio: float) -> tuple[int, float]:
     """The rank (from 0) at or below the quantile, and how far it is to the next."""
-    if not isinstance(hard_ratio, (int, float)) or not 0 < hard_ratio < 1:
-        raise InputError(f"hard_ratio: must be a number between 0 and 1, not {hard_ratio!r}")
-    if tokens < 1:
+    hard_ratio = checked("hard_ratio", hard_ratio, float, above=0, below=1)
+    if checked("tokens", tokens, int) < 1:
         raise InputError("hard_ratio: no tokens are left to choose hard ones from; use fewer stages or a higher ratio")
     position = (tokens - 1) * hard_ratio
     lower = math.floor(position)

@@ -8,21 +8,20 @@ import jax
 import jax.numpy as jnp
 
 from newllm_jax.cascade import extraction
-from newllm_jax.cascade.hardness import stage_counts
-from newllm_jax.cascade.stage.model import Stage, init_stage, stage_config
+from newllm_jax.cascade.hardness import count_hard, stage_counts
+from newllm_jax.cascade.stage.model import Stage, init_stage, stage_config, stage_size
 from newllm_jax.cascade.stage.updates import build_stage_training
-from newllm_jax.config import CascadeConfig
+from newllm_jax.config import CascadeConfig, Precision
 from newllm_jax.records.machine import environment, peak_memory_bytes
 from newllm_jax.smollm.alpaca import CHUNK, AlpacaChunks, load_alpaca
+from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.smollm.model import SmolLM2, parameter_shapes
 from newllm_jax.smollm.pretrained import open_files, read_description
 from newllm_jax.sources.weights import PACKAGE, open_weights
 from newllm_jax.training.loss_scale import initial_loss_scale
-from newllm_jax.training.memory import planned_bytes, update_bytes
+from newllm_jax.training.memory import ADAM_BYTES, FLOAT, check_memory, planned_bytes, update_bytes
 from newllm_jax.training.precision import resolve_precision
 from newllm_jax.training.step import count_parameters, init_state
-
-FLOAT = 4  # bytes
 
 
 def plan_cascade(config: CascadeConfig) -> dict[str, Any]:
@@ -37,10 +36,9 @@ def plan_cascade(config: CascadeConfig) -> dict[str, Any]:
     source = open_weights(config.base_model, "error" if config.fallback == "error" else PACKAGE, tensors=False)
     llama, tokenizer = read_description(open_files(source.path))
     data = load_alpaca(tokenizer, config)
-    base, stage = SmolLM2(llama), Stage(stage_config(llama, config.stage_layers), precision)
-    base_shapes = parameter_shapes(llama)
-    stage_shapes = jax.eval_shape(lambda: init_stage(stage, config.seed, 1))
-    base_size, stage_size = count_parameters(base_shapes), count_parameters(stage_shapes)
+    check_fits(config, llama, data, precision)
+    base_size = count_parameters(parameter_shapes(llama))
+    size = stage_size(stage_config(llama, config.stage_layers))
     counts = [
         stage_counts(n, config.hard_ratio, config.num_stages) for n in (data.train_tokens, data.validation_tokens)
     ]
@@ -49,12 +47,15 @@ def plan_cascade(config: CascadeConfig) -> dict[str, Any]:
         stages.append({
             "stage": number,
             "total_layers": llama.num_layers + number * config.stage_layers,
-            "stage_parameters": stage_size,
-            "total_parameters": base_size + number * stage_size,
+            "stage_parameters": size,
+            "total_parameters": base_size + number * size,
             "train_tokens": train,
             "val_tokens": validation,
             "updates_per_epoch": -(-train // config.batch_size),
         })  # fmt: skip
+    needed = planned_memory(config, llama, data, precision)
+    if jax.devices()[0].platform == "cpu":
+        needed += peak_memory_bytes() + base_size * FLOAT
     return {
         "system": config.system,
         "config": config.to_dict(),
@@ -64,31 +65,69 @@ def plan_cascade(config: CascadeConfig) -> dict[str, Any]:
         "stages": stages,
         "parameters": stages[-1]["total_parameters"],
         "updates": config.num_epochs * sum(entry["updates_per_epoch"] for entry in stages),
-        "estimated_memory_bytes": estimated_memory(config, base, base_shapes, stage, data, stages[0]),
+        "estimated_memory_bytes": needed,
     }
 
 
-def estimated_memory(
-    config: CascadeConfig, base: SmolLM2, base_shapes: Any, stage: Stage, data: AlpacaChunks, first: dict[str, Any]
-) -> int:
+def check_fits(config: CascadeConfig, base: LlamaConfig, data: AlpacaChunks, precision: Precision) -> None:
+    """Raises InputError where a stage would get no hard tokens, or the run would not fit the memory that is free."""
+    for count in (data.train_tokens, data.validation_tokens):
+        stage_counts(count, config.hard_ratio, config.num_stages)
+    device, host = memory_bounds(config, base, data)
+    if jax.devices()[0].platform == "cpu":
+        device |= host
+    else:
+        check_memory(host, host=True)
+    check_memory(device, lambda: planned_memory(config, base, data, precision))
+
+
+def memory_bounds(
+    config: CascadeConfig, base: LlamaConfig, data: AlpacaChunks
+) -> tuple[dict[str, int], dict[str, int]]:  # fmt: skip
+    """The bytes that a run takes at least, of the device and of the machine, by the settings that they grow with.
+
+    The base is not among them: a run has read it by then. The device holds a stage in training, the hidden states of
+    its hard tokens and what a batch stores; the machine the hidden states of all tokens, and the trained stages.
+    """
+    stage = stage_size(stage_config(base, config.stage_layers))
+    hidden = base.hidden_size * FLOAT
+    stored = config.stage_layers * (2 * base.hidden_size + 2 * base.intermediate_size) + base.vocab_size
+    first = count_hard(data.train_tokens, config.hard_ratio)
+    device = {
+        "stage_layers": ADAM_BYTES * stage,
+        "batch_size": config.batch_size * stored * FLOAT,
+        "hard_ratio or train_chunks": first * hidden,
+    }
+    host = {
+        "train_chunks or validation_chunks": (data.train_tokens + data.validation_tokens) * hidden,
+        "num_stages": config.num_stages * stage * FLOAT,
+    }
+    return device, host
+
+
+def planned_memory(config: CascadeConfig, base: LlamaConfig, data: AlpacaChunks, precision: Precision) -> int:
     """The larger of the two memory peaks of a run, by XLA's own plan of the compiled programs.
 
-    The base reads a batch of chunks; the first stage trains on the most tokens. A CPU also holds what the process has
-    by now, the base as it was read, the hidden states and trained stages, and a checkpoint that is being written.
+    The base reads a batch of chunks; the first stage trains on the most tokens. A CPU also holds the hidden states and
+    trained stages, and a checkpoint that is being written.
     """
     ids = jax.ShapeDtypeStruct((extraction.batch_chunks(), CHUNK), jnp.int32)
-    reading = planned_bytes(extraction.read_chunks.lower(base, config.criterion, base_shapes, ids).compile())
+    read = extraction.read_chunks.lower(SmolLM2(base), config.criterion, parameter_shapes(base), ids)
+    reading = planned_bytes(read.compile())
+    stage = Stage(stage_config(base, config.stage_layers), precision)
     shared = build_stage_training(stage, config)
-    scale = initial_loss_scale(stage.precision)
+    scale = initial_loss_scale(precision)
     state = jax.eval_shape(lambda: init_state(init_stage(stage, config.seed, 1), shared.optimizer, scale))
-    hidden, tokens = base.config.hidden_size, first["train_tokens"]
-    split = jax.ShapeDtypeStruct((tokens, hidden), jnp.float32), jax.ShapeDtypeStruct((tokens,), jnp.int32)
-    training = update_bytes(shared.training.updates, state, split, first["updates_per_epoch"], config.batch_size)
-    training += first["val_tokens"] * hidden * FLOAT
+    hidden = base.hidden_size * FLOAT  # bytes of a token
+    tokens, held_out = (count_hard(count, config.hard_ratio) for count in (data.train_tokens, data.validation_tokens))
+    split = (
+        jax.ShapeDtypeStruct((tokens, base.hidden_size), jnp.float32),
+        jax.ShapeDtypeStruct((tokens,), jnp.int32),
+    )
+    steps = -(-tokens // config.batch_size)
+    training = update_bytes(shared.training.updates, state, split, steps, config.batch_size) + held_out * hidden
     if jax.devices()[0].platform != "cpu":
         return max(reading, training)
-    base_bytes = count_parameters(base_shapes) * FLOAT
-    host = (data.train_tokens + data.validation_tokens) * hidden * FLOAT
-    host += config.num_stages * count_parameters(state.params) * FLOAT
+    host = sum(memory_bounds(config, base, data)[1].values())
     checkpoint = count_parameters(state) * FLOAT
-    return peak_memory_bytes() + base_bytes + host + max(reading, tokens * hidden * FLOAT + training + checkpoint)
+    return host + max(reading, tokens * hidden + training + checkpoint)

@@ -1,7 +1,8 @@
 """Every setting, once, typed and checked: a file a system; configurations from TOML, JSON and `--field value`."""
 
-from newllm_jax.config.base import AskedPrecision, Config, Precision, RunConfig, check, check_seed
+from newllm_jax.config.base import AskedPrecision, Config, Precision, RunConfig, check_fields, setting
 from newllm_jax.config.cascade import CascadeConfig, Criterion
+from newllm_jax.config.checking import check, check_seed, checked, checked_path
 from newllm_jax.config.chunks import ChunkConfig
 from newllm_jax.config.finetune import FinetuneConfig
 from newllm_jax.config.load import config_names, load_config
@@ -19,9 +20,13 @@ __all__ = [
     "Precision",
     "RunConfig",
     "check",
+    "check_fields",
     "check_seed",
+    "checked",
+    "checked_path",
     "config_names",
     "load_config",
     "nearest",
     "parse",
+    "setting",
 ]

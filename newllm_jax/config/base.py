@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
-from newllm_jax.config.parsing import convert, type_of
-from newllm_jax.errors import InputError
+from newllm_jax.config.checking import check, checked
+from newllm_jax.config.parsing import field_types, type_of
+from newllm_jax.errors import InputError, shown
 
 Fallback = Literal["builtin", "error"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
@@ -19,7 +19,13 @@ AskedPrecision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 Schedule = Literal["constant", "cosine"]
 Tracker = Literal["none", "tensorboard", "wandb"]
 
-LARGEST_BATCH = 2**20
+# Bounds of settings that several systems have: far above what makes sense, and so low that nothing overflows. Whether a
+# run fits the machine, `training/memory.py` tells.
+EPOCHS = {"least": 1, "most": 10**6}
+BATCH = {"least": 1, "most": 2**20}
+RATE = {"above": 0, "most": 1e30}  # float32 ends at 3.4e38
+SOURCE = {"least": 1, "most": 4096}  # characters of a path
+
 # What resuming may change in every system: where sources lie and what is written, not what is computed.
 EVERYWHERE = (
     "checkpoint_every", "save_minutes", "time_limit", "mirror", "tracker", "dataset", "dataset_config", "fallback",
@@ -27,20 +33,18 @@ EVERYWHERE = (
 UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0}
 
 
-def check(field: str, value: Any, rule: str, holds: bool) -> None:
-    """Raises InputError naming the field, its value and the rule it breaks."""
-    if not holds:
-        raise InputError(f"{field}: must be {rule}, not {value!r}")
+def setting(default: Any, help: str = "", **bounds: float) -> Any:
+    """A field of a configuration, with its line of `--help` and its bounds, see `checked`."""
+    return dataclasses.field(default=default, metadata={"help": help, "bounds": bounds})
 
 
-def check_seed(seed: int) -> None:
-    """Raises InputError where a random seed is out of range."""
-    check("seed", seed, "from 0 to 2147483647", 0 <= seed < 2**31)
-
-
-def setting(default: Any, help: str) -> Any:
-    """A field of a configuration, with its line of `--help`."""
-    return dataclasses.field(default=default, metadata={"help": help})
+def check_fields(settings: Any) -> None:
+    """Replaces the values of a frozen dataclass by what `checked` returns of them. Raises InputError as it does."""
+    types = field_types(type(settings))
+    for field in dataclasses.fields(settings):
+        bounds = field.metadata.get("bounds", {})
+        value = checked(field.name, getattr(settings, field.name), types[field.name], **bounds)
+        object.__setattr__(settings, field.name, value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,38 +62,33 @@ class RunConfig:
     resumable: ClassVar[frozenset[str]]
 
     dataset: str = setting("", "data set: Hub name, local folder or file, or builtin")
-    dataset_config: str = setting("", "configuration of the data set, if it has several")
+    dataset_config: str = setting("", "configuration of the data set, if it has several", least=0, most=200)
     fallback: Fallback = setting("builtin", "source used when the Hub is out of reach; error: stop instead")
-    seed: int = setting(0, "random seed for weights, data order and dropout")
+    seed: int = setting(0, "random seed for weights, data order and dropout", least=0, most=2**31 - 1)
     precision: AskedPrecision = setting(
         "auto", "precision of matrix products; fp32: strict float32; auto: chosen by device and model"
     )
-    num_epochs: int = setting(50, "largest number of epochs")
-    batch_size: int = setting(32, "examples in an update")
-    learning_rate: float = setting(1e-4, "peak learning rate")
-    patience: int = setting(15, "epochs without a gain after which training stops early")
-    minimum_gain: float = setting(0.0, "least fall of the validation loss that counts as a gain (nats)")
-    checkpoint_every: int = setting(5, "epochs between checkpoints kept beside the best and the latest two")
-    save_minutes: float | None = setting(None, "minutes between checkpoints within an epoch; none: no such checkpoints")
+    num_epochs: int = setting(50, "largest number of epochs", **EPOCHS)
+    batch_size: int = setting(32, "examples in an update", **BATCH)
+    learning_rate: float = setting(1e-4, "peak learning rate", **RATE)
+    patience: int = setting(15, "epochs without a gain after which training stops early", **EPOCHS)
+    minimum_gain: float = setting(
+        0.0, "least fall of the validation loss that counts as a gain (nats)", least=0, most=1e6
+    )
+    checkpoint_every: int = setting(5, "epochs between checkpoints kept beside the best and the latest two", **EPOCHS)
+    save_minutes: float | None = setting(
+        None, "minutes between checkpoints within an epoch; none: no such checkpoints", above=0, most=1e6
+    )
     time_limit: str | None = setting(None, "time after which the run stops by itself, resumable: 11h, 90m, 3600s")
-    mirror: str = setting("", "folder in which a copy of the run directory is kept up to date, on Drive for instance")
+    mirror: str = setting(
+        "", "folder in which a copy of the run directory is kept up to date, on Drive for instance", least=0, most=4096
+    )
     tracker: Tracker = setting("none", "also log metrics to tensorboard or wandb")
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
-        for name in ("num_epochs", "batch_size", "patience", "checkpoint_every"):
-            check(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
-        check("batch_size", self.batch_size, f"at most {LARGEST_BATCH}", self.batch_size <= LARGEST_BATCH)
-        check("learning_rate", self.learning_rate, "above 0 and finite", 0 < self.learning_rate < math.inf)
-        check("save_minutes", self.save_minutes, "above 0 and finite, or none",
-              self.save_minutes is None or 0 < self.save_minutes < math.inf)  # fmt: skip
+        check_fields(self)
         check("time_limit", self.time_limit, "a time above 0, as 11h, 90m, 3600s or a number of seconds, or none",
               self.limit_seconds > 0)  # fmt: skip
-        check("minimum_gain", self.minimum_gain, "0 or more", 0 <= self.minimum_gain < math.inf)
-        for field in dataclasses.fields(self):
-            choices, value = typing.get_args(type_of(type(self), field.name)), getattr(self, field.name)
-            if choices and isinstance(choices[0], str):
-                check(field.name, value, "one of " + ", ".join(choices), value in choices)
 
     @property
     def limit_seconds(self) -> float:
@@ -112,7 +111,9 @@ class RunConfig:
         for field in dataclasses.fields(self):
             old, new = getattr(stored, field.name), getattr(self, field.name)
             if old != new and field.name not in self.resumable:
-                raise InputError(f"{field.name}: {run} was trained with {old!r}, not {new!r}; a new run can have that")
+                raise InputError(
+                    f"{field.name}: {run} was trained with {shown(old)}, not {shown(new)}; a new run can have that"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON types."""
@@ -129,8 +130,10 @@ class RunConfig:
 
     def override(self, settings: Mapping[str, Any]) -> Self:
         """This configuration with some fields replaced (JSON or TOML values)."""
-        fields = {name: convert(type(self), name, value) for name, value in settings.items()}
-        return dataclasses.replace(self, **fields)
+        check("settings", settings, "a table of settings by name", isinstance(settings, Mapping))
+        for name in settings:
+            type_of(type(self), name)
+        return dataclasses.replace(self, **settings)
 
 
 Config = TypeVar("Config", bound=RunConfig)

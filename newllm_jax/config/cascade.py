@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from newllm_jax.config.base import EVERYWHERE, check, setting
+from newllm_jax.config.base import BATCH, EPOCHS, EVERYWHERE, setting
 from newllm_jax.config.chunks import ChunkConfig
 
 Criterion = Literal["cosine", "entropy", "max_probability"]
@@ -21,18 +21,12 @@ class CascadeConfig(ChunkConfig):
     # Not num_epochs or patience: another last epoch of one stage is another input of the next.
     resumable: ClassVar[frozenset[str]] = frozenset({"num_stages", "base_model", *EVERYWHERE})
 
-    num_epochs: int = setting(10, "largest number of epochs of a stage")
-    batch_size: int = setting(32, "tokens in an update")
-    patience: int = setting(1, "epochs without a gain after which a stage stops early")
+    num_epochs: int = setting(10, "largest number of epochs of a stage", **EPOCHS)
+    batch_size: int = setting(32, "tokens in an update", **BATCH)
+    patience: int = setting(1, "epochs without a gain after which a stage stops early", **EPOCHS)
 
-    hard_ratio: float = setting(0.6, "share of its input tokens that each stage is trained on")
+    hard_ratio: float = setting(0.6, "share of its input tokens that each stage is trained on", above=0, below=1)
     criterion: Criterion = setting("cosine", "score that tells hard tokens from easy ones")
-    num_stages: int = setting(5, "number of stages, each for the hard tokens of the one before")
-    stage_layers: int = setting(8, "number of layers in a stage")
+    num_stages: int = setting(5, "number of stages, each for the hard tokens of the one before", least=1, most=1000)
+    stage_layers: int = setting(8, "number of layers in a stage", least=1, most=1000)
     stage_weights: StageWeights = setting("last", "stage weights used afterwards: last epoch (as published) or best")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check("hard_ratio", self.hard_ratio, "between 0 and 1, both excluded", 0 < self.hard_ratio < 1)
-        for name in ("num_stages", "stage_layers"):
-            check(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)

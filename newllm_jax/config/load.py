@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from newllm_jax.config.base import Config
+from newllm_jax.config.base import Config, RunConfig
+from newllm_jax.config.checking import check, checked_path
 from newllm_jax.config.newllm import NewLLMConfig
 from newllm_jax.config.parsing import nearest
-from newllm_jax.errors import InputError
+from newllm_jax.errors import InputError, shown
 from newllm_jax.files import read_json, read_toml
 
 _PACKAGE = Path(__file__).parent.parent
@@ -21,7 +22,7 @@ def config_names(system: str) -> list[str]:
 
 
 def load_config(
-    name: str,
+    name: str | Path,
     overrides: Mapping[str, Any] | None = None,
     *,
     config_class: type[Config] = NewLLMConfig,
@@ -31,20 +32,23 @@ def load_config(
     Raises:
       InputError: unknown name or field (the nearest is named), unreadable file, wrong type, value out of range.
     """
-    system = config_class.configurations
-    path = Path(name)
+    check("config_class", config_class, "the class of a system's settings",
+          isinstance(config_class, type) and issubclass(config_class, RunConfig))  # fmt: skip
+    overrides = {} if overrides is None else overrides
+    check("overrides", overrides, "a table of settings by name", isinstance(overrides, Mapping))
+    path, system = checked_path("config", name), config_class.configurations
     if path.suffix not in {".toml", ".json"}:
-        if name not in config_names(system):
-            raise InputError(f"config: no configuration {name!r}{nearest(name, config_names(system))}")
-        path = _config_folder() / system / f"{name}.toml"
+        if str(path) not in config_names(system):
+            raise InputError(f"config: no configuration {shown(str(path))}{nearest(str(path), config_names(system))}")
+        path = _config_folder() / system / f"{path}.toml"
     settings = read_json(path) if path.suffix == ".json" else read_toml(path)
     if not isinstance(settings, dict):
         raise InputError(f"config: {path} holds no settings (a table of field = value is expected)")
     try:
-        return config_class.from_dict({**settings, **(overrides or {})})
+        return config_class.from_dict({**settings, **overrides})
     except InputError as error:
         culprit = str(error).split(":", 1)[0]
-        if culprit in settings and culprit not in (overrides or {}):
+        if culprit in settings and culprit not in overrides:
             raise InputError(f"{path}: {error}") from error
         raise
 

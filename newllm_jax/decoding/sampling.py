@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from newllm_jax.config import check
+from newllm_jax.config import check, check_fields, setting
 
 
 @dataclass(frozen=True)
@@ -21,15 +21,16 @@ class Sampling:
       unknown: whether New-LLM's `<UNK>`, three words in ten of its data, may be chosen.
     """
 
-    temperature: float = 0.8
-    top_k: int = 0
-    top_p: float = 0.95
+    temperature: float = setting(0.8, least=0, most=1000)
+    top_k: int = setting(0, least=0, most=10**9)
+    top_p: float = setting(0.95, least=1e-30, most=1)
     unknown: bool = False
 
     def __post_init__(self) -> None:
-        check("temperature", self.temperature, "0 or more", 0 <= self.temperature < float("inf"))
-        check("top_k", self.top_k, "0 (all words) or more", self.top_k >= 0)
-        check("top_p", self.top_p, "above 0 and at most 1", 0 < self.top_p <= 1)
+        check_fields(self)
+        check(
+            "temperature", self.temperature, "0, or at least 0.001", self.temperature == 0 or self.temperature >= 1e-3
+        )
 
 
 def narrow(logits: jax.Array, sampling: Sampling) -> jax.Array:

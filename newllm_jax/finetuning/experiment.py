@@ -15,6 +15,7 @@ import optax
 from newllm_jax.config import FinetuneConfig, Precision
 from newllm_jax.finetuning.loss import sequence_loss
 from newllm_jax.records.directory import RunDir
+from newllm_jax.records.mirror import Mirror
 from newllm_jax.records.progress import Narrate, TrainingProgress, narrate_start, progress_bar
 from newllm_jax.records.results import (
     RunResult,
@@ -27,7 +28,8 @@ from newllm_jax.records.results import (
 from newllm_jax.records.stored_config import resume_or_start
 from newllm_jax.records.trackers import open_tracker
 from newllm_jax.report.finetune import write_report
-from newllm_jax.report.finish import complete, write_results
+from newllm_jax.report.finish import REPORT, complete, write_results
+from newllm_jax.smollm.alpaca import STRIDE, AlpacaChunks
 from newllm_jax.smollm.base import (
     base_results,
     fingerprints,
@@ -36,13 +38,14 @@ from newllm_jax.smollm.base import (
     source_facts,
     source_warnings,
 )
-from newllm_jax.smollm.model import SmolLM2
+from newllm_jax.smollm.model import SmolLM2, parameter_shapes
 from newllm_jax.training.checkpoint import Checkpoints, every_few_epochs
 from newllm_jax.training.clock import Clock
 from newllm_jax.training.history import at_epoch, best_epoch, is_finished
 from newllm_jax.training.loop import Training, evaluate, fit
 from newllm_jax.training.loss_scale import initial_loss_scale
 from newllm_jax.training.manifest import Owner
+from newllm_jax.training.memory import ADAM_BYTES, FLOAT, check_memory, update_bytes
 from newllm_jax.training.optimizer import adamw
 from newllm_jax.training.precision import resolve_precision
 from newllm_jax.training.split import Split
@@ -66,14 +69,16 @@ def finetune(
     """
     clock = Clock()
     with ExitStack() as stack:
-        run, config = resume_or_start(stack, resume, config or FinetuneConfig(), overrides)
+        run, config = resume_or_start(stack, resume, config, FinetuneConfig, overrides)
         precision = resolve_precision(config.precision)
         with progress_bar("base model and data", 0):
             base, data = load_base_and_data(config)
+        check_fits(config, base.model, data, precision)
         if run is not None:
             check_fingerprints(run, fingerprints(base, data))
         run = run or stack.enter_context(RunDir.create(run_root, run_name(name, base, data)))
         stopping = Stopping(clock, run.path, config, stop)
+        stack.enter_context(Mirror(run.path, config.mirror, narrate, stopping.timer("mirror")))
         parameters = count_parameters(base.params)
         facts = source_facts(base, data) | {"parameters": f"{parameters:,}, all of them trained"}
         narrate_start(narrate, run, precision, facts, source_warnings(base, data, config))
@@ -91,16 +96,12 @@ def finetune(
             if is_finished(history, config):
                 narrate("finished (raise num_epochs or patience to continue)")
                 if finished := finished_results(run, "epochs", len(history)):
-                    complete(run, finished, write_report)
-                    return RunResult(run.path, finished)
+                    return complete(run, finished, write_report)
             tracker = open_tracker(config.tracker, run, config.to_dict())
             with TrainingProgress(run, tracker, config.num_epochs, history) as progress:
-                state, history = fit(
-                    training, state, splits, config, checkpoints, progress, stopping, history,
-                    record=lambda: {"seconds": clock.seconds()},
-                )  # fmt: skip
+                state, history = fit(training, state, splits, config, checkpoints, progress, stopping, history)
         best = at_epoch(history, best_epoch(history))
-        results = {
+        results = write_results(run, write_report, {
             **results_header(run, config, precision),
             "data": data.summary(),
             "base": base_results(base, before["loss"], before["ppl"]),
@@ -110,11 +111,27 @@ def finetune(
             "last": at_epoch(history, len(history)),
             "best": best,
             **results_footer(clock.seconds()),
-        }
-        results, report = write_results(run, results, write_report)
+        })  # fmt: skip
     narrate(f"best        validation PPL {best['val_ppl']:.2f} after epoch {best['epoch']}; base {before['ppl']:.2f}")
-    narrate(f"report      {report}")
+    narrate(f"report      {run.path / REPORT}")
     return RunResult(run.path, results)
+
+
+def check_fits(config: FinetuneConfig, model: SmolLM2, data: AlpacaChunks, precision: Precision) -> None:
+    """Raises InputError where a run would not fit into the memory that is free."""
+    llama, shapes = model.config, parameter_shapes(model.config)
+    stored = llama.num_layers * (2 * llama.hidden_size + 2 * llama.intermediate_size) + llama.vocab_size
+
+    def planned() -> int:
+        training, optimizer = build_training(config, model, precision)
+        state = jax.eval_shape(lambda params: init_state(params, optimizer, initial_loss_scale(precision)), shapes)
+        steps = -(-len(data.train) // config.batch_size)
+        return update_bytes(training.updates, state, data.train, steps, config.batch_size)
+
+    check_memory({
+        "base_model": ADAM_BYTES * count_parameters(shapes),
+        "batch_size": config.batch_size * STRIDE * stored * FLOAT,
+    }, planned)  # fmt: skip
 
 
 def build_training(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from newllm_jax.config import NewLLMConfig
+from newllm_jax.newllm.plan import check_fits
 from newllm_jax.newllm.run import before_0_2
 from newllm_jax.newllm.updates import (
     build_training,
@@ -18,6 +19,7 @@ from newllm_jax.newllm.updates import (
 )
 from newllm_jax.newllm.wikitext import Wikitext, load_wikitext
 from newllm_jax.records.directory import RunDir
+from newllm_jax.records.mirror import Mirror
 from newllm_jax.records.progress import Narrate, TrainingProgress, narrate_start
 from newllm_jax.records.results import (
     RunResult,
@@ -29,7 +31,7 @@ from newllm_jax.records.results import (
 )
 from newllm_jax.records.stored_config import resume_or_start
 from newllm_jax.records.trackers import open_tracker
-from newllm_jax.report.finish import complete, write_results
+from newllm_jax.report.finish import REPORT, complete, write_results
 from newllm_jax.report.newllm import write_report
 from newllm_jax.training.checkpoint import Checkpoints, every_few_epochs
 from newllm_jax.training.clock import Clock
@@ -68,15 +70,17 @@ def train_newllm(
     """
     clock = Clock()
     with ExitStack() as stack:
-        run, config = resume_or_start(stack, resume, config or NewLLMConfig(), overrides)
+        run, config = resume_or_start(stack, resume, config, NewLLMConfig, overrides)
         precision, data = training_precision(config), load_wikitext(config)
-        run = run or stack.enter_context(RunDir.create(run_root, f"{name}-builtin" if data.fallback else name))
-        stopping = Stopping(clock, run.path, config, stop)
+        check_fits(config, data, precision)
         model, summary = training_model(config, len(data.tokenizer), precision), data.summary(config.batch_size)
         training, optimizer = build_training(config, model, summary["steps_per_epoch"])
         state = initial_state(config, model, optimizer)
-        _narrate(narrate, run, config, data, state)
 
+        run = run or stack.enter_context(RunDir.create(run_root, f"{name}-builtin" if data.fallback else name))
+        stopping = Stopping(clock, run.path, config, stop)
+        stack.enter_context(Mirror(run.path, config.mirror, narrate, stopping.timer("mirror")))
+        _narrate(narrate, run, config, data, state)
         files = {"vocabulary.json": data.tokenizer.words}
         description = describe_run(config, precision, data.fingerprints(), files)
         owner, keep = Owner(run.run_id, description=description), every_few_epochs(config.checkpoint_every)
@@ -88,35 +92,26 @@ def train_newllm(
         if history and is_finished(history, config):
             narrate(f"finished {how_it_stopped(history, config)}")
             if finished := finished_results(run, "epochs", len(history)):
-                complete(run, finished, write_report)
-                return RunResult(run.path, finished)
+                return complete(run, finished, write_report)
         tracker = open_tracker(config.tracker, run, config.to_dict())
         run.write_metrics(history)
-
         splits = {name: Split.from_arrays(rows) for name, rows in data.sequences.items()}
         with TrainingProgress(run, tracker, config.num_epochs, history) as progress:
-            state, history = fit(
-                training, state, splits, config, checkpoints, progress, stopping, history,
-                record=lambda: {"seconds": clock.seconds()},
-            )  # fmt: skip
-
+            state, history = fit(training, state, splits, config, checkpoints, progress, stopping, history)
         stopping.check("validation")
         best = at_epoch(history, best_epoch(history))
         params = checkpoints.params(best["epoch"], state.params)
         test = evaluate(training.evaluate, params, splits["test"], config.batch_size)
-        results = {
+        results = write_results(run, write_report, {
             **results_header(run, config, precision),
             "data": summary,
             "parameters": count_parameters(state.params),
-            "epochs": history,
-            "stopped": how_it_stopped(history, config),
-            "best": best,
-            "test": test,
+            "epochs": history, "stopped": how_it_stopped(history, config),
+            "best": best, "test": test,
             **results_footer(clock.seconds()),
-        }
-        results, report = write_results(run, results, write_report)
+        })  # fmt: skip
     narrate(f"best        validation PPL {best['val_ppl']:.2f} after epoch {best['epoch']}; test PPL {test['ppl']:.2f}")
-    narrate(f"report      {report}")
+    narrate(f"report      {run.path / REPORT}")
     return RunResult(run.path, results)
 
 

@@ -8,7 +8,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from newllm_jax.config import check, check_seed
 from newllm_jax.decoding.exits import Exits
 from newllm_jax.decoding.sampling import Sampling, choose, narrow
 from newllm_jax.newllm.model import ContextVectorLM
@@ -56,19 +55,10 @@ def generate(
     sampling: Sampling | None = None,
     exits: Exits | None = None,
 ) -> Iterator[str]:
-    """Streams the words that follow a prompt, up to the end of the text or `max_words`. The model has no exits.
+    """Streams the words that follow a prompt; arguments of `systems.generate`. The model has no exits.
 
     Any prompt will do: unknown words are read as `<UNK>`, an empty one starts a text. Memory does not grow with length.
-
-    Raises:
-      InputError: a negative `max_words`, or a seed out of range.
     """
-    check("max_words", max_words, "0 or more", max_words >= 0)
-    check_seed(seed)
-    return _words(run, prompt, max_words, seed, sampling or Sampling())
-
-
-def _words(run: NewLLMRun, prompt: str, max_words: int, seed: int, sampling: Sampling) -> Iterator[str]:
     *read, last = run.tokenizer.encode_prompt(prompt)
     context = run.model.initial_context(1)
     # In pieces of one length, and the rest one by one: two compilations for prompts of any length.
@@ -77,7 +67,7 @@ def _words(run: NewLLMRun, prompt: str, max_words: int, seed: int, sampling: Sam
         context = _read(run.model, run.params, context, jnp.array([read[start : start + PROMPT_PIECE]]))
     for index in read[whole:]:
         context = _read(run.model, run.params, context, jnp.array([[index]]))
-    word, key = jnp.int32(last), jax.random.key(seed)
+    word, key, sampling = jnp.int32(last), jax.random.key(seed), sampling or Sampling()
     for position in range(max_words):
         word, context = next_word(run.model, sampling, run.params, context, word, key, position)
         if int(word) == EOS:

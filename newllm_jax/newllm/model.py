@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 from flax.linen.initializers import normal, ones, zeros
 
-from newllm_jax.config import NewLLMConfig, Precision
+from newllm_jax.config import NewLLMConfig, Precision, check, checked
 from newllm_jax.newllm.recurrence.cell import CellParams, CellSpec, Form, dropout_seeds
 from newllm_jax.newllm.recurrence.scan import scan
+from newllm_jax.training.arrays import check_array
 from newllm_jax.training.precision import PRECISIONS, dot
 
 WEIGHT_STD = 0.02
@@ -105,6 +106,7 @@ class ContextVectorLM(nn.Module):
           vocabulary_size: that of the data, which can be smaller than the configured one.
           precision: the resolved one.
         """
+        check("config", config, "a NewLLMConfig", isinstance(config, NewLLMConfig))
         names = {field.name for field in dataclasses.fields(cls)} & {field.name for field in dataclasses.fields(config)}
         settings = {name: getattr(config, name) for name in names - {"vocabulary_size", "precision"}}
         return cls(vocabulary_size, precision=precision, **settings)
@@ -116,9 +118,14 @@ class ContextVectorLM(nn.Module):
 
     def initial_context(self, batch: int) -> jax.Array:
         """c_0: zeros `[B, C]`."""
+        checked("batch", batch, int, least=1)
         return jnp.zeros((batch, self.context_dim))
 
     def setup(self) -> None:
+        for name in ("vocabulary_size", "embed_dim", "hidden_dim", "context_dim", "num_layers"):
+            checked(name, getattr(self, name), int, least=1)
+        checked("dropout", self.dropout, float, least=0, below=1)
+        checked("precision", self.precision, Precision)
         self.embed = nn.Embed(self.vocabulary_size, self.embed_dim, embedding_init=normal(WEIGHT_STD))
         self.token_in = nn.Dense(
             self.hidden_dim, kernel_init=normal(WEIGHT_STD), precision=PRECISIONS[self.precision]
@@ -138,6 +145,9 @@ class ContextVectorLM(nn.Module):
 
         Returns:
           logits `[B, T, V]` of the id that follows each position, and the last context vector `[B, C]`.
+
+        Raises:
+          InputError: arrays of another kind or shape, or attributes that no model can have.
         """
         states, last = self.hidden_states(ids, context, deterministic=deterministic)
         return jnp.swapaxes(self.logits(states), 0, 1), last
@@ -146,7 +156,9 @@ class ContextVectorLM(nn.Module):
         self, ids: jax.Array, context: jax.Array | None = None, *, deterministic: bool = True
     ) -> tuple[jax.Array, jax.Array]:
         """As `__call__`, but the last layer's activations `[T, B, H]` instead of logits."""
+        check_array("ids", ids, "integers", "B", "T")
         initial = self.initial_context(ids.shape[0]) if context is None else context
+        check_array("context", initial, "numbers", ids.shape[0], self.context_dim)
         if ids.size < self.vocabulary_size:
             tokens = self.token_in(self.embed(ids.T))
         else:  # the same, with each word's part computed once

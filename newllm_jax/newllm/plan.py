@@ -1,33 +1,34 @@
-"""What a New-LLM run would be, for `--dry_run`: nothing is trained, no run directory is made."""
+"""What a New-LLM run would be: whether it fits the machine, and what `--dry_run` prints."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
 
-from newllm_jax.config import NewLLMConfig
+from newllm_jax.config import NewLLMConfig, Precision
+from newllm_jax.errors import InputError
 from newllm_jax.newllm.updates import build_training, initial_state, training_model, training_precision
-from newllm_jax.newllm.wikitext import SPLITS, load_wikitext
+from newllm_jax.newllm.wikitext import SPLITS, Wikitext, load_wikitext
 from newllm_jax.records.machine import environment, peak_memory_bytes
-from newllm_jax.training.memory import update_bytes
+from newllm_jax.training.memory import ADAM_BYTES, FLOAT, check_memory, update_bytes
+
+LAST_UPDATE = 2**31 - 1  # Optax counts updates in int32
 
 
 def plan_newllm(config: NewLLMConfig) -> dict[str, Any]:
     """The resolved configuration, counts of data, parameters and updates, and an estimate of the memory.
 
     The memory is XLA's own plan of the compiled update, with the data; on a CPU, with what the process holds by then.
+
+    Raises:
+      InputError: a setting or source that cannot be used, or a run that does not fit the machine.
     """
     precision = training_precision(config)
     data = load_wikitext(config)
-    model = training_model(config, len(data.tokenizer), precision)
+    check_fits(config, data, precision)
     summary = data.summary(config.batch_size)
-    steps = summary["steps_per_epoch"]
-    training, optimizer = build_training(config, model, steps)
-    state = jax.eval_shape(lambda: initial_state(config, model, optimizer))
-    needed = update_bytes(training.updates, state, data.sequences["train"], steps, config.batch_size)
-    needed += sum(data.sequences[split].nbytes for split in SPLITS if split != "train")
+    needed = planned_memory(config, data, precision)
     if jax.devices()[0].platform == "cpu":
         needed += peak_memory_bytes()
     return {
@@ -35,8 +36,59 @@ def plan_newllm(config: NewLLMConfig) -> dict[str, Any]:
         "config": config.to_dict(),
         "environment": environment(precision),
         "data": summary,
-        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)),
-        "updates_per_epoch": steps,
-        "updates": steps * config.num_epochs,
+        "parameters": parameter_count(config, len(data.tokenizer)),
+        "updates_per_epoch": summary["steps_per_epoch"],
+        "updates": summary["steps_per_epoch"] * config.num_epochs,
         "estimated_memory_bytes": needed,
     }
+
+
+def check_fits(config: NewLLMConfig, data: Wikitext, precision: Precision) -> None:
+    """Raises InputError where a run would not fit the memory that is free, or has more updates than can be counted."""
+    steps = data.summary(config.batch_size)["steps_per_epoch"]
+    for name, epochs in (
+        ("num_epochs", config.num_epochs),
+        ("decay_epochs", config.decay_epochs or 0),
+        ("clip_epochs", max(config.clip_epochs, default=0)),
+    ):
+        if epochs * steps > LAST_UPDATE:
+            raise InputError(f"{name}: {epochs:,} epochs of {steps:,} updates are more than {LAST_UPDATE:,} updates")
+    bound = memory_bound(config, len(data.tokenizer), precision)
+    bound["stride or sequence_length"] = sum(data.sequences[split].nbytes for split in SPLITS)
+    check_memory(bound, lambda: planned_memory(config, data, precision))
+
+
+def planned_memory(config: NewLLMConfig, data: Wikitext, precision: Precision) -> int:
+    """The bytes of the device that training takes, by XLA's plan of the update, which is compiled."""
+    model, steps = (
+        training_model(config, len(data.tokenizer), precision),
+        data.summary(config.batch_size)["steps_per_epoch"],
+    )
+    training, optimizer = build_training(config, model, steps)
+    state = jax.eval_shape(lambda: initial_state(config, model, optimizer))
+    needed = update_bytes(training.updates, state, data.sequences["train"], steps, config.batch_size)
+    return needed + sum(data.sequences[split].nbytes for split in SPLITS if split != "train")
+
+
+def memory_bound(config: NewLLMConfig, vocabulary_size: int, precision: Precision) -> dict[str, int]:
+    """The bytes that an update takes at least, by the settings that they grow with.
+
+    They follow from shapes alone; nothing is traced, which for some sizes would take hours. An update holds the
+    parameters with their gradients and moments, and of every token what the backward pass reads: the activations of
+    every layer, the three gates, and the logits.
+    """
+    tokens = config.batch_size * (config.sequence_length - 1)
+    stored = (config.num_layers + 1) * config.hidden_dim + 3 * config.context_dim
+    width = 2 if precision == "bf16" else FLOAT
+    return {
+        "hidden_dim, context_dim, embed_dim or num_layers": ADAM_BYTES * parameter_count(config, vocabulary_size),
+        "batch_size or sequence_length": tokens * (stored * width + vocabulary_size * FLOAT),
+    }
+
+
+def parameter_count(config: NewLLMConfig, vocabulary_size: int) -> int:
+    """The number of parameters of the model, from shapes alone."""
+    embed, hidden, context = config.embed_dim, config.hidden_dim, config.context_dim
+    token_in = vocabulary_size * embed + (embed + 1) * hidden
+    cell = context * hidden + (config.num_layers - 1) * (hidden + 1) * hidden + (hidden + 1) * 3 * context + 2 * context
+    return token_in + cell + (hidden + 1) * vocabulary_size

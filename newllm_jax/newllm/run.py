@@ -57,7 +57,7 @@ def restore_newllm(run_dir: str | Path) -> NewLLMRun:
 
     run = RunDir.open(run_dir)
     config = stored_config(run, NewLLMConfig)
-    tokenizer = WordTokenizer(tuple(run.read_json("vocabulary.json")))
+    tokenizer = WordTokenizer.from_json(run.read_json("vocabulary.json"), run.path / "vocabulary.json")
     model = ContextVectorLM.from_config(config, len(tokenizer))
     like = jax.eval_shape(lambda: init_params(model, config.seed))
     epoch, params, record = read_chosen(run.checkpoints, Owner(run.run_id), like)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from newllm_jax.config import NewLLMConfig
+from newllm_jax.config import NewLLMConfig, check, checked
 from newllm_jax.content import json_sha256, note_damage, read_arrays, write_arrays
 from newllm_jax.errors import InputError
 from newllm_jax.files import cache_folder, parse_json
 from newllm_jax.records.results import Fingerprint
 from newllm_jax.sources.text import open_source
+from newllm_jax.training.memory import check_memory
 
 PAD, UNK, BOS, EOS = range(4)
 SPECIAL_WORDS = ("<PAD>", "<UNK>", "<BOS>", "<EOS>")
@@ -33,17 +35,38 @@ class WordTokenizer:
 
     Attributes:
       words: the word of each id; the first four are special.
+
+    Raises:
+      InputError: `words` is no list of different texts that begins with the special ones.
     """
 
     words: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        words = self.words
+        check("words", words, "a list of texts", isinstance(words, list | tuple)
+              and all(isinstance(word, str) for word in words))  # fmt: skip
+        check("words", words, f"{', '.join(SPECIAL_WORDS)} and then other words, each of them once",
+              tuple(words[: len(SPECIAL_WORDS)]) == SPECIAL_WORDS and len(set(words)) == len(words))  # fmt: skip
+        object.__setattr__(self, "words", tuple(words))
+
     @classmethod
     def from_texts(cls, texts: Iterable[str], vocabulary_size: int) -> WordTokenizer:
         """The most frequent words, ties in order of first appearance. `<unk>` is the unknown word, not a word."""
+        texts = checked("texts", texts, tuple[str, ...])
+        vocabulary_size = checked("vocabulary_size", vocabulary_size, int, least=5, most=2**16)
         counts = Counter(word for text in texts for word in text.lower().split())
         del counts["<unk>"]
         frequent = [word for word, _ in counts.most_common(vocabulary_size - len(SPECIAL_WORDS))]
         return cls((*SPECIAL_WORDS, *frequent))
+
+    @classmethod
+    def from_json(cls, content: Any, file: Path) -> WordTokenizer:
+        """The tokenizer of a `vocabulary.json`. Raises InputError, naming the file, where it holds no such words."""
+        try:
+            return cls(content)
+        except InputError as error:
+            raise InputError(f"{file}: damaged ({error})") from error
 
     def __len__(self) -> int:
         return len(self.words)
@@ -55,11 +78,13 @@ class WordTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """`[words + 2]`: BOS, the text's words, EOS."""
+        check("text", text, "a text", isinstance(text, str))
         ids = self.ids
         return [BOS, *(ids.get(word, UNK) for word in text.lower().split()), EOS]
 
     def encode_prompt(self, text: str) -> list[int]:
         """BOS and the words of a text as people type it: punctuation is a word of its own, as in the data."""
+        check("text", text, "a text", isinstance(text, str))
         ids, encoded = self.ids, [BOS]
         for word in text.lower().split():
             pieces = [word] if word in ids else re.findall(r"'?\w+|[^\w\s]", word)
@@ -68,6 +93,7 @@ class WordTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The words of the ids, separated by blanks."""
+        ids = checked("ids", ids, tuple[int, ...], least=0, most=len(self) - 1)
         return " ".join(self.words[index] for index in ids)
 
 
@@ -110,18 +136,16 @@ class Wikitext:
         }  # fmt: skip
 
 
-def windows(ids: Sequence[int], length: int, stride: int) -> list[Sequence[int]]:
-    """Whole windows of a long text (its tail is dropped); a text that fits, padded with 0."""
-    if len(ids) <= length:
-        return [[*ids, *[PAD] * (length - len(ids))]]
-    return [ids[start : start + length] for start in range(0, len(ids) - length + 1, stride)]
+def window_starts(ids: int, length: int, stride: int) -> range:
+    """Where the windows of a text of so many ids begin: whole ones (a tail is dropped), or one of a text that fits."""
+    return range(0, max(ids - length, 0) + 1, stride)
 
 
 def prepare(splits: dict[str, list[str]], config: NewLLMConfig, provenance: dict[str, Any]) -> Wikitext:
     """Texts to sequences.
 
     Raises:
-      InputError: no words in the train split, or a split that gives no sequence.
+      InputError: no words in the train split, a split that gives no sequence, or more sequences than fit into memory.
     """
     texts = {split: [text for text in splits[split] if text.strip()] for split in SPLITS}
     tokenizer = WordTokenizer.from_texts(texts["train"], config.vocabulary_size)
@@ -131,22 +155,37 @@ def prepare(splits: dict[str, list[str]], config: NewLLMConfig, provenance: dict
     sequences: dict[str, np.ndarray] = {}
     words: dict[str, int] = {}
     for split in SPLITS:
-        rows: list[Sequence[int]] = []
+        encoded: list[list[int]] = []
         words[split] = 0
         for text in texts[split]:
             split_text = text.lower().split()
             words[split] += len(split_text)
             if len(split_text) >= config.minimum_words:
-                encoded = [BOS, *(ids.get(word, UNK) for word in split_text), EOS]
-                rows.extend(windows(encoded, config.sequence_length, config.stride))
-        if not rows:
+                encoded.append([BOS, *(ids.get(word, UNK) for word in split_text), EOS])
+        if not encoded:
             raise InputError(
                 f"dataset: the {split} split of {provenance['source']} gives no sequence "
                 f"(no text of {config.minimum_words} words or more)"
             )
-        sequences[split] = np.array(rows, np.uint16)
+        sequences[split] = cut(encoded, config.sequence_length, config.stride)
     counts = {split: len(texts[split]) for split in SPLITS}
     return Wikitext(tokenizer, sequences, counts, words, provenance)
+
+
+def cut(encoded: Sequence[Sequence[int]], length: int, stride: int) -> np.ndarray:
+    """The windows of all texts, `[sequences, length]` ids (uint16); a text that fits is padded with 0.
+
+    Raises:
+      InputError: there is no memory for them.
+    """
+    starts = [window_starts(len(ids), length, stride) for ids in encoded]
+    shape = sum(map(len, starts)), length
+    check_memory({"sequence_length": math.prod(shape) * np.dtype(np.uint16).itemsize}, host=True)
+    windows = np.full(shape, PAD, np.uint16)
+    pieces = (ids[start : start + length] for ids, of_text in zip(encoded, starts, strict=True) for start in of_text)
+    for window, piece in zip(windows, pieces, strict=True):
+        window[: len(piece)] = piece
+    return windows
 
 
 def load_wikitext(config: NewLLMConfig | None = None) -> Wikitext:
@@ -155,6 +194,7 @@ def load_wikitext(config: NewLLMConfig | None = None) -> Wikitext:
     Raises:
       InputError: a source that is missing, empty, ambiguous, not UTF-8, without a `text` column or without words.
     """
+    check("config", config, "a NewLLMConfig", config is None or isinstance(config, NewLLMConfig))
     config = config or NewLLMConfig()
     published = HUB_CONFIGURATIONS.get(config.dataset, "")
     source = open_source(config.dataset, config.dataset_config, config.fallback, published)
@@ -187,17 +227,14 @@ def _read_cache(file: Path, key: list[Any], config: NewLLMConfig, provenance: di
 
 def _check(data: Wikitext, config: NewLLMConfig) -> None:
     """Raises ValueError or TypeError where something is not as `prepare` gives it."""
-    vocabulary = data.tokenizer.words
-    if vocabulary[: len(SPECIAL_WORDS)] != SPECIAL_WORDS or not all(isinstance(word, str) for word in vocabulary):
-        raise ValueError("words that are no words")
-    if not len(SPECIAL_WORDS) < len(set(vocabulary)) == len(vocabulary) <= config.vocabulary_size:
-        raise ValueError("too few words, too many, or one twice")
+    if not len(SPECIAL_WORDS) < len(data.tokenizer) <= config.vocabulary_size:
+        raise ValueError("too few words or too many")
     if not all(type(count) is int and count >= 0 for counts in (data.texts, data.words) for count in counts.values()):
         raise ValueError("counts that are none")
     for rows in data.sequences.values():
         if rows.dtype != np.uint16 or rows.ndim != 2 or rows.shape[1] != config.sequence_length:
             raise ValueError("sequences of another type or shape")
-        if rows.max() >= len(vocabulary):  # which raises ValueError where there are none
+        if rows.max() >= len(data.tokenizer):  # which raises ValueError where there are none
             raise ValueError("an id without a word")
 
 

@@ -15,11 +15,15 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
+from newllm_jax.config import check, checked, checked_path
 from newllm_jax.content import check_seal, finite, json_sha256, sealed
 from newllm_jax.errors import InputError, Note
 from newllm_jax.files import naming, read_json, whole_file
 
 COPY = "checkpoints/config.json"  # a run whose settings are lost could not go on
+
+LONGEST_NAME = 200  # the time and a number follow it, and file systems end at 255
+WANDB = "wandb"  # the folder of that tracker
 
 
 class RunDir:
@@ -41,10 +45,17 @@ class RunDir:
 
     @classmethod
     def create(cls, root: str | Path, name: str) -> Self:
-        """Makes `root/name-time`; a second run of the same second gets a number of its own."""
+        """Makes `root/name-time`; a second run of the same second gets a number of its own.
+
+        Raises:
+          InputError: `name` is no plain file name, or a path that cannot be.
+        """
+        root, name = checked_path("run_root", root), checked("name", name, str)
+        check("name", name, f"a file name of 1 to {LONGEST_NAME} bytes, without folders",
+              name == Path(name).name and 1 <= len(name.encode()) <= LONGEST_NAME)  # fmt: skip
         stamp = time.strftime("%Y%m%d-%H%M%S")
         for attempt in range(1, 1000):
-            path = Path(root) / f"{name}-{stamp}{f'-{attempt}' if attempt > 1 else ''}"
+            path = root / f"{name}-{stamp}{f'-{attempt}' if attempt > 1 else ''}"
             try:
                 path.mkdir(parents=True)
             except FileExistsError:
@@ -61,14 +72,15 @@ class RunDir:
         Raises:
           InputError: it does not exist or is not a run directory, or its `config.json` is damaged and so is the copy.
         """
-        path = Path(path)
+        path = checked_path("run_dir", path)
         if not path.is_dir():
-            raise InputError(f"{path}: no such run directory")
+            raise InputError(f"{path}: not a run directory" if path.exists() else f"{path}: no such run directory")
         if not (path / "config.json").is_file():
             raise InputError(f"{path}: not a run directory (it has no config.json)")
         return cls(path, _read_description(path))
 
     def __enter__(self) -> Self:
+        self._check_links()
         try:
             self._lock.acquire()
         except Timeout as error:
@@ -79,6 +91,16 @@ class RunDir:
         if self._is_new and not (self.path / "config.json").exists():
             shutil.rmtree(self.path, ignore_errors=True)
         self._lock.release()
+
+    def _check_links(self) -> None:
+        """Raises InputError where something in the directory is a link: what a run writes would lie elsewhere."""
+        for folder, folders, files in os.walk(self.path):
+            if WANDB in folders:
+                folders.remove(WANDB)  # its own links, and nothing that this library writes
+            for path in (Path(folder, name) for name in (*folders, *files)):
+                if path.is_symlink():
+                    raise InputError(f"{path}: is a link, and a run writes into its own directory only; replace it by "
+                                     "what it points to")  # fmt: skip
 
     @property
     def checkpoints(self) -> Path:

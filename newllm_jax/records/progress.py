@@ -13,6 +13,7 @@ from typing import Any, Self, TypeAlias
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from newllm_jax.config import check
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.trackers import Tracker
 
@@ -30,6 +31,7 @@ def narrate_start(
     """
     import jax
 
+    check("narrate", narrate, "a function that takes a line", callable(narrate))
     device = jax.devices()[0]
     for warning in filter(None, warnings):
         narrate(boxed(warning))

@@ -7,9 +7,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from newllm_jax.config import Config
+from newllm_jax.config import Config, check
 from newllm_jax.errors import InputError
 from newllm_jax.records.directory import RunDir
+from newllm_jax.records.mirror import fetch_run
 from newllm_jax.records.trackers import check_tracker
 
 
@@ -21,32 +22,40 @@ def stored_config(run: RunDir, config_class: type[Config]) -> Config:
     """
     if run.description.get("system") != config_class.system:
         raise InputError(f"{run.path}: not a {config_class.system} run")
+    settings: Any = run.description.get("config")
     try:
-        return config_class.from_dict(run.description["config"])
-    except (InputError, KeyError, TypeError, AttributeError) as error:
+        return config_class.from_dict(settings)
+    except InputError as error:
         raise InputError(f"{run.path / 'config.json'}: damaged ({error})") from error
 
 
 def resume_or_start(
-    stack: ExitStack, resume: str | Path | None, config: Config, overrides: Mapping[str, Any] | None
+    stack: ExitStack,
+    resume: str | Path | None,
+    config: Config | None,
+    config_class: type[Config],
+    overrides: Mapping[str, Any] | None,
 ) -> tuple[RunDir | None, Config]:
     """The run directory to continue, held open by `stack`, or None for a new run; and the configuration.
 
     Args:
-      config: of a new run; of a continued one only the class matters.
+      config: of a new run; None for the defaults.
+      config_class: the system's.
       overrides: settings to change: any for a new run, the `resumable` ones for another.
 
     Raises:
       InputError: a setting or directory that cannot be used, an override that would make a run another experiment (the
         field and both values are named), or a tracker that is not installed.
     """
-    run = None
+    check("config", config, f"a {config_class.__name__}", config is None or isinstance(config, config_class))
+    run, overrides = None, {} if overrides is None else overrides
     if resume is None:
-        config = config.override(overrides or {})
+        config = (config or config_class()).override(overrides)
     else:
+        fetch_run(Path(resume), (overrides or {}).get("mirror", ""))
         run = stack.enter_context(RunDir.open(resume))
-        stored = stored_config(run, type(config))
-        config = stored.override(overrides or {})
+        stored = stored_config(run, config_class)
+        config = stored.override(overrides)
         config.check_resumption(stored, str(run.path))
     check_tracker(config.tracker)
     return run, config

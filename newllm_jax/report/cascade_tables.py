@@ -71,7 +71,7 @@ def exit_group_table(entry: dict[str, Any]) -> str:
     """One line for the tokens of each exit: the base's loss on them, and that of where they exit."""
     rows = []
     for group in entry["exit_groups"]:
-        lost = None if group["loss"] is None else group["loss"] - group["base_loss"]
+        lost = None if None in (group["loss"], group["base_loss"]) else group["loss"] - group["base_loss"]
         name = "base" if group["exit"] == 0 else f"stage {group['exit']}"
         verdict = "-" if not lost else ("worse" if lost > 0 else "better")
         rows.append([name, f"{group['tokens']:,}", number(group["base_loss"], 4), number(group["loss"], 4),

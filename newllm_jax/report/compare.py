@@ -7,17 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from newllm_jax.config import CascadeConfig, FinetuneConfig, NewLLMConfig
-from newllm_jax.errors import InputError
+from newllm_jax.config import checked_path
 from newllm_jax.records.directory import RunDir, read_sealed
+from newllm_jax.records.shape import check_results
 from newllm_jax.report.cascade_tables import configuration_name
 from newllm_jax.report.tables import markdown_table, number
-
-NEEDED = {  # by system, what the tables below read of its results
-    NewLLMConfig.system: ("parameters", "best"),
-    CascadeConfig.system: ("stages", "ensemble"),
-    FinetuneConfig.system: ("parameters", "best"),
-}
 
 
 def read_results(path: str | Path) -> dict[str, Any]:
@@ -26,14 +20,12 @@ def read_results(path: str | Path) -> dict[str, Any]:
     Raises:
       InputError: no such file, a run that is not finished, or no results of ours.
     """
-    path = Path(path)
+    path = checked_path("run", path)
     results = read_sealed(path) if path.is_file() else RunDir.open(path).read_json("results.json")
-    if not isinstance(results, dict) or results.get("system") not in NEEDED:
-        raise InputError(f"{path}: no results of a run")
-    missing = [key for key in (*NEEDED[results["system"]], "environment", "config") if key not in results]
-    if missing:
-        raise InputError(f"{path}: not the whole results of a run (it lacks {', '.join(missing)})")
-    return {"name": path.stem if path.is_file() else path.name, **results}
+    if isinstance(results, dict):
+        results = {"name": path.stem if path.is_file() else path.name, **results}
+    check_results(results, path)
+    return results
 
 
 def comparison(runs: Sequence[dict[str, Any]]) -> str:

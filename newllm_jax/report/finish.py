@@ -7,25 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from newllm_jax.records.directory import RunDir
+from newllm_jax.records.results import RunResult
 
 REPORT = "report.md"  # the last file that a run writes
 
 WriteReport = Callable[[RunDir, dict[str, Any]], Path]
 
 
-def write_results(
-    run: RunDir, results: dict[str, Any], write_report: WriteReport
-) -> tuple[dict[str, Any], Path]:  # fmt: skip
-    """Writes `results.json` and the report; returns the former's content and the latter's path.
-
-    A report of earlier results vanishes first.
-    """
+def write_results(run: RunDir, write_report: WriteReport, results: dict[str, Any]) -> dict[str, Any]:
+    """Writes `results.json`, whose content is returned, and the report. A report of earlier results vanishes first."""
     (run.path / REPORT).unlink(missing_ok=True)
     written = run.write_json("results.json", results)
-    return written, write_report(run, written)
+    write_report(run, written)
+    return written
 
 
-def complete(run: RunDir, results: dict[str, Any], write_report: WriteReport) -> None:
-    """Writes the report of a finished run that was killed before it had one."""
+def complete(run: RunDir, results: dict[str, Any], write_report: WriteReport) -> RunResult:
+    """The result of a finished run. Writes its report where it was killed before it had one."""
     if not (run.path / REPORT).is_file():
         write_report(run, results)
+    return RunResult(run.path, results)

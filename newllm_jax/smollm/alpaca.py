@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from newllm_jax.config import CascadeConfig, ChunkConfig
+from newllm_jax.config import CascadeConfig, ChunkConfig, check
 from newllm_jax.errors import InputError
 from newllm_jax.sources.text import open_source
 
@@ -73,6 +73,8 @@ def load_alpaca(tokenizer: Encoder, config: ChunkConfig | None = None) -> Alpaca
     Raises:
       InputError: a source that is missing, ambiguous or lacks a column; too few rows (says how many chunks there are).
     """
+    check("tokenizer", tokenizer, "an object that encodes texts", callable(getattr(tokenizer, "encode", None)))
+    check("config", config, "a CascadeConfig or FinetuneConfig", config is None or isinstance(config, ChunkConfig))
     config = config or CascadeConfig()
     source = open_source(config.dataset, config.dataset_config, config.fallback)
     chunks = chunk_rows(

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from newllm_jax.config import check, check_seed
+from newllm_jax.config import check
 from newllm_jax.decoding.sampling import Sampling, choose, narrow
 from newllm_jax.smollm.model import KVCache, SmolLM2, empty_cache
 from newllm_jax.smollm.pretrained import Pretrained
 from newllm_jax.smollm.tokenizer import Tokenizer
+from newllm_jax.training.memory import FLOAT, check_memory
 from newllm_jax.training.step import Params
 
 PROMPT_PIECE = 32
@@ -55,14 +56,16 @@ def generate_tokens(
       predict: called for every token whose successor is generated, not for the rest of the prompt.
 
     Raises:
-      InputError: an empty prompt, a negative `max_tokens`, or a seed out of range.
+      InputError: an empty prompt, or a text longer than the model was trained on, or than memory has room for.
     """
     check("prompt", "", "at least one token", len(ids) > 0)
-    check("max_words", max_tokens, "0 or more", max_tokens >= 0)
-    check_seed(seed)
-    params = jax.device_put(base.params)
+    llama = base.model.config
+    check("max_words", max_tokens, f"with the {len(ids)} tokens of the prompt at most {llama.max_position}, the "
+          "longest text that the model was trained on", len(ids) + max_tokens <= llama.max_position)  # fmt: skip
     capacity = -(-(len(ids) + max_tokens) // CACHE_PIECE) * CACHE_PIECE
-    cache = empty_cache(base.model.config, 1, capacity)
+    a_token = 2 * llama.num_layers * llama.num_kv_heads * llama.head_dim * FLOAT  # keys and values
+    check_memory({"max_words": capacity * a_token})
+    params, cache = jax.device_put(base.params), empty_cache(llama, 1, capacity)
     whole = (len(ids) - 1) // PROMPT_PIECE * PROMPT_PIECE
     for start in range(0, whole, PROMPT_PIECE):
         cache, _ = read_ids(base.model, params, cache, jnp.asarray([ids[start : start + PROMPT_PIECE]]))

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from newllm_jax.errors import InputError
+from newllm_jax.smollm.gguf_header import check_header
 from newllm_jax.smollm.llama_config import LlamaConfig
+
+
+class StoredTensor(NamedTuple):
+    """A tensor in a file of weights.
+
+    Attributes:
+      read: its values, float32 and of this shape.
+    """
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
 
 
 class GGUFFile:
@@ -17,8 +32,6 @@ class GGUFFile:
 
     def __init__(self, path: Path) -> None:
         """Raises InputError: no such file, not GGUF, corrupt or truncated, or the `gguf` package is not installed."""
-        if not path.is_file():
-            raise InputError(f"{path}: no such file")
         try:
             from gguf import GGUFReader
         except ImportError as error:
@@ -26,24 +39,28 @@ class GGUFFile:
                 f"{path}: to read GGUF, install the gguf package: pip install 'newllm-jax[gguf]'"
             ) from error
         self.path = path
+        check_header(path)
         try:
             self._reader = GGUFReader(path)
-        # The reader checks little and has no error of its own: bytes of any kind end in one of these.
-        except (ValueError, IndexError, KeyError, OverflowError, RecursionError) as error:
-            with path.open("rb") as stream:
-                reason = "truncated or corrupt" if stream.read(4) == b"GGUF" else "not a GGUF file"
-            detail = next(iter(str(error).splitlines()), type(error).__name__)
-            raise InputError(f"{path}: {reason} ({detail})") from error
+        except (ValueError, KeyError) as error:  # names that are no UTF-8 or there twice, types that do not fit
+            raise InputError(f"{path}: truncated or corrupt ({error})") from error
 
-    def metadata(self, key: str, default: Any = None) -> Any:
-        """A metadata value as a Python value. Raises InputError where it is absent and there is no default."""
+    def metadata(self, key: str, kind: type = object, default: Any = None) -> Any:
+        """A metadata value as a Python value of a type.
+
+        Raises:
+          InputError: it is of another type, or absent and there is no default.
+        """
         field = self._reader.get_field(key)
         if field is None and default is None:
             raise InputError(f"{self.path}: metadata {key} is missing")
         try:
-            return default if field is None else field.contents()
-        except (ValueError, IndexError) as error:
+            value = default if field is None else field.contents()
+        except ValueError as error:  # a text that is no UTF-8
             raise InputError(f"{self.path}: metadata {key} is corrupt ({error})") from error
+        if not isinstance(value, kind):
+            raise InputError(f"{self.path}: metadata {key} is not of type {kind.__name__}")
+        return value
 
     def config(self) -> LlamaConfig:
         """The architecture. Raises InputError where it is not a plain Llama."""
@@ -51,18 +68,18 @@ class GGUFFile:
         if architecture != "llama":
             raise InputError(f"{self.path}: architecture {architecture!r} is not supported, only llama is")
 
-        def llama(key: str, default: Any = None) -> Any:
-            return self.metadata(f"llama.{key}", default)
+        def llama(key: str, default: Any = None, kind: type = object) -> Any:
+            return self.metadata(f"llama.{key}", kind, default)
 
         scaling = llama("rope.scaling.type", "none")
         if scaling != "none":
             raise InputError(f"{self.path}: rotary scaling {scaling!r} is not supported")
         heads = llama("attention.head_count")
-        epsilon = np.float32(llama("attention.layer_norm_rms_epsilon"))
+        epsilon = np.float32(llama("attention.layer_norm_rms_epsilon", kind=float))
         config = LlamaConfig.from_dict(
             {
                 "model_type": "llama",
-                "vocab_size": len(self.metadata("tokenizer.ggml.tokens")),
+                "vocab_size": len(self.metadata("tokenizer.ggml.tokens", list)),
                 "hidden_size": llama("embedding_length"),
                 "intermediate_size": llama("feed_forward_length"),
                 "num_hidden_layers": llama("block_count"),
@@ -80,25 +97,30 @@ class GGUFFile:
             raise InputError(f"{self.path}: rotary positions on a part of each head are not supported")
         return config
 
-    def tensors(self, config: LlamaConfig) -> Iterator[tuple[Path, str, np.ndarray]]:
-        """Each tensor with its name, as float32, query and key rows in the order of the Hugging Face layout.
+    def tensors(self, config: LlamaConfig) -> Iterator[StoredTensor]:
+        """Each tensor, query and key rows in the order of the Hugging Face layout.
 
         Raises:
-          InputError: a quantisation that the `gguf` package cannot undo.
+          InputError: when one is read whose quantisation the `gguf` package cannot undo.
         """
-        from gguf.quants import dequantize
-
         heads = {"attn_q.weight": config.num_heads, "attn_k.weight": config.num_kv_heads}
         for tensor in self._reader.tensors:
-            try:
+            shape = tuple(int(size) for size in reversed(tensor.shape))
+            rotated = heads.get(tensor.name.split(".", 2)[-1], 0)  # blk.N.attn_q.weight
+            yield StoredTensor(self.path, tensor.name, shape, partial(self._values, tensor, rotated))
+
+    def _values(self, tensor: Any, heads: int) -> np.ndarray:
+        from gguf.quants import dequantize
+
+        try:
+            with np.errstate(all="ignore"):  # scales that are not finite give values that are not, see `assemble`
                 values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-            except (NotImplementedError, ValueError, IndexError) as error:
-                kind = getattr(tensor.tensor_type, "name", tensor.tensor_type)
-                raise InputError(
-                    f"{self.path}: tensor {tensor.name!r}: quantisation {kind} cannot be read ({error})"
-                ) from error
-            rotated = heads.get(tensor.name.split(".", 2)[-1])  # blk.N.attn_q.weight
-            yield self.path, tensor.name, values if rotated is None else halves_apart(values, rotated)
+        except (NotImplementedError, ValueError, IndexError) as error:
+            kind = getattr(tensor.tensor_type, "name", tensor.tensor_type)
+            raise InputError(
+                f"{self.path}: tensor {tensor.name!r}: quantisation {kind} cannot be read ({error})"
+            ) from error
+        return halves_apart(values, heads) if heads else values
 
 
 def halves_apart(rows: np.ndarray, heads: int) -> np.ndarray:
@@ -106,6 +128,4 @@ def halves_apart(rows: np.ndarray, heads: int) -> np.ndarray:
 
     GGUF has rows 0, d/2, 1, d/2 + 1, ... of each head of d rows; Llama rotates row i with row i + d/2.
     """
-    if rows.ndim != 2 or rows.shape[0] % (2 * heads):
-        return rows  # of a wrong shape, which `assemble` reports
     return rows.reshape(heads, -1, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)

@@ -21,8 +21,10 @@ import jax.numpy as jnp
 from flax import struct
 from flax.linen.initializers import normal
 
-from newllm_jax.config import Precision
+from newllm_jax.config import Precision, check, checked
+from newllm_jax.errors import InputError
 from newllm_jax.smollm.llama_config import LlamaConfig
+from newllm_jax.training.arrays import check_array
 from newllm_jax.training.precision import PRECISIONS
 
 WEIGHT_STD = 0.02
@@ -201,7 +203,7 @@ class Backbone(nn.Module):
         """
         layers, time = self.config.num_layers, x.shape[1]
         if any(not 0 <= depth <= layers for depth in depths) or list(depths) != sorted(set(depths)):
-            raise ValueError(f"depths must be rising numbers from 0 to {layers}, not {depths}")
+            raise InputError(f"depths: must be rising numbers from 0 to {layers}, not {depths}")
         start = jnp.zeros((), jnp.int32) if cache is None else cache.length
         positions = start + jnp.arange(time)
         seen = jnp.arange(time if cache is None else cache.keys.shape[2])  # a slot of the cache is a position
@@ -241,6 +243,8 @@ class SmolLM2(nn.Module):
 
     def setup(self) -> None:
         config = self.config
+        check("config", config, "a LlamaConfig", isinstance(config, LlamaConfig))
+        checked("precision", self.precision, Precision)
         table = {"dtype": self.dtype, "embedding_init": normal(WEIGHT_STD)}
         self.embed = nn.Embed(config.vocab_size, config.hidden_size, **table)
         self.backbone = Backbone(config, self.precision)
@@ -254,16 +258,20 @@ class SmolLM2(nn.Module):
 
     def hidden(self, ids: jax.Array, cache: KVCache | None = None, depths: tuple[int, ...] = ()) -> HiddenStates:
         """`ids [B, T]` -> hidden states; see `Backbone`."""
+        check_array("ids", ids, "integers", "B", "T")
         return self.from_hidden(self.embed(ids), cache, depths)
 
     def from_hidden(self, x: jax.Array, cache: KVCache | None = None, depths: tuple[int, ...] = ()) -> HiddenStates:
         """Runs the layers on a residual stream `x [B, T, H]` instead of on embedded ids; see `Backbone`."""
+        check_array("x", x, "numbers", "B", "T", self.config.hidden_size)
+        check("cache", cache, "a KVCache or None", cache is None or isinstance(cache, KVCache))
         if self.is_initializing():
             self.logits(self.embed(jnp.zeros((1, 1), jnp.int32)))  # ids or no ids: the same parameters
         return self.backbone(x.astype(self.dtype), cache, depths)
 
     def logits(self, last: jax.Array) -> jax.Array:
         """The head: last hidden states `[..., H]` -> float32 logits `[..., V]`."""
+        check_array("last", last, "numbers", "...", self.config.hidden_size)
         if not self.config.tie_embeddings:
             return self.lm_head(last.astype(self.dtype)).astype(jnp.float32)
         last, table = last.astype(self.dtype), self.embed.embedding.astype(self.dtype)

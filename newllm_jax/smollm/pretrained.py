@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from newllm_jax.config.base import SOURCE
+from newllm_jax.config.checking import checked
 from newllm_jax.errors import InputError
 from newllm_jax.smollm.gguf_file import GGUFFile
 from newllm_jax.smollm.llama_config import LlamaConfig
@@ -34,6 +36,8 @@ class Pretrained:
 
 def load_smollm2(base_model: str = DEFAULT_BASE, fallback: str = PACKAGE) -> Pretrained:
     """Loads SmolLM2 or a Llama of its family; arguments and errors of `open_weights`, errors of `read_params`."""
+    checked("base_model", base_model, str, **SOURCE)
+    checked("fallback", fallback, str)
     source = open_weights(base_model, fallback)
     files = open_files(source.path)
     config, tokenizer = read_description(files)

@@ -118,20 +118,22 @@ def _from_gguf(file: GGUFFile) -> Tokenizer:
     kinds = [file.metadata(f"tokenizer.ggml.{key}") for key in ("model", "pre")]
     if kinds != ["gpt2", "smollm"]:
         raise InputError(f"{file.path}: tokenizer {'/'.join(map(str, kinds))} is not supported, only gpt2/smollm is")
-    tokens, types = (file.metadata(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type"))
-    merges = [tuple(merge.split(" ")) for merge in file.metadata("tokenizer.ggml.merges")]
+    tokens, types, merges = (file.metadata(f"tokenizer.ggml.{key}", list) for key in ("tokens", "token_type", "merges"))
+    if not all(isinstance(text, str) for text in (*tokens, *merges)):
+        raise InputError(f"{file.path}: the tokenizer's tokens or merges are not texts")
+    merges = [tuple(merge.split(" ")) for merge in merges]
     if len(set(tokens)) != len(tokens) or len(types) != len(tokens) or any(len(merge) != 2 for merge in merges):
         raise InputError(f"{file.path}: the tokenizer's tokens, token types and merges do not fit together")
     specials = {}
     for name in ("bos", "eos"):
-        number = file.metadata(f"tokenizer.ggml.{name}_token_id", -1)
+        number = file.metadata(f"tokenizer.ggml.{name}_token_id", int, -1)
         if 0 <= number < len(tokens):
             specials[f"{name}_token"] = tokens[number]
     try:
         backend = byte_level_bpe(tokens, merges, types)
     except Exception as error:  # the tokenizers package raises nothing narrower
         raise InputError(f"{file.path}: the tokenizer's merges do not fit its tokens ({error})") from error
-    return Tokenizer(backend, specials, file.metadata("tokenizer.chat_template", ""))
+    return Tokenizer(backend, specials, file.metadata("tokenizer.chat_template", str, ""))
 
 
 def _from_folder(folder: Path) -> Tokenizer:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from newllm_jax.errors import InputError
-from newllm_jax.files import cache_folder, whole_file
+from newllm_jax.files import cache_folder, file_size, whole_file
 from newllm_jax.sources.hub import HubOutOfReach, hub_folder
 
 DEFAULT_BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -164,5 +164,6 @@ def _fingerprint(path: Path, files: list[Path]) -> str:
 
 
 def _sha256(file: Path) -> str:
+    file_size(file)  # a pipe has no end
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

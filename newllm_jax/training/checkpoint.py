@@ -6,7 +6,7 @@ What is read is what was written: `checkpoint_folder` sees to that.
 from __future__ import annotations
 
 import dataclasses
-import shutil
+import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,18 +14,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeAlias
 
-import jax
 import orbax.checkpoint as ocp
 
 from newllm_jax.config import RunConfig
 from newllm_jax.errors import InputError, Note, disk_fault
-from newllm_jax.training.checkpoint_folder import contents, epoch_folder, epochs_in, read_record, read_trees
+from newllm_jax.training.checkpoint_folder import (
+    check_room,
+    contents,
+    delete,
+    epoch_folder,
+    epochs_in,
+    read_record,
+    read_trees,
+    remove_leftovers,
+    state_trees,
+)
 from newllm_jax.training.clock import Clock
 from newllm_jax.training.history import Entry, History, best_epoch
 from newllm_jax.training.manifest import Damaged, Owner, manifest
+from newllm_jax.training.place import Place
 from newllm_jax.training.step import Params, TrainState
-
-DELETED = ".deleted-"
+from newllm_jax.training.within_epoch import WithinEpoch
 
 Keep: TypeAlias = Callable[[Sequence[int], History], Collection[int]]  # (epochs with a checkpoint, rising; history)
 
@@ -62,11 +71,12 @@ class Checkpoints:
         """`keep`: which checkpoints stay; all of them where None."""
         self.folder, self._owner, self._keep = folder.absolute(), owner, keep
         self._history: History = ()
+        self._place: Place | None = None
+        self._saved = time.monotonic()
         self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self.folder.iterdir():  # of a process that was killed
-            if leftover.name.startswith(DELETED) or ".orbax-checkpoint-tmp" in leftover.name:
-                shutil.rmtree(leftover)
+        remove_leftovers(self.folder)
+        self._within_epoch = WithinEpoch(self.folder, owner)
 
     def __enter__(self) -> Self:
         return self
@@ -90,18 +100,18 @@ class Checkpoints:
           InputError: the disk has no room (nothing that is already there is harmed).
         """
         self.wait()
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        free = shutil.disk_usage(self.folder).free
-        if free < 1.2 * needed:
-            raise InputError(
-                f"{self.folder}: no room for the checkpoint of epoch {epoch} ({needed / 1e6:.1f} MB needed, "
-                f"{free / 1e6:.1f} MB free); make room and resume from epoch {max(self.epochs, default=0)}"
-            )
-        trees = _trees(state)
+        check_room(self.folder, state, f"of epoch {epoch}")
+        trees = state_trees(state)
         content = manifest(self._owner, epoch, trees, {**(record or {}), "history": [*history]})
         self._history = [*history]
         with self._writing():
             self._checkpointer.save(self._path(epoch), contents(content, trees))
+        self._saved = time.monotonic()
+
+    @property
+    def seconds_since_save(self) -> float:
+        """How long ago the last checkpoint was saved, or these were opened."""
+        return time.monotonic() - self._saved
 
     def wait(self) -> None:
         """Returns when everything is on the disk and no more than what is to stay.
@@ -113,6 +123,25 @@ class Checkpoints:
             self._checkpointer.wait_until_finished()
             if self._keep and self._history:
                 self.keep_only(self._keep(self.epochs, self._history))
+            self._within_epoch.drop(max(self.epochs, default=0))
+
+    def save_within_epoch(self, place: Place, history: History, record: Mapping[str, Any]) -> None:
+        """Saves a place in an epoch, until the epoch's own checkpoint is whole; returns when it is on the disk.
+
+        Args:
+          record: what else the checkpoint holds (JSON).
+
+        Raises:
+          InputError: the disk has no room.
+        """
+        with self._writing():
+            self._within_epoch.save(place, history, record)
+        self._saved = time.monotonic()
+
+    def place(self, epoch: int, state: TrainState) -> Place:
+        """Where an epoch goes on that was stopped within; its start where it was not."""
+        found, self._place = self._place, None
+        return found if found and found.epoch == epoch else Place.start(epoch, state)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -141,7 +170,7 @@ class Checkpoints:
         damaged: dict[int, str] = {}
         for epoch in reversed(self.epochs):
             try:
-                trees, record, is_verified = read_trees(self._path(epoch), self._owner, epoch, _trees(like))
+                trees, record, is_verified = read_trees(self._path(epoch), self._owner, epoch, state_trees(like))
                 self._check_chosen(needed(record["history"]), epoch, like.params)
                 return Checkpoint(epoch, dataclasses.replace(like, **trees), record, is_verified), damaged
             except Damaged as fault:
@@ -158,7 +187,9 @@ class Checkpoints:
         narrate: Callable[[str], None],
         needed: Callable[[History], int] = best_epoch,
     ) -> tuple[TrainState, list[Entry]]:
-        """State and history after the latest checkpoint that is whole; later, damaged ones are deleted.
+        """State and history after the latest checkpoint that is whole, or within the epoch that follows.
+
+        Later, damaged ones are deleted.
 
         Args:
           state: the initial state, returned with no history where there is no checkpoint.
@@ -169,8 +200,13 @@ class Checkpoints:
         Raises:
           InputError: none of the checkpoints is whole, or there are more epochs than `num_epochs`.
         """
-        found, damaged = self.latest(state, needed)
         of_part = f"{self._owner.part.replace('_', ' ')}, " if self._owner.part else ""
+        if within := self._resume_within_epoch(state, needed):
+            self._place, record = within
+            clock.resume(record["seconds"])
+            narrate(f"{of_part}continuing within epoch {self._place.epoch}, after update {self._place.done}")
+            return self._place.state, record["history"]
+        found, damaged = self.latest(state, needed)
         if damaged:
             narrate(f"{of_part}damaged checkpoints, skipped: {_listed(damaged)}")
         if found is None:
@@ -183,11 +219,26 @@ class Checkpoints:
             narrate(f"note        {of_part}the checkpoint of epoch {found.epoch} is from before checkpoints had "
                     "manifests: damage to its numbers cannot be noticed")  # fmt: skip
         for later in [epoch for epoch in self.epochs if epoch > found.epoch]:  # the resumed run fills their places
-            self._delete(later)
+            delete(self._path(later))
         clock.resume(found.record["seconds"])
         narrate(f"{of_part}continuing after epoch {found.epoch}")
         self._history = found.record["history"]
         return found.state, [*found.record["history"]]
+
+    def _resume_within_epoch(
+        self, like: TrainState, needed: Callable[[History], int]
+    ) -> tuple[Place, dict[str, Any]] | None:
+        """The place within the epoch after the last one, and its record; None where there is none that is whole."""
+        epoch = max(self.epochs, default=0) + 1
+        try:
+            found = self._within_epoch.latest(epoch, like)
+            if found and epoch > 1:
+                self._check_chosen(needed(found[1]["history"]), epoch, like.params)
+            return found
+        except Damaged as fault:
+            warnings.warn(f"{self.folder}: within epoch {epoch}: {fault}; it begins again", Note, stacklevel=3)
+            self._within_epoch.drop(epoch)
+            return None
 
     def record(self) -> dict[str, Any]:
         """The record of the latest checkpoint that has a whole one; {} where none has."""
@@ -212,16 +263,10 @@ class Checkpoints:
     def keep_only(self, epochs: Collection[int]) -> None:
         """Deletes all other checkpoints."""
         for other in set(self.epochs) - set(epochs):
-            self._delete(other)
+            delete(self._path(other))
 
     def _path(self, epoch: int) -> Path:
         return epoch_folder(self.folder, epoch)
-
-    def _delete(self, epoch: int) -> None:
-        """Renames first: a deletion that is cut short leaves nothing that looks like a checkpoint."""
-        doomed = self.folder / f"{DELETED}epoch_{epoch}"
-        self._path(epoch).rename(doomed)
-        shutil.rmtree(doomed)
 
     def _check_chosen(self, chosen: int, epoch: int, like: Params) -> None:
         """Raises Damaged where the parameters that are read in the end, of an earlier epoch, are not whole."""
@@ -273,9 +318,3 @@ def read_chosen(
 
 def _listed(damaged: Mapping[int, str]) -> str:
     return "; ".join(f"epoch {epoch}: {fault}" for epoch, fault in damaged.items())
-
-
-def _trees(state: TrainState) -> dict[str, Any]:
-    """The parts of a state by their names. Absent ones (None) are not saved."""
-    parts = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    return {name: tree for name, tree in parts.items() if tree is not None}

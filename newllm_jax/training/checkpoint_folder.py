@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from newllm_jax.errors import memory_fault
+from newllm_jax.errors import InputError, memory_fault
 from newllm_jax.files import read_json
 from newllm_jax.training.manifest import Damaged, Owner, Trees, check_arrays, check_shapes, read_manifest
+from newllm_jax.training.step import TrainState
 
 NAME = re.compile(r"epoch_([1-9]\d{0,8})")
+DELETED = ".deleted-"
 MANIFEST, RECORD = "manifest", "record"  # the JSON of a checkpoint; version 0.1.0 wrote a record only
 
 
@@ -30,6 +34,34 @@ def epochs_in(folder: Path) -> list[int]:
     """The epochs that have a checkpoint, rising."""
     names = map(NAME.fullmatch, (path.name for path in folder.iterdir())) if folder.is_dir() else ()
     return sorted(int(name[1]) for name in names if name)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Deletes what a killed process was writing or deleting among the checkpoints in a folder."""
+    for leftover in folder.iterdir() if folder.is_dir() else ():
+        if leftover.name.startswith(DELETED) or ".orbax-checkpoint-tmp" in leftover.name:
+            shutil.rmtree(leftover)
+
+
+def delete(checkpoint: Path) -> None:
+    """Renames first: a deletion that is cut short leaves nothing that looks like a checkpoint."""
+    doomed = checkpoint.with_name(f"{DELETED}{checkpoint.name}")
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def check_room(folder: Path, state: TrainState, what: str) -> None:
+    """Raises InputError where the disk of `folder` has no room for a checkpoint of the state."""
+    needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves(state)), shutil.disk_usage(folder).free
+    if free < 1.2 * needed:
+        sizes = f"{needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free"
+        raise InputError(f"{folder}: no room for the checkpoint {what} ({sizes}); make room and resume")
+
+
+def state_trees(state: TrainState) -> dict[str, Any]:
+    """The parts of a state by their names. Absent ones (None) are not saved."""
+    parts = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: tree for name, tree in parts.items() if tree is not None}
 
 
 def contents(manifest: Mapping[str, Any], trees: Trees) -> ocp.args.Composite:

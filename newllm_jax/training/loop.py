@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,9 +14,10 @@ import numpy as np
 import optax
 
 from newllm_jax.config import RunConfig
-from newllm_jax.errors import NumericalError
+from newllm_jax.errors import NumericalError, Stopped
 from newllm_jax.training.history import Entry, History, is_finished
-from newllm_jax.training.losses import Sums, mean_metrics
+from newllm_jax.training.losses import mean_metrics
+from newllm_jax.training.place import Place
 from newllm_jax.training.split import Data, Split
 from newllm_jax.training.step import EvalFn, Totals, TrainState, UpdateFn
 from newllm_jax.training.stopping import Stopping
@@ -59,46 +61,43 @@ class Pieces:
     Attributes:
       limit: the most, the updates of an epoch.
       size: how many the next call makes.
+      elapsed: seconds that the last call took.
     """
 
     def __init__(self, limit: int, seconds: float = PIECE_SECONDS) -> None:
         self.limit, self.seconds = limit, seconds
-        self.size = 1
+        self.size, self.elapsed = 1, 0.0
 
     def learn(self, elapsed: float) -> None:
         """Moves the size toward `seconds`, by a factor of 8 at most: the first call also compiles."""
+        self.elapsed = elapsed
         factor = min(max(self.seconds / max(elapsed, 1e-9), 0.125), 8.0)
         self.size = min(max(1, round(self.size * factor)), self.limit)
 
 
 def run_epoch(
-    updates: UpdateFn,
-    state: TrainState,
-    data: Data,
-    order: jax.Array,
-    key: jax.Array,
-    pieces: Pieces,
-    on_piece: Callable[[int, Sums, float], None],
-) -> tuple[TrainState, Totals]:
-    """All updates of one epoch: the first `pieces.limit` batches of `order`.
+    updates: UpdateFn, place: Place, data: Data, order: jax.Array, key: jax.Array, pieces: Pieces
+) -> Iterator[Place]:
+    """The updates of an epoch from `place` on: the first `pieces.limit` batches of `order`.
+
+    Returns:
+      Where the epoch stands after each piece. The state of the place before is gone by then.
 
     Raises:
       NumericalError: the loss or a gradient is no longer finite; checked after every piece.
     """
-    totals, done, steps = Totals.zero(), 0, pieces.limit
-    while done < steps:
-        started, stop = time.monotonic(), min(done + pieces.size, steps)
-        state, totals = updates(state, totals, data, order, done, stop, key)
+    begun = time.monotonic() - place.seconds
+    while place.done < pieces.limit:
+        started, stop = time.monotonic(), min(place.done + pieces.size, pieces.limit)
+        state, totals = updates(place.state, place.totals, data, order, place.done, stop, key)
         seen: Totals = jax.device_get(totals)
         if not (np.isfinite(seen.sums.loss) and np.isfinite(seen.grad_norm)):
-            raise NumericalError(f"a loss or gradient is not finite in updates {done + 1} to {stop}")
-        elapsed = time.monotonic() - started
-        pieces.learn(elapsed)
-        done = stop
-        on_piece(done, seen.sums, elapsed)
-        if done == steps and state.loss_scale is not None and not seen.sums.count:
-            raise NumericalError("no update had a finite loss")
-    return state, totals
+            raise NumericalError(f"a loss or gradient is not finite in updates {place.done + 1} to {stop}")
+        pieces.learn(time.monotonic() - started)
+        place = dataclasses.replace(place, done=stop, state=state, totals=totals, seconds=time.monotonic() - begun)
+        yield place
+    if place.state.loss_scale is not None and not place.totals.sums.count:
+        raise NumericalError("no update had a finite loss")
 
 
 def fit(
@@ -110,14 +109,14 @@ def fit(
     observer: Observer,
     stopping: Stopping,
     history: History = (),
-    record: Callable[[], dict[str, Any]] = dict,
+    record: Mapping[str, Any] = {},
 ) -> tuple[TrainState, list[Entry]]:
     """Trains from where `history` ends to `num_epochs`, or until the patience is exhausted.
 
     Args:
       splits: `train` and `validation`.
       history: the entries of the epochs that `state` has behind it.
-      record: what else the record of every checkpoint holds (JSON), called when it is written.
+      record: what the record of every checkpoint holds (JSON) beside the history and the seconds of the run.
 
     Returns:
       The last state, and the history with the new entries; by then all checkpoints are on disk.
@@ -131,52 +130,74 @@ def fit(
     history, steps = list(history), train.steps(config.batch_size)
     pieces = Pieces(steps)
     while not is_finished(history, config):
-        stopping.check("epoch", "checkpoint")
-        epoch, started = len(history) + 1, time.monotonic()
+        epoch = len(history) + 1
+        stopping.check("piece" if config.save_minutes else "epoch", "checkpoint", "mirror")
         order = train.shuffled(config.batch_size, config.seed, epoch)
         key = jax.random.fold_in(jax.random.key(config.seed), epoch)
-
-        def on_piece(done: int, sums: Sums, elapsed: float, epoch: int = epoch, started: float = started) -> None:
-            rate = int(sums.count) / (time.monotonic() - started)
-            observer.progress(epoch, done, steps, mean_metrics(sums)["loss"], rate)
-            stopping.took("piece", elapsed)
-            stopping.check("piece", "validation", "checkpoint")
-
-        skipped_before = _skipped(state)
+        place = checkpoints.place(epoch, state)
         try:
-            state, totals = run_epoch(training.updates, state, train.data, order, key, pieces, on_piece)
-            train_seconds = time.monotonic() - started
+            for now in run_epoch(training.updates, place, train.data, order, key, pieces):
+                place = now
+                sums = jax.device_get(place.totals.sums)
+                observer.progress(epoch, place.done, steps, mean_metrics(sums)["loss"], int(sums.count) / place.seconds)
+                stopping.took("piece", pieces.elapsed)
+                _pause(place, steps, config, checkpoints, stopping, history, record)
             with stopping.timed("validation"):
-                validated = evaluate(training.evaluate, state.evaluated, validation, config.batch_size)
+                started = time.monotonic()
+                validated = evaluate(training.evaluate, place.state.evaluated, validation, config.batch_size)
             if not math.isfinite(validated["loss"]):
                 raise NumericalError("the validation loss is not finite")
         except NumericalError as error:
             kept = f"the checkpoint of epoch {len(history)} is kept" if history else "there is no checkpoint yet"
             raise NumericalError(f"epoch {epoch}: {error}; {kept}; try a lower learning_rate") from error
-        first_update = (epoch - 1) * steps - skipped_before  # the schedules count applied updates only
-        skipped = _skipped(state) - skipped_before
-        entry: Entry = {
-            "epoch": epoch,
-            "train_loss": mean_metrics(jax.device_get(totals.sums))["loss"],
-            "val_loss": validated["loss"],
-            "val_ppl": validated["ppl"],
-            "val_accuracy": validated["accuracy"],
-            "learning_rate": np.asarray(training.learning_rate(first_update)).item(),
-            "clip_norm": np.asarray(training.clip_norm(first_update)).item() if training.clip_norm else None,
-            "grad_norm": float(totals.grad_norm) / max(steps - skipped, 1),
-            "tokens_per_second": int(totals.sums.count) / train_seconds,
-            "seconds": time.monotonic() - started,
-        }
-        if state.loss_scale is not None:
-            entry["skipped_updates"] = skipped
-        stopping.took("epoch", entry["seconds"])
-        history.append(entry)
-        observer.epoch(entry)
-        checkpoints.save(epoch, state, history, record())
+        state = place.state
+        history.append(_entry(training, place, steps, validated, place.seconds + time.monotonic() - started))
+        stopping.took("epoch", history[-1]["seconds"])
+        observer.epoch(history[-1])
+        with stopping.timed("checkpoint"):
+            checkpoints.save(epoch, state, history, {**record, "seconds": stopping.clock.seconds()})
+            if config.time_limit:  # to know how long it takes until it is whole
+                checkpoints.wait()
     checkpoints.wait()
     return state, history
 
 
-def _skipped(state: TrainState) -> int:
-    """The updates skipped since the start of the training; 0 without a loss scale."""
-    return 0 if state.loss_scale is None else int(state.loss_scale.skipped)
+def _pause(
+    place: Place,
+    steps: int,
+    config: RunConfig,
+    checkpoints: Checkpoints,
+    stopping: Stopping,
+    history: History,
+    record: Mapping[str, Any],
+) -> None:
+    """Between two pieces: saves where it is time to, and stops where it has to."""
+    minutes = config.save_minutes
+    parts = ("validation",) if place.done == steps else ("piece",) if minutes else ("piece", "validation")
+    reason = stopping.reason(*parts, "checkpoint", "mirror")
+    if minutes and (reason or checkpoints.seconds_since_save >= 60 * minutes):
+        with stopping.timed("checkpoint"):
+            checkpoints.save_within_epoch(place, history, {**record, "seconds": stopping.clock.seconds()})
+    if reason:
+        raise Stopped(reason)
+
+
+def _entry(training: Training, place: Place, steps: int, validated: Mapping[str, float], seconds: float) -> Entry:
+    """A whole epoch, as the history has it. `seconds`: with its validation."""
+    first_update = (place.epoch - 1) * steps - place.skipped_before  # the schedules count applied updates only
+    totals: Totals = jax.device_get(place.totals)
+    entry: Entry = {
+        "epoch": place.epoch,
+        "train_loss": mean_metrics(totals.sums)["loss"],
+        "val_loss": validated["loss"],
+        "val_ppl": validated["ppl"],
+        "val_accuracy": validated["accuracy"],
+        "learning_rate": np.asarray(training.learning_rate(first_update)).item(),
+        "clip_norm": np.asarray(training.clip_norm(first_update)).item() if training.clip_norm else None,
+        "grad_norm": float(totals.grad_norm) / max(steps - place.skipped, 1),
+        "tokens_per_second": int(totals.sums.count) / place.seconds,
+        "seconds": seconds,
+    }
+    if place.state.loss_scale is not None:
+        entry["skipped_updates"] = place.skipped
+    return entry

@@ -6,10 +6,11 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from newllm_jax.config import RunConfig
+from newllm_jax.config import RunConfig, check
 from newllm_jax.errors import Stopped
 from newllm_jax.training.clock import Clock
 
@@ -26,30 +27,42 @@ def never() -> bool:
 
 
 class Stopping:
-    """Looks between the parts of a run (an update or some, a validation, a checkpoint) whether it should stop there."""
+    """Looks between the parts of a run (an update or some, a validation, a checkpoint) whether it should stop there.
+
+    Attributes:
+      clock: of the run.
+    """
 
     def __init__(self, clock: Clock, run: Path, config: RunConfig, asked: Asked = never) -> None:
-        self._clock, self._run, self._config, self._asked = clock, run, config, asked
+        check("stop", asked, "a function without arguments", callable(asked))
+        self.clock, self._run, self._config, self._asked = clock, run, config, asked
         self._taken: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
 
-    def check(self, *parts: str) -> None:
-        """Looks whether there is time for what comes next.
+    def reason(self, *parts: str) -> str:
+        """Why the run should stop here; "" where it should not.
 
         Args:
-          parts: what that is. Each may take as long as the longest of the last ones did; what never was takes none.
-
-        Raises:
-          Stopped: there is too little time, or the run is asked to stop.
+          parts: what comes next. Each may take as long as the longest of the last ones did; what never was takes none.
         """
         if self._asked():
-            raise Stopped(f"--resume {self._run} continues")
+            return f"--resume {self._run} continues"
         needed = sum(max(self._taken[part], default=0.0) for part in parts)
-        if self._clock.since_start() + MARGIN * needed + RESERVE > self._config.limit_seconds:
-            raise Stopped(f"before the time limit of {self._config.time_limit}; --resume {self._run} continues")
+        if self.clock.since_start() + MARGIN * needed + RESERVE > self._config.limit_seconds:
+            return f"before the time limit of {self._config.time_limit}; --resume {self._run} continues"
+        return ""
+
+    def check(self, *parts: str) -> None:
+        """Raises Stopped where there is a reason to stop before these parts."""
+        if reason := self.reason(*parts):
+            raise Stopped(reason)
 
     def took(self, part: str, seconds: float) -> None:
         """Remembers how long a part took."""
         self._taken[part].append(seconds)
+
+    def timer(self, part: str) -> Callable[[float], None]:
+        """`took` of a part."""
+        return partial(self.took, part)
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:

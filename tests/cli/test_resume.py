@@ -144,7 +144,7 @@ def fail_metrics(patch):
 
 def fail_room(patch):
     room = iter([shutil.disk_usage("/"), shutil.disk_usage("/")._replace(free=1000)])
-    patch.setattr("newllm_jax.training.checkpoint.shutil.disk_usage", lambda _: next(room))
+    patch.setattr("newllm_jax.training.checkpoint_folder.shutil.disk_usage", lambda _: next(room))
 
 
 def fail_orbax(method, times):

@@ -11,7 +11,8 @@ from newllm_jax.config import NewLLMConfig, load_config
 from newllm_jax.content import write_arrays
 from newllm_jax.errors import InputError, Note
 from newllm_jax.newllm import wikitext
-from newllm_jax.newllm.wikitext import BOS, EOS, PAD, UNK, WordTokenizer, load_wikitext, prepare, windows
+from newllm_jax.newllm.wikitext import BOS, EOS, PAD, SPECIAL_WORDS, UNK, WordTokenizer, cut, load_wikitext, prepare
+from newllm_jax.training import memory
 
 PROVENANCE = {"source": "here", "asked": "here", "fallback": "", "fingerprint": "0"}
 
@@ -64,6 +65,45 @@ def test_vocabulary_is_the_most_frequent_words_in_order_of_appearance():
     assert tokenizer.decode([BOS, 5, EOS]) == "<BOS> c <EOS>"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [5, None, "<PAD>", [], ["a", "b"], SPECIAL_WORDS[:3], [*SPECIAL_WORDS, 5], [*SPECIAL_WORDS, "a", "a"],
+     ["<UNK>", "<PAD>", "<BOS>", "<EOS>", "a"], dict.fromkeys([*SPECIAL_WORDS, "a"])],
+)  # fmt: skip
+def test_what_is_no_vocabulary(words, tmp_path):
+    with pytest.raises(InputError, match="words: must be "):
+        WordTokenizer(words)
+    with pytest.raises(InputError, match=r"vocabulary.json: damaged \(words: must be "):
+        WordTokenizer.from_json(words, tmp_path / "vocabulary.json")
+    assert WordTokenizer.from_json([*SPECIAL_WORDS, "a"], tmp_path) == WordTokenizer((*SPECIAL_WORDS, "a"))
+
+
+def test_arguments_of_a_tokenizer_are_checked():
+    tokenizer = WordTokenizer.from_texts(["a b"], 6)
+    for call, message in [
+        (lambda: WordTokenizer.from_texts("a b", 6), "texts: 'a b' is not a list of texts"),
+        (lambda: WordTokenizer.from_texts([5], 6), "texts: .5. is not a list of texts"),
+        (lambda: WordTokenizer.from_texts(["a"], 4), "vocabulary_size: must be from 5 to 65536, not 4"),
+        (lambda: tokenizer.encode(5), "text: must be a text, not 5"),
+        (lambda: tokenizer.encode_prompt(None), "text: must be a text, not None"),
+        (lambda: tokenizer.decode(5), "ids: 5 is not a list of integers"),
+        (lambda: tokenizer.decode([1.5]), "ids: .1.5. is not a list of integers"),
+        (lambda: tokenizer.decode([6]), "ids: must be from 0 to 5"),
+        (lambda: tokenizer.decode([-1]), "ids: must be from 0 to 5"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            call()
+    assert tokenizer.decode(np.array([4, 5], np.uint16)) == tokenizer.decode(iter([4, 5])) == "a b"
+
+
+def test_sequences_that_do_not_fit_into_memory_are_not_made(monkeypatch):
+    monkeypatch.setattr(memory, "host_memory", lambda: ("this machine", 10**6))
+    texts = {split: ["a b c d e f"] * 3 for split in wikitext.SPLITS}
+    with pytest.raises(InputError, match=r"memory: .* this machine has 0.00 GiB free; lower sequence_length"):
+        prepare(texts, NewLLMConfig(sequence_length=10**6), PROVENANCE)
+    prepare(texts, NewLLMConfig(sequence_length=10**5), PROVENANCE)
+
+
 @pytest.mark.parametrize("typed", ["", "   ", "\n\t", "\x00", "zebra!!", "🦓 ? é", "A,b"])
 def test_any_prompt_can_be_read(typed):
     tokenizer = WordTokenizer.from_texts(["a , b !"], 8)
@@ -78,10 +118,14 @@ def test_prompts_part_punctuation_from_words_as_the_data_does():
 
 
 def test_windows_are_whole_and_short_texts_are_padded():
-    assert windows([1, 2, 3], 5, 2) == [[1, 2, 3, PAD, PAD]]
-    assert windows(list(range(5)), 5, 2) == [list(range(5))]
-    assert windows(list(range(8)), 5, 2) == [[0, 1, 2, 3, 4], [2, 3, 4, 5, 6]]
-    assert windows(list(range(9)), 5, 2)[-1] == [4, 5, 6, 7, 8]
+    def rows(ids, stride=2):
+        return cut([ids], 5, stride).tolist()
+
+    assert rows([1, 2, 3]) == [[1, 2, 3, PAD, PAD]]
+    assert rows(range(5)) == [[0, 1, 2, 3, 4]]
+    assert rows(range(8)) == [[0, 1, 2, 3, 4], [2, 3, 4, 5, 6]]
+    assert rows(range(9))[-1] == [4, 5, 6, 7, 8]
+    assert cut([[1], [2, 3]], 5, 2).tolist() == [[1, 0, 0, 0, 0], [2, 3, 0, 0, 0]]
 
 
 def test_short_and_empty_texts_are_dropped():

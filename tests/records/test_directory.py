@@ -21,6 +21,41 @@ def test_names_never_collide(tmp_path, monkeypatch):
     assert runs == ["mine-20300101-000000", "mine-20300101-000000-2", "mine-20300101-000000-3"]
 
 
+@pytest.mark.parametrize("name", ["", ".", "../x", "/x", "a/b", "a/", "a\0b", "a\nb", "\udcff", "ü" * 101, 5, None])
+def test_names_lead_nowhere_else(tmp_path, name):
+    with pytest.raises(InputError, match="name: "):
+        RunDir.create(tmp_path / "runs", name)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", ["", "a\0b", "a\nb", "\udcff", "a" * 256, "a/" * 3000, 5, None, b"runs"])
+def test_paths_that_cannot_be(in_an_empty_folder, tmp_path, path):
+    with pytest.raises(InputError, match="run_root: "):
+        RunDir.create(path, "mine")
+    with pytest.raises(InputError, match="run_dir: "):
+        RunDir.open(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("inside", ["checkpoints", ".lock", "metrics.jsonl", "extraction/train-000000.npz"])
+def test_nothing_is_written_through_a_link(tmp_path, inside):
+    with RunDir.create(tmp_path, "mine") as run:
+        run.write_json("config.json", {})
+    link = run.path / inside
+    link.unlink(missing_ok=True)
+    link.parent.mkdir(exist_ok=True)
+    (tmp_path / "elsewhere").mkdir()
+    link.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=f"{inside}: is a link, and a run writes into its own"), RunDir.open(run.path):
+        pass
+    link.rename(run.path.parent / "outside")
+    (run.path / "wandb").mkdir()
+    (run.path / "wandb" / "latest-run").symlink_to(tmp_path)
+    (tmp_path / "alias").symlink_to(run.path)
+    with RunDir.open(tmp_path / "alias"):  # the directory itself may have another name
+        pass
+
+
 def test_one_process_at_a_time(tmp_path):
     run = RunDir.create(tmp_path, "mine")
     run.begin({})

@@ -21,10 +21,10 @@ def killed(run, results):
 
 
 def test_a_report_of_earlier_results_does_not_stay(tmp_path):
-    run = RunDir(tmp_path)
-    write_results(run, {"epochs": 1}, report_of)
+    run = RunDir(tmp_path, {})
+    write_results(run, report_of, {"epochs": 1})
     with pytest.raises(KeyboardInterrupt):
-        write_results(run, {"epochs": 2}, killed)
+        write_results(run, killed, {"epochs": 2})
     assert json.loads((tmp_path / "results.json").read_text())["epochs"] == 2
     assert not (tmp_path / "report.md").exists()
     complete(run, {"epochs": 2}, report_of)

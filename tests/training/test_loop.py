@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -12,13 +13,17 @@ import optax
 import pytest
 
 from newllm_jax.config import NewLLMConfig
+from newllm_jax.training.clock import Clock
 from newllm_jax.training.loop import Training, fit
 from newllm_jax.training.losses import Sums
+from newllm_jax.training.place import Place
 from newllm_jax.training.split import Split
 from newllm_jax.training.step import Totals, init_state, make_evaluation, make_updates, train_step
+from newllm_jax.training.stopping import Stopping
 
 pytestmark = pytest.mark.quick
 
+QUIET = SimpleNamespace(progress=lambda *_: None, epoch=lambda _: None)
 SGD = optax.sgd(1e-3)
 
 
@@ -40,15 +45,19 @@ class Saved(list):
     def wait(self):
         pass
 
+    def place(self, epoch, state):
+        return Place.start(epoch, state)
+
 
 def fitted(config: NewLLMConfig, examples: jax.Array, **options):
     """A run on a few numbers: its last state, its history and the epochs saved."""
     training = Training(
         make_updates(partial(train_step, loss, SGD)), make_evaluation(loss), optax.constant_schedule(1e-3), None
     )
-    quiet, saved = SimpleNamespace(progress=lambda *_: None, epoch=lambda _: None), Saved()
-    split = Split.from_arrays(examples)
-    state, history = fit(training, init_state(jnp.float32(5), SGD), split, split, config, saved, quiet, **options)
+    split, saved = Split.from_arrays(examples), Saved()
+    splits, stopping = {"train": split, "validation": split}, Stopping(Clock(), Path("run"), config)
+    start = init_state(jnp.float32(5), SGD)
+    state, history = fit(training, start, splits, config, saved, QUIET, stopping, **options)
     return state, history, saved
 
 
@@ -80,8 +89,8 @@ def orders_and_keys(seed: int) -> list[tuple[list[int], list[int]]]:
     config = NewLLMConfig(num_epochs=3, patience=3, batch_size=3, seed=seed)
     split = Split(jnp.arange(10.0), 7)
     training = Training(updates, make_evaluation(loss), optax.constant_schedule(1e-3), None)
-    quiet = SimpleNamespace(progress=lambda *_: None, epoch=lambda _: None)
-    fit(training, init_state(jnp.float32(5), SGD), split, split, config, Saved(), quiet)
+    splits, stopping = {"train": split, "validation": split}, Stopping(Clock(), Path("run"), config)
+    fit(training, init_state(jnp.float32(5), SGD), splits, config, Saved(), QUIET, stopping)
     return seen
 
 

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from newllm_jax.cascade.stage.single_token import run_blocks
-from newllm_jax.config import Precision
+from newllm_jax.config import Precision, check
 from newllm_jax.smollm.llama_config import LlamaConfig
-from newllm_jax.smollm.model import SmolLM2, rms_norm
-from newllm_jax.training.step import Params
+from newllm_jax.smollm.model import SmolLM2, parameter_shapes, rms_norm
+from newllm_jax.training.arrays import check_array
+from newllm_jax.training.step import Params, count_parameters
 
 
 class Stage(nn.Module):
@@ -32,11 +33,13 @@ class Stage(nn.Module):
     precision: Precision = "fp32"
 
     def setup(self) -> None:
+        check("config", self.config, "a LlamaConfig", isinstance(self.config, LlamaConfig))
         self.llama = SmolLM2(self.config, self.precision)
         nn.share_scope(self, self.llama)
 
     def __call__(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
         """`hidden [tokens, H]` -> last hidden states `[tokens, H]` (normed) and logits `[tokens, V]`."""
+        check_array("hidden", hidden, "numbers", "tokens", self.config.hidden_size)
         if self.is_initializing():
             last = self.llama.from_hidden(hidden[:, None, :]).last[:, 0, :]
         else:
@@ -49,6 +52,11 @@ class Stage(nn.Module):
 def stage_config(base: LlamaConfig, layers: int) -> LlamaConfig:
     """The architecture of a stage on this base: its sizes, with `layers` layers and a tied head."""
     return replace(base, num_layers=layers, tie_embeddings=True)
+
+
+def stage_size(config: LlamaConfig) -> int:
+    """The number of parameters of a stage, from shapes alone."""
+    return count_parameters(parameter_shapes(config))
 
 
 @partial(jax.jit, static_argnums=0)

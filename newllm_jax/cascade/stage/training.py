@@ -21,7 +21,6 @@ from newllm_jax.records.directory import RunDir
 from newllm_jax.records.progress import Narrate, TrainingProgress, progress_bar
 from newllm_jax.records.trackers import open_tracker
 from newllm_jax.training.checkpoint import Checkpoints, every_few_epochs
-from newllm_jax.training.clock import Clock
 from newllm_jax.training.history import History, at_epoch, best_epoch, is_finished, stopped_early
 from newllm_jax.training.loop import fit
 from newllm_jax.training.loss_scale import initial_loss_scale
@@ -53,7 +52,6 @@ def train_stage(
     run: RunDir,
     tokens: TokenSplits,
     earlier: Sequence[FinishedStage],
-    clock: Clock,
     stopping: Stopping,
     narrate: Narrate,
 ) -> FinishedStage:
@@ -74,9 +72,9 @@ def train_stage(
     state = init_state(
         init_stage(shared.stage, config.seed, number), shared.optimizer, initial_loss_scale(shared.stage.precision)
     )
-    owner = stage_owner(run, number)
+    owner, chosen_of = stage_owner(run, number), partial(chosen_epoch, config=config)
     with Checkpoints(stage_folder(run, number), owner, every_few_epochs(config.checkpoint_every)) as checkpoints:
-        state, history = checkpoints.resume(state, config, clock, narrate, partial(chosen_epoch, config=config))
+        state, history = checkpoints.resume(state, config, stopping.clock, narrate, chosen_of)
         before = _numbered([stage.entry["epochs"] for stage in earlier])
         run.write_metrics([*before, *_numbered([history], number)])
         if not is_finished(history, config):
@@ -90,7 +88,7 @@ def train_stage(
             ) as progress:
                 state, history = fit(
                     shared.training, state, splits, config, checkpoints, progress, stopping, history,
-                    record=lambda: {"threshold": thresholds["train"], "seconds": clock.seconds()},
+                    {"threshold": thresholds["train"]},
                 )  # fmt: skip
         chosen = chosen_epoch(history, config)
         checkpoints.keep_only({best_epoch(history), len(history)})

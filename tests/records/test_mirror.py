@@ -1,0 +1,250 @@
+"""The mirror of a run: the same files, each whole or absent, whatever happens while it is copied."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from newllm_jax.errors import InputError
+from newllm_jax.records import mirror
+from newllm_jax.records.mirror import Mirror, copy_run, fetch_run
+
+pytestmark = pytest.mark.quick
+
+
+def write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+
+def write_epoch(run: Path, epoch: int, text: str = "") -> None:
+    for name in ("manifest/metadata", "params/d/0"):
+        write(run / "checkpoints" / f"epoch_{epoch}" / name, f"{epoch} {name} {text}")
+
+
+@pytest.fixture(autouse=True)
+def looks_often(monkeypatch):
+    monkeypatch.setattr(mirror, "SECONDS", 0.01)
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A directory like that of a run."""
+    folder = tmp_path / "runs" / "some"
+    write(folder / "config.json", json.dumps({"run_id": "a"}))
+    write(folder / "metrics.jsonl", "{}\n")
+    for epoch in (2, 9, 10):
+        write_epoch(folder, epoch)
+    write(folder / ".lock", "")
+    write(folder / ".results.json.x1.json", "half of it")
+    write(folder / "checkpoints" / "epoch_11.orbax-checkpoint-tmp" / "params", "half of it")
+    return folder
+
+
+@pytest.fixture
+def copy(tmp_path) -> Path:
+    return tmp_path / "drive" / "some"
+
+
+def content(folder: Path) -> dict[str, str]:
+    """What counts in a run directory."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    texts = {path.relative_to(folder).as_posix(): path.read_text() for path in files}
+    return {name: text for name, text in texts.items() if not name.startswith(".") and "-tmp" not in name}
+
+
+class Followed(Mirror):
+    """A mirror that remembers what it told, and lets a test wait for its next update."""
+
+    def __init__(self, run, folder):
+        self.told, self.updates = [], threading.Semaphore(0)
+        super().__init__(run, str(folder), self.told.append, lambda seconds: self.updates.release())
+
+    def wait(self):
+        assert self.updates.acquire(timeout=30)
+
+
+def test_all_of_a_run_and_nothing_temporary_is_copied_and_what_is_pruned_goes(run, copy):
+    copy_run(run, copy)
+    assert content(run) == content(copy)
+    assert not [path for path in copy.rglob("*") if path.name.startswith(".") or "-tmp" in path.name]
+
+    shutil.rmtree(run / "checkpoints" / "epoch_2")
+    write_epoch(run, 12)
+    write_epoch(run, 10, "another")
+    write(run / "metrics.jsonl", "{}\n{}\n")
+    copy_run(run, copy)
+    assert content(run) == content(copy)
+    assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == ["epoch_10", "epoch_12", "epoch_9"]
+
+
+def test_earlier_checkpoints_are_copied_before_later_ones_and_results_last(run, copy, monkeypatch):
+    write(run / "results.json", "{}")
+    order, copy_unit = [], mirror._copy_unit
+    monkeypatch.setattr(mirror, "_copy_unit", lambda a, b, c: (order.append(b.name), copy_unit(a, b, c)))
+    copy_run(run, copy)
+    assert order == ["config.json", "metrics.jsonl", "epoch_2", "epoch_9", "epoch_10", "results.json"]
+
+
+@pytest.mark.parametrize("file", ["config.json", "params/d/0"])
+def test_what_reads_back_as_something_else_gets_no_name(run, copy, monkeypatch, file):
+    sha256 = mirror._sha256
+    monkeypatch.setattr(mirror, "_sha256", lambda path: "wrong" if path.as_posix().endswith(file) else sha256(path))
+    with pytest.raises(OSError, match="read back, it is not what was written"):
+        copy_run(run, copy)
+    assert not (copy / "config.json").exists() or not (copy / "checkpoints").exists()
+
+
+def test_a_copy_that_is_killed_at_any_file_is_whole_up_to_there_and_goes_on(run, copy, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    copy_file, whole = mirror._copy_file, content(run)
+    for number in range(len(whole)):
+        shutil.rmtree(copy, ignore_errors=True)
+        done = []
+
+        def killed(source, target, number=number, done=done):
+            if len(done) == number:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_text("half")
+                raise Killed
+            done.append(target)
+            copy_file(source, target)
+
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(mirror, "_copy_file", killed)
+            patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # a killed process tidies nothing up
+            copy_run(run, copy)
+        seen = content(copy)
+        assert seen.items() <= whole.items()
+        for checkpoint in (copy / "checkpoints").glob("*"):
+            assert len([name for name in seen if f"/{checkpoint.name}/" in name]) == 2
+        copy_run(run, copy)
+        assert content(copy) == whole
+        assert not (copy / mirror.PARTIAL).exists()
+
+
+def test_a_checkpoint_that_is_pruned_while_it_is_copied_is_no_error(run, copy, monkeypatch):
+    copy_file = mirror._copy_file
+
+    def prune(source, target):
+        if source.match("epoch_9/params/d/0"):
+            shutil.rmtree(run / "checkpoints" / "epoch_9")
+        copy_file(source, target)
+
+    monkeypatch.setattr(mirror, "_copy_file", prune)
+    copy_run(run, copy)
+    assert content(run) == content(copy)
+
+
+def test_what_is_copied_is_not_read_again(run, copy, monkeypatch):
+    copied = {}
+    copy_run(run, copy, copied)
+    write_epoch(run, 12)
+    read, sha256 = [], mirror._sha256
+    monkeypatch.setattr(mirror, "_sha256", lambda path: (read.append(path), sha256(path))[1])
+    copy_run(run, copy, copied)
+    assert len(read) == 2  # the files of one checkpoint
+    shutil.rmtree(copy / "checkpoints" / "epoch_9")
+    copy_run(run, copy, copied)
+    assert content(run) == content(copy)
+
+
+def test_the_copy_of_another_run_is_left_alone(run, copy):
+    write(copy / "config.json", json.dumps({"run_id": "b"}))
+    with pytest.raises(OSError, match="the copy of another run"):
+        copy_run(run, copy)
+    assert content(copy) == {"config.json": json.dumps({"run_id": "b"})}
+
+
+def test_what_is_new_is_copied_while_the_run_goes_on_and_the_last_before_it_ends(run, copy):
+    with Followed(run, copy.parent) as following:
+        following.wait()
+        assert content(run) == content(copy)
+        write_epoch(run, 12)
+        following.wait()
+        assert "checkpoints/epoch_12/params/d/0" in content(copy)
+        mirror.SECONDS = 60
+        write(run / "results.json", "{}")
+    assert content(run) == content(copy)
+
+
+def test_a_slow_mirror_does_not_slow_the_run(run, copy, monkeypatch):
+    may_go_on, begun, copy_file = threading.Event(), threading.Event(), mirror._copy_file
+
+    def slow(source, target):
+        begun.set()
+        assert may_go_on.wait(30)
+        copy_file(source, target)
+
+    monkeypatch.setattr(mirror, "_copy_file", slow)
+    with Followed(run, copy.parent) as following:
+        assert begun.wait(30)
+        write_epoch(run, 12)  # what the run does while the first file is not copied yet
+        assert content(copy) == {}
+        may_go_on.set()
+        following.wait()
+    assert content(run) == content(copy)
+
+
+def test_an_error_is_told_once_and_tried_again(run, copy, monkeypatch):
+    copy_file, tries = mirror._copy_file, []
+
+    def full(source, target):
+        tries.append(source)
+        if len(tries) < 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        copy_file(source, target)
+
+    monkeypatch.setattr(mirror, "_copy_file", full)
+    with Followed(run, copy.parent) as following:
+        for epoch in (12, 13, 14):
+            following.wait()
+            write_epoch(run, epoch)
+    (note,) = following.told
+    said = " ".join(line.strip("| ") for line in note.splitlines())
+    assert "mirror: " in said and "No space left on device" in said and "the run goes on" in said
+    assert content(run) == content(copy)
+
+
+def test_an_error_at_the_end_is_told(run, copy, monkeypatch):
+    monkeypatch.setattr(mirror, "SECONDS", 60)
+    monkeypatch.setattr(mirror, "copy_run", lambda *_: 1 / 0)
+    with Followed(run, copy.parent) as following:
+        pass
+    assert len(following.told) == 1
+
+
+def test_places_that_are_no_mirror(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(mirror, "copy_run", lambda *_: pytest.fail("copied"))
+    for folder in ("", str(run.parent), str(run.parent.parent / "runs")):
+        with Mirror(run, folder, lambda _: None, lambda _: None):
+            time.sleep(0.03)
+    for folder in (str(run), str(run / "checkpoints")):
+        with pytest.raises(InputError, match=f"mirror: {folder} lies in {run}"):
+            Mirror(run, folder, lambda _: None, lambda _: None)
+
+
+def test_a_run_comes_back_whole_or_not_at_all(run, copy, monkeypatch):
+    copy_run(run, copy)
+    whole = content(run)
+    shutil.rmtree(run)
+    sha256 = mirror._sha256
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="mirror: .* cannot be copied to"):
+        patch.setattr(mirror, "_sha256", lambda path: "wrong" if "epoch_10" in path.parts else sha256(path))
+        fetch_run(run, str(copy.parent))
+    assert not run.exists()
+    fetch_run(run, str(copy.parent))
+    assert content(run) == whole == content(copy)
+    assert list(run.parent.iterdir()) == [run]
+    write(run / "metrics.jsonl", "{}\n{}\n{}\n")
+    fetch_run(run, str(copy.parent))  # it is there
+    assert content(run) != whole
