@@ -12,17 +12,20 @@ from typing import Any, NoReturn
 
 from newllm_jax import systems
 from newllm_jax.cli import signals
-from newllm_jax.config import RunConfig, load_config, nearest, parse
+from newllm_jax.config import RunConfig, check, checked_path, load_config, nearest, parse
 from newllm_jax.decoding.exits import Exits
-from newllm_jax.errors import InputError
+from newllm_jax.errors import InputError, named
 from newllm_jax.systems import SYSTEMS, System, call
+
+LONGEST_COMPLAINT = 300  # characters; argparse quotes what was typed, whatever its length
 
 
 class Parser(argparse.ArgumentParser):
     """argparse whose complaints are InputErrors, and whose unknown options name the nearest known one."""
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(message)
+        short = message if len(message) <= LONGEST_COMPLAINT else f"{message[:LONGEST_COMPLAINT]}..."
+        raise InputError(short)
 
     def parse_all(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parses all of argv. Raises InputError."""
@@ -37,8 +40,8 @@ class Parser(argparse.ArgumentParser):
         arguments, unknown = self.parse_known_args(joined)
         if unknown:
             name, names = unknown[0].split("=")[0], [option[2:] for option in known if option.startswith("--")]
-            raise InputError(f"{name}: no such option{nearest(name.lstrip('-'), names)}" if name.startswith("-")
-                             else f"{name}: unexpected argument")  # fmt: skip
+            raise InputError(f"{named(name)}: no such option{nearest(name.lstrip('-'), names)}" if name.startswith("-")
+                             else f"{named(name)}: unexpected argument")  # fmt: skip
         return arguments
 
 
@@ -115,13 +118,15 @@ def compare(argv: Sequence[str]) -> None:
     from newllm_jax.report.compare import comparison, read_results
     from newllm_jax.report.published import PUBLISHED_RUNS
 
+    output = checked_path("output", arguments.output)
+    check("output", arguments.output, "a file or a new name", output.is_file() or not output.exists())
     results = [read_results(run) for run in arguments.runs]
     if arguments.published and all(run["system"] == "new-llm" for run in results):
         raise InputError("published: only CASCADE has published runs here, and these are runs of New-LLM")
     text = comparison([*(PUBLISHED_RUNS if arguments.published else []), *results])
-    with whole_file(Path(arguments.output)) as partial:
+    with whole_file(output) as partial:
         partial.write_text(text, encoding="utf-8")
-    print(f"{text}\nwritten to {arguments.output}")
+    print(f"{text}\nwritten to {output}")
 
 
 def report(argv: Sequence[str]) -> None:
@@ -167,7 +172,7 @@ def _train(parser: Parser, argv: Sequence[str], system: System) -> None:
     """What the training commands share: start a run, continue one, or print only its plan."""
     _add_run_options(parser, system)
     arguments = parser.parse_all(argv)
-    overrides = _overrides(arguments, system.config)
+    overrides, run_root = _overrides(arguments, system.config), checked_path("run_root", arguments.run_root)
     planned = system.plan is not None and arguments.dry_run
     if arguments.resume is not None:
         if planned:
@@ -181,7 +186,7 @@ def _train(parser: Parser, argv: Sequence[str], system: System) -> None:
     if system.plan is not None and planned:
         print(json.dumps(call(system.plan, config), indent=2))
         return
-    call(system.train, config, name=f"{system.prefix}{Path(name).stem}", run_root=arguments.run_root, stop=signals.came)
+    call(system.train, config, name=f"{system.prefix}{Path(name).stem}", run_root=run_root, stop=signals.came)
 
 
 def _add_run_options(parser: Parser, system: System) -> None:

@@ -19,7 +19,7 @@ from newllm_jax.cli import signals
 from newllm_jax.cli.commands import COMMANDS
 from newllm_jax.cli.programs import forget_programs, program_folder
 from newllm_jax.config import nearest
-from newllm_jax.errors import InputError, Note, NumericalError, Stopped, causes, disk_fault, memory_fault
+from newllm_jax.errors import InputError, Note, NumericalError, Stopped, causes, disk_fault, memory_fault, named
 
 PATH_ERRORS = {
     errno.EACCES,
@@ -74,12 +74,14 @@ def _run(argv: Sequence[str], debug: bool) -> int:
 
 
 def _dispatch(argv: Sequence[str]) -> int:
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv:
+        raise InputError(f"usage: newllm COMMAND ..., one of {', '.join(COMMANDS)}; --help describes them")
+    if argv[0] in ("-h", "--help"):
         print("usage: newllm COMMAND ...   (--help after a command lists its options)\n")
         print("\n".join(command.__doc__ or "" for command in COMMANDS.values()))
         return 0
     if argv[0] not in COMMANDS:
-        raise InputError(f"{argv[0]}: no such command{nearest(argv[0], COMMANDS)}")
+        raise InputError(f"{named(argv[0])}: no such command{nearest(argv[0], COMMANDS)}")
     _keep_programs()
     COMMANDS[argv[0]](argv[1:])
     return 0

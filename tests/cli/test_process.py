@@ -20,7 +20,14 @@ pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
+        (
+            [],
+            "usage: newllm COMMAND ..., one of train, cascade, finetune, generate, evaluate, ",
+        ),
         (["trian"], "trian: no such command; did you mean train?"),
+        ([""], "'': no such command; there are: "),
+        (["doctor", " "], "' ': unexpected argument"),
+        (["generate", "x", "--seed", "9" * 5000], "argument --seed: invalid int value: '99999"),
         (["generate"], "the following arguments are required: RUN_DIR"),
         (["generate", "missing"], "missing: no such run directory"),
         (["generate", "x", "--temperature", "-1"], "temperature: must be from 0 to 1000, not -1.0"),
@@ -72,7 +79,7 @@ def test_a_bug_keeps_its_traceback(newllm, monkeypatch):
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("typed", [[], ["--help"], ["-h"]])
+@pytest.mark.parametrize("typed", [["--help"], ["-h"]])
 def test_help_lists_the_commands(newllm, typed):
     code, out, err = newllm(*typed)
     assert (code, err) == (0, "")
