@@ -1,4 +1,4 @@
-"""The two ways a run can end badly that are the user's to know about, and the one that is the disk's.
+"""The two ways a run can end badly that are the user's to know about, and those that are the machine's.
 
 Any other exception is a bug of the library and keeps its traceback.
 """
@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 
+UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 DISK_ERRORS = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)]
 
 
@@ -35,3 +37,18 @@ def disk_fault(error: BaseException) -> str | None:
     """What the system said, where an error or one of its causes is a disk that takes no more; else None."""
     said = [str(cause) for cause in causes(error)]  # an OSError names the fault, and so do the libraries that wrap one
     return next((fault for fault in DISK_ERRORS if any(fault in text for text in said)), None)
+
+
+def memory_fault(error: BaseException) -> str | None:
+    """How much was asked for ("40.00 GiB"), where an error or one of its causes is memory that ran out; else None.
+
+    "more" where the error does not tell the size.
+    """
+    full = [each for each in causes(error) if isinstance(each, MemoryError) or "RESOURCE_EXHAUSTED" in str(each)]
+    if not full or disk_fault(error):
+        return None
+    said = " ".join(map(str, full))
+    found = re.search(
+        rf"allocat\w* (?:request for )?(\d+(?:\.\d+)?) ?({'|'.join(UNITS)})", said
+    )  # as XLA and NumPy say it
+    return f"{float(found[1]) * UNITS[found[2]] / 2**30:.2f} GiB" if found else "more"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from newllm_jax.config import CascadeConfig, FinetuneConfig, NewLLMConfig, RunConfig
+from newllm_jax.config import CascadeConfig, Config, FinetuneConfig, NewLLMConfig, RunConfig
 from newllm_jax.decoding.exits import Exits
 from newllm_jax.errors import InputError
 from newllm_jax.records.directory import RunDir
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from newllm_jax.newllm.run import NewLLMRun
 
 Function: TypeAlias = str  # `module:name`
+USABLE_MEMORY = 0.9  # of what is free, that a run may be planned to need; the estimate is no promise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +38,14 @@ class System:
       precision: (config) -> the resolved precision of training.
       warning: (config) -> why this device's fast path cannot be used, or ""; None: the system has no fast path.
       train: (config, name, run_root, resume, overrides, narrate) -> RunResult.
-      plan: (config) -> what a run would be; None where there is no `--dry_run`.
+      plan: (config) -> what a run would be.
       restore: (run_dir) -> the trained model.
       evaluate: (run_dir) -> measurements of it.
       show: (those) -> text.
       generate: (restored run, prompt, max_words, seed, sampling, exits) -> pieces of text.
       report: (run directory, results) -> writes the report and the curves, returns the report's path.
       separator: what stands between the pieces of a generated text.
+      less_memory: what to do where memory runs out in training.
     """
 
     command: str
@@ -53,13 +55,14 @@ class System:
     precision: Function
     warning: Function | None
     train: Function
-    plan: Function | None
+    plan: Function
     restore: Function
     evaluate: Function
     show: Function
     generate: Function
     report: Function
     separator: str
+    less_memory: str
 
 
 SYSTEMS = {
@@ -78,6 +81,7 @@ SYSTEMS = {
         generate="newllm_jax.newllm.generate:generate",
         report="newllm_jax.report.newllm:write_report",
         separator=" ",
+        less_memory="lower micro_batch (a new run finds it with --auto_batch), then batch_size or sequence_length",
     ),
     "cascade": System(
         command="cascade",
@@ -94,6 +98,7 @@ SYSTEMS = {
         generate="newllm_jax.cascade.generate:generate",
         report="newllm_jax.report.cascade:write_report",
         separator="",
+        less_memory="lower stage_layers or train_chunks, and micro_batch where batch_size is large",
     ),
     "finetune": System(
         command="finetune",
@@ -103,13 +108,14 @@ SYSTEMS = {
         precision="newllm_jax.training.precision:configured_precision",
         warning=None,
         train="newllm_jax.finetuning.experiment:finetune",
-        plan=None,
+        plan="newllm_jax.finetuning.plan:plan_finetune",
         restore="newllm_jax.finetuning.run:restore_finetune",
         evaluate="newllm_jax.finetuning.run:evaluate_run",
         show="newllm_jax.report.tables:json_text",
         generate="newllm_jax.finetuning.run:generate",
         report="newllm_jax.report.finetune:write_report",
         separator="",
+        less_memory="lower micro_batch (a new run finds it with --auto_batch), or use a smaller base_model",
     ),
 }
 
@@ -117,6 +123,31 @@ SYSTEMS = {
 def call(function: Function, *arguments: Any, **options: Any) -> Any:
     """Calls a function of a row."""
     return pkgutil.resolve_name(function)(*arguments, **options)
+
+
+def largest_micro_batch(config: Config) -> tuple[Config, str]:
+    """The configuration with the largest micro batch that fits into the memory that is free, and a line that tells it.
+
+    The batch is halved until the memory that `--dry_run` estimates fits.
+
+    Raises:
+      InputError: not even single examples fit, or it is not known what is free.
+    """
+    from newllm_jax.records.machine import free_device_memory, peak_memory_bytes
+
+    system, size = SYSTEMS[config.system], config.batch_size
+    while True:
+        tried = config.override({"micro_batch": size if size < config.batch_size else None})
+        needed, free = call(system.plan, tried)["estimated_memory_bytes"], free_device_memory()
+        if free is None:
+            raise InputError("auto_batch: this device does not tell how much memory is free; set micro_batch instead")
+        free += peak_memory_bytes()  # the estimate counts what this process has by now
+        told = f"{needed / 2**30:.2f} GiB needed, {free / 2**30:.2f} GiB free"
+        if needed <= USABLE_MEMORY * free:
+            return tried, f"{size} of {config.batch_size} examples at a time ({told})"
+        if size == 1:
+            raise InputError(f"auto_batch: not even one example at a time fits ({told}); {system.less_memory}")
+        size = -(-size // 2)
 
 
 def system_of(run_dir: str | Path) -> System:

@@ -14,9 +14,8 @@ from newllm_jax.cascade.stage.updates import build_stage_training
 from newllm_jax.config import CascadeConfig
 from newllm_jax.records.machine import environment, peak_memory_bytes
 from newllm_jax.smollm.alpaca import CHUNK, AlpacaChunks, load_alpaca
+from newllm_jax.smollm.base import describe_base
 from newllm_jax.smollm.model import SmolLM2, parameter_shapes
-from newllm_jax.smollm.pretrained import open_files, read_description
-from newllm_jax.sources.weights import PACKAGE, open_weights
 from newllm_jax.training.loss_scale import initial_loss_scale
 from newllm_jax.training.memory import planned_bytes, update_bytes
 from newllm_jax.training.precision import resolve_precision
@@ -34,8 +33,7 @@ def plan_cascade(config: CascadeConfig) -> dict[str, Any]:
       InputError: a setting or source that cannot be used, or no hard tokens left for a stage.
     """
     precision = resolve_precision(config.precision)
-    source = open_weights(config.base_model, "error" if config.fallback == "error" else PACKAGE, tensors=False)
-    llama, tokenizer = read_description(open_files(source.path))
+    source, llama, tokenizer = describe_base(config)
     data = load_alpaca(tokenizer, config)
     base, stage = SmolLM2(llama), Stage(stage_config(llama, config.stage_layers), precision)
     base_shapes = parameter_shapes(llama)

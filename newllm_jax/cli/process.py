@@ -20,7 +20,8 @@ import absl.logging
 from newllm_jax.cli.commands import COMMANDS
 from newllm_jax.cli.programs import forget_programs, program_folder
 from newllm_jax.config import nearest
-from newllm_jax.errors import InputError, NumericalError, causes, disk_fault
+from newllm_jax.errors import InputError, NumericalError, causes, disk_fault, memory_fault
+from newllm_jax.systems import SYSTEMS
 
 PATH_ERRORS = {
     errno.EACCES,
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: nothing more to say
         return 0
     except Exception as error:
-        reason = _environment_fault(error)
+        reason = _environment_fault(error, argv[0] if argv else "")
         if debug or reason is None:
             raise
         return _fail(reason, 2)
@@ -136,7 +137,7 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _environment_fault(error: BaseException) -> str | None:
+def _environment_fault(error: BaseException, command: str) -> str | None:
     """A line for what is the machine's fault, not the library's: paths, a disk that takes no more, full memory."""
     fault = disk_fault(error)
     named = next((link for link in causes(error) if isinstance(link, OSError) and link.filename is not None), None)
@@ -145,6 +146,17 @@ def _environment_fault(error: BaseException) -> str | None:
         return f"{where}: {fault}; make room or choose another place (what was written before is whole)"
     if named and named.errno in PATH_ERRORS:
         return f"{named.filename}: {named.strerror}"
-    if any("RESOURCE_EXHAUSTED" in str(cause) or isinstance(cause, MemoryError) for cause in causes(error)):
-        return "out of memory; lower batch_size (CASCADE: stage_layers or train_chunks, where batch_size is small)"
-    return None
+    asked = memory_fault(error)
+    return None if asked is None else _out_of_memory(error, asked, command)
+
+
+def _out_of_memory(error: BaseException, asked: str, command: str) -> str:
+    """A line that tells what was asked for, what is free, and what to lower."""
+    from newllm_jax.records.machine import free_device_memory, free_host_memory
+
+    on_host = any(isinstance(cause, MemoryError) for cause in causes(error))
+    free = free_host_memory() if on_host else free_device_memory()
+    trained = [system.less_memory for system in SYSTEMS.values() if system.command == command]
+    remedy = trained[0] if trained else "close what else needs memory, or use a CPU (JAX_PLATFORMS=cpu)"
+    known = "" if free is None else f", {free / 2**30:.2f} GiB are free"
+    return f"out of memory{' of the host' if on_host else ''}: {asked} asked for{known}; {remedy}"

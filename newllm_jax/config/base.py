@@ -20,8 +20,9 @@ Schedule = Literal["constant", "cosine"]
 Tracker = Literal["none", "tensorboard", "wandb"]
 
 LARGEST_BATCH = 2**20
-# What resuming may change in every system: where sources lie and what is written, not what is computed.
-EVERYWHERE = ("checkpoint_every", "tracker", "dataset", "dataset_config", "fallback")
+# What resuming may change in every system: where sources lie, what is written, and how much is computed at a time,
+# which changes results by their rounding only, like another device. Not what is computed.
+EVERYWHERE = ("checkpoint_every", "tracker", "dataset", "dataset_config", "fallback", "micro_batch")
 
 
 def check(field: str, value: Any, rule: str, holds: bool) -> None:
@@ -63,6 +64,7 @@ class RunConfig:
     )
     num_epochs: int = setting(50, "largest number of epochs")
     batch_size: int = setting(32, "examples in an update")
+    micro_batch: int | None = setting(None, "examples computed at a time, for less memory; none: the whole batch")
     learning_rate: float = setting(1e-4, "peak learning rate")
     patience: int = setting(15, "epochs without a gain after which training stops early")
     minimum_gain: float = setting(0.0, "least fall of the validation loss that counts as a gain (nats)")
@@ -74,12 +76,19 @@ class RunConfig:
         for name in ("num_epochs", "batch_size", "patience", "checkpoint_every"):
             check(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
         check("batch_size", self.batch_size, f"at most {LARGEST_BATCH}", self.batch_size <= LARGEST_BATCH)
+        check("micro_batch", self.micro_batch, f"1 to batch_size ({self.batch_size}), or none",
+              self.micro_batch is None or 1 <= self.micro_batch <= self.batch_size)  # fmt: skip
         check("learning_rate", self.learning_rate, "above 0 and finite", 0 < self.learning_rate < math.inf)
         check("minimum_gain", self.minimum_gain, "0 or more", 0 <= self.minimum_gain < math.inf)
         for field in dataclasses.fields(self):
             choices, value = typing.get_args(type_of(type(self), field.name)), getattr(self, field.name)
             if choices and isinstance(choices[0], str):
                 check(field.name, value, "one of " + ", ".join(choices), value in choices)
+
+    @property
+    def examples_at_once(self) -> int:
+        """How many examples are computed at a time: a micro batch, or a whole batch."""
+        return self.micro_batch or self.batch_size
 
     def check_resumption(self, stored: Any, run: str) -> None:
         """Raises InputError where a run that was started with the `stored` settings cannot continue with these.

@@ -55,6 +55,8 @@ class NewLLMConfig(RunConfig):
               1 <= self.stride <= self.sequence_length)  # fmt: skip
         for name in ("minimum_words", "embed_dim", "hidden_dim", "context_dim", "num_layers"):
             check(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
+        check("batch_size", self.batch_size, f"below 2^31 / hidden_dim ({self.hidden_dim}), to number activations",
+              self.batch_size * self.hidden_dim < 2**31)  # fmt: skip
         check("dropout", self.dropout, "0 or more and below 1", 0 <= self.dropout < 1)
         check("warmup_steps", self.warmup_steps, "0 or more", self.warmup_steps >= 0)
         check("decay_epochs", self.decay_epochs, "at least 1", self.decay_epochs is None or self.decay_epochs >= 1)

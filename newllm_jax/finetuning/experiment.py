@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from newllm_jax.config import FinetuneConfig, Precision
-from newllm_jax.finetuning.loss import sequence_loss
+from newllm_jax.config import FinetuneConfig
+from newllm_jax.finetuning.updates import build_training
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.progress import Narrate, TrainingProgress, narrate_start, progress_bar
 from newllm_jax.records.results import (
@@ -35,16 +33,14 @@ from newllm_jax.smollm.base import (
     source_facts,
     source_warnings,
 )
-from newllm_jax.smollm.model import SmolLM2
 from newllm_jax.training.checkpoint import Checkpoints
 from newllm_jax.training.clock import Clock
 from newllm_jax.training.history import at_epoch, best_epoch, is_finished
-from newllm_jax.training.loop import Training, evaluate, fit
+from newllm_jax.training.loop import evaluate, fit
 from newllm_jax.training.loss_scale import initial_loss_scale
-from newllm_jax.training.optimizer import adamw
 from newllm_jax.training.precision import resolve_precision
 from newllm_jax.training.split import Split
-from newllm_jax.training.step import count_parameters, init_state, make_evaluation, make_updates, train_step
+from newllm_jax.training.step import count_parameters, init_state
 
 
 def finetune(
@@ -77,7 +73,7 @@ def finetune(
         training, optimizer = build_training(config, base.model, precision)
         state = init_state(jax.tree.map(jnp.array, base.params), optimizer, initial_loss_scale(precision))
         train, validation = Split.from_arrays(data.train), Split.from_arrays(data.validation)
-        before = evaluate(training.evaluate, state.params, validation, config.batch_size)
+        before = evaluate(training.evaluate, state.params, validation, config.examples_at_once)
         narrate(f"base        validation loss {before['loss']:.4f}, PPL {before['ppl']:.2f}")
         with Checkpoints(run.checkpoints, config.checkpoint_every) as checkpoints:
             state, history = checkpoints.resume(state, config, clock, narrate)
@@ -109,13 +105,3 @@ def finetune(
     narrate(f"best        validation PPL {best['val_ppl']:.2f} after epoch {best['epoch']}; base {before['ppl']:.2f}")
     narrate(f"report      {report}")
     return RunResult(run.path, results)
-
-
-def build_training(
-    config: FinetuneConfig, model: SmolLM2, precision: Precision
-) -> tuple[Training, optax.GradientTransformation]:
-    """The compiled functions of a run, and its optimiser. Evaluation is strict float32 whatever training is."""
-    optimizer = adamw(config.learning_rate, config.weight_decay)
-    updates = make_updates(partial(train_step, sequence_loss(model.clone(precision=precision)), optimizer))
-    rate = optax.constant_schedule(config.learning_rate)
-    return Training(updates, make_evaluation(sequence_loss(model)), rate, None), optimizer

@@ -1,7 +1,8 @@
-"""What a run records of the machine: versions, device, the command, the most memory in use."""
+"""What a run records of the machine: versions, device, the command, the most memory in use; and what memory is free."""
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import shlex
 import sys
@@ -50,3 +51,35 @@ def peak_memory_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def free_device_memory() -> int | None:
+    """Bytes that the device can still give: of a CPU, those of the machine; None where that is not known."""
+    import jax
+
+    statistics = jax.devices()[0].memory_stats() or {}
+    if "bytes_limit" in statistics:
+        return int(statistics["bytes_limit"]) - int(statistics["bytes_in_use"])
+    return free_host_memory() if jax.devices()[0].platform == "cpu" else None
+
+
+def free_host_memory() -> int | None:
+    """Bytes that the machine can still give, within the limit of the container; None where it does not say (no Linux).
+
+    Pages of files that the system keeps in memory count as free.
+    """
+    try:
+        available = _number_after("MemAvailable:", Path("/proc/meminfo")) * 1024
+    except (OSError, StopIteration):
+        return None
+    container = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, StopIteration, ValueError):  # no container, or one without a limit ("max")
+        limit = int((container / "memory.max").read_text())
+        available = min(available, max(limit - _number_after("anon", container / "memory.stat"), 0))
+    return available
+
+
+def _number_after(name: str, file: Path) -> int:
+    """The number behind a name at the start of a line."""
+    words = next(words for words in map(str.split, file.read_text().splitlines()) if words[0] == name)
+    return int(words[1])

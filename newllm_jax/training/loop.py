@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
-from newllm_jax.config import RunConfig
-from newllm_jax.errors import NumericalError
+from newllm_jax.config import Precision, RunConfig
+from newllm_jax.errors import InputError, NumericalError
 from newllm_jax.training.history import Entry, History, is_finished
 from newllm_jax.training.losses import Sums, mean_metrics
 from newllm_jax.training.split import Data, Split
@@ -37,12 +38,13 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class Training:
-    """The compiled functions of a training, and the schedules that its history reports."""
+    """The compiled functions of a training, the schedules that its history reports, and its precision."""
 
     updates: UpdateFn
     evaluate: EvalFn
     learning_rate: optax.Schedule
     clip_norm: optax.Schedule | None
+    precision: Precision = "fp32"
 
 
 def evaluate(evaluation: EvalFn, params: Any, split: Split, batch_size: int) -> dict[str, float]:
@@ -82,7 +84,7 @@ def run_epoch(
     """All updates of one epoch: the first `pieces.limit` batches of `order`.
 
     Raises:
-      NumericalError: the loss or a gradient is no longer finite; checked after every piece.
+      NumericalError: the loss or a gradient is no longer finite, and of which update; checked after every piece.
     """
     totals, done, steps = Totals.zero(), 0, pieces.limit
     while done < steps:
@@ -90,7 +92,7 @@ def run_epoch(
         state, totals = updates(state, totals, data, order, done, stop, key)
         seen: Totals = jax.device_get(totals)
         if not (np.isfinite(seen.sums.loss) and np.isfinite(seen.grad_norm)):
-            raise NumericalError(f"a loss or gradient is not finite in updates {done + 1} to {stop}")
+            raise NumericalError(f"{_first_not_finite(seen)} of {steps} is not finite")
         pieces.learn(time.monotonic() - started)
         done = stop
         on_piece(done, seen.sums)
@@ -121,8 +123,10 @@ def fit(
 
     Raises:
       NumericalError: a loss or gradient that is not finite; the last good checkpoint stays.
-      InputError: no room for a checkpoint.
+      InputError: no room for a checkpoint, or a `state` that was restored from a damaged one.
     """
+    if history and not _all_finite(state):
+        raise InputError(_damaged(checkpoints, len(history)))
     history, steps = list(history), train.steps(config.batch_size)
     pieces = Pieces(steps)
     while not is_finished(history, config):
@@ -138,12 +142,12 @@ def fit(
         try:
             state, totals = run_epoch(training.updates, state, train.data, order, key, pieces, on_piece)
             train_seconds = time.monotonic() - started
-            validated = evaluate(training.evaluate, state.evaluated, validation, config.batch_size)
+            validated = evaluate(training.evaluate, state.evaluated, validation, config.examples_at_once)
             if not math.isfinite(validated["loss"]):
                 raise NumericalError("the validation loss is not finite")
         except NumericalError as error:
             kept = f"the checkpoint of epoch {len(history)} is kept" if history else "there is no checkpoint yet"
-            raise NumericalError(f"epoch {epoch}: {error}; {kept}; try a lower learning_rate") from error
+            raise NumericalError(f"epoch {epoch}: {error}; {kept}; try a new run with {_remedy(training)}") from error
         first_update = (epoch - 1) * steps - skipped_before  # the schedules count applied updates only
         skipped = _skipped(state) - skipped_before
         entry: Entry = {
@@ -166,6 +170,34 @@ def fit(
         checkpoints.save(epoch, state, {**record(), "history": [*history]}, entry["val_loss"])
     checkpoints.wait()
     return state, history
+
+
+def _damaged(checkpoints: Checkpoints, epoch: int) -> str:
+    return (
+        f"{checkpoints.folder}: the checkpoint of epoch {epoch} is damaged: some of its numbers are not finite, which "
+        "training never saves; delete it to resume from the one before"
+    )
+
+
+def _first_not_finite(totals: Totals) -> str:
+    """Which update had the first loss or gradient that was not finite, and which of the two it was."""
+    if totals.finite_gradients < totals.finite_losses:
+        return f"the gradient of update {totals.finite_gradients + 1}"
+    return f"the loss of update {totals.finite_losses + 1}"
+
+
+def _remedy(training: Training) -> str:
+    """The settings that can keep numbers finite."""
+    settings = ["a lower learning_rate"]
+    settings += ["lower clip_norms"] if training.clip_norm else []
+    settings += ["precision fp32"] if training.precision != "fp32" else []
+    return " or ".join(settings)
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    """Whether every number of a tree is finite: bool."""
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
 
 
 def _skipped(state: TrainState) -> int:

@@ -16,6 +16,7 @@ from newllm_jax.cascade.hardness import hardness_threshold, select_hard
 from newllm_jax.cascade.run import chosen_epoch, stage_folder
 from newllm_jax.cascade.stage.model import init_stage
 from newllm_jax.cascade.stage.updates import StageTraining
+from newllm_jax.errors import NumericalError
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.progress import Narrate, TrainingProgress, progress_bar
 from newllm_jax.records.trackers import open_tracker
@@ -59,6 +60,9 @@ def train_stage(
     Args:
       tokens: by split, outputs of the model before this stage.
       earlier: the stages before it.
+
+    Raises:
+      NumericalError: a loss or gradient that is not finite; the stages before it are kept.
     """
     config, number = shared.config, len(earlier) + 1
     # While training, validation has its own threshold; the ensemble will use that of the train tokens.
@@ -84,10 +88,13 @@ def train_stage(
             with TrainingProgress(
                 run, tracker, config.num_epochs, history, stage=number, epochs_before=len(before)
             ) as progress:
-                state, history = fit(
-                    shared.training, state, train, validation, config, checkpoints, progress, history,
-                    record=lambda: {"threshold": thresholds["train"], "seconds": clock.seconds()},
-                )  # fmt: skip
+                try:
+                    state, history = fit(
+                        shared.training, state, train, validation, config, checkpoints, progress, history,
+                        record=lambda: {"threshold": thresholds["train"], "seconds": clock.seconds()},
+                    )  # fmt: skip
+                except NumericalError as error:
+                    raise NumericalError(f"stage {number}, {error}") from error
         chosen = chosen_epoch(history, config)
         checkpoints.keep_only({best_epoch(history), len(history)})
         params = state.params if chosen == len(history) else checkpoints.params(chosen, state.params)
