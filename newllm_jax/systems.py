@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from newllm_jax.newllm.run import NewLLMRun
 
 Function: TypeAlias = str  # `module:name`
-USABLE_MEMORY = 0.9  # of what is free, that a run may be planned to need; the estimate is no promise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,20 +132,19 @@ def largest_micro_batch(config: Config) -> tuple[Config, str]:
     Raises:
       InputError: not even single examples fit, or it is not known what is free.
     """
-    from newllm_jax.records.machine import free_device_memory, peak_memory_bytes
+    from newllm_jax.records.machine import usable_memory
 
     system, size = SYSTEMS[config.system], config.batch_size
     while True:
         tried = config.override({"micro_batch": size if size < config.batch_size else None})
-        needed, free = call(system.plan, tried)["estimated_memory_bytes"], free_device_memory()
-        if free is None:
+        needed, usable = call(system.plan, tried)["estimated_memory_bytes"], usable_memory()
+        if usable is None:
             raise InputError("auto_batch: this device does not tell how much memory is free; set micro_batch instead")
-        free += peak_memory_bytes()  # the estimate counts what this process has by now
-        told = f"{needed / 2**30:.2f} GiB needed, {free / 2**30:.2f} GiB free"
-        if needed <= USABLE_MEMORY * free:
-            return tried, f"{size} of {config.batch_size} examples at a time ({told})"
+        told = f"{needed / 2**30:.2f} of {usable / 2**30:.2f} GiB"
+        if needed <= usable:
+            return tried, f"{size} of {config.batch_size} examples at a time, in {told}"
         if size == 1:
-            raise InputError(f"auto_batch: not even one example at a time fits ({told}); {system.less_memory}")
+            raise InputError(f"auto_batch: not even one example at a time fits (it needs {told}); {system.less_memory}")
         size = -(-size // 2)
 
 

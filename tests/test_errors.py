@@ -15,7 +15,7 @@ pytestmark = pytest.mark.quick
 
 
 def caught(action):
-    with pytest.raises(Exception) as error:  # noqa: B017 (what each library raises is what is tested)
+    with pytest.raises(Exception) as error:
         action()
     return error.value
 

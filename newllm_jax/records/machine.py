@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+USABLE_SHARE = 0.9  # of the free memory; a plan is an estimate
 REPORTED_PACKAGES = ("newllm-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -61,6 +62,18 @@ def free_device_memory() -> int | None:
     if "bytes_limit" in statistics:
         return int(statistics["bytes_limit"]) - int(statistics["bytes_in_use"])
     return free_host_memory() if jax.devices()[0].platform == "cpu" else None
+
+
+def usable_memory() -> int | None:
+    """Bytes that a run may be planned to need, a tenth of what is free left alone; None where that is not known.
+
+    On a CPU with what this process has by now, which the plans of runs count.
+    """
+    import jax
+
+    free = free_device_memory()
+    held = peak_memory_bytes() if jax.devices()[0].platform == "cpu" else 0
+    return None if free is None else held + int(USABLE_SHARE * free)
 
 
 def free_host_memory() -> int | None:
