@@ -12,10 +12,12 @@ import optax
 import pytest
 
 from newllm_jax.cascade.stage.model import Stage, init_stage
-from newllm_jax.cascade.stage.updates import next_token_loss
-from newllm_jax.config import CascadeConfig, NewLLMConfig
+from newllm_jax.cascade.stage.updates import build_stage_training, kernel_obstacle, next_token_loss
+from newllm_jax.config import CascadeConfig, FinetuneConfig, NewLLMConfig
 from newllm_jax.errors import InputError
+from newllm_jax.finetuning import updates as finetuning_updates
 from newllm_jax.finetuning.loss import sequence_loss
+from newllm_jax.newllm import updates as newllm_updates
 from newllm_jax.newllm.loss import next_word_loss
 from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.run import init_params
@@ -23,7 +25,7 @@ from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.smollm.model import SmolLM2, parameter_shapes
 from newllm_jax.training.loss_scale import LossScale
 from newllm_jax.training.losses import Sums
-from newllm_jax.training.step import init_state, train_step
+from newllm_jax.training.step import Totals, init_state, train_step
 
 pytestmark = pytest.mark.quick
 
@@ -57,6 +59,7 @@ def finetune():
 
 
 SYSTEMS = {"new-llm": new_llm(), "cascade": cascade(), "finetune": finetune()}
+SCALE = LossScale(jnp.float32(2.0**12), jnp.int32(0), jnp.int32(0))
 DESCENT = optax.sgd(1.0)  # Adam would magnify the rounding of the smallest gradients
 
 
@@ -78,27 +81,23 @@ def difference(one, other) -> float:
     return max(jax.tree.leaves(shares))
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
-def test_parts_give_the_update_of_the_whole_batch(system):
+@pytest.mark.parametrize(
+    "system, scale", [("new-llm", SCALE), ("cascade", None)]
+)  # a whole run of the third: its own tests
+def test_parts_give_the_update_of_the_whole_batch(system, scale):
     whole, totals = whole_batch(system)
-    parts, same = update(*SYSTEMS[system], 3)  # one is left for the last part, which two absent ones fill up
+    parts, same = update(*SYSTEMS[system], 3, scale)  # one is left for the last part, which two absent ones fill up
     assert difference(whole, parts) < 1e-5
     assert (int(same.sums.count), int(same.sums.hits)) == (int(totals.sums.count), int(totals.sums.hits))
     assert float(same.sums.loss) == pytest.approx(float(totals.sums.loss), rel=1e-5)
     assert float(same.grad_norm) == pytest.approx(float(totals.grad_norm), rel=1e-5)
 
 
-@pytest.mark.parametrize("forgotten", ["place", "weights"])
-def test_the_place_and_the_targets_of_a_part_matter(forgotten):
+def test_the_place_of_a_part_matters():
     loss, params, batch = SYSTEMS["new-llm"]
 
     def forgetful(params, ids, present, key, carry, part):
-        if forgotten == "place":
-            part = part._replace(first=part.first * 0)
-        sums, carry = loss(params, ids, present, key, carry, part)
-        if forgotten == "weights":
-            sums = replace(sums, count=jnp.ones_like(sums.count), loss=sums.loss / sums.count)
-        return sums, carry
+        return loss(params, ids, present, key, carry, part._replace(first=part.first * 0))
 
     assert difference(whole_batch("new-llm")[0], update(forgetful, params, batch, 3)[0]) > 1e-2
 
@@ -112,12 +111,6 @@ def test_a_part_as_large_as_the_batch_is_the_batch():
         for size in (None, 7, 100)
     }  # fmt: skip
     assert len(programs) == 1
-
-
-def test_a_loss_scale_is_that_of_the_whole_update():
-    loss, params, batch = SYSTEMS["new-llm"]
-    scale = LossScale(jnp.float32(2.0**12), jnp.int32(0), jnp.int32(0))
-    assert difference(whole_batch("new-llm")[0], update(loss, params, batch, 3, scale)[0]) < 1e-5
 
 
 def test_a_carry_is_refused():
@@ -135,3 +128,37 @@ def test_a_micro_batch_is_a_part_of_the_batch(size):
         NewLLMConfig(micro_batch=size)
     assert NewLLMConfig().examples_at_once == CascadeConfig(micro_batch=32).examples_at_once == 32
     assert NewLLMConfig(micro_batch=5).examples_at_once == 5
+
+
+def built(system, micro_batch):
+    """The updates of a configuration of seven examples, with shapes of a state and of data."""
+    if system == "new-llm":
+        config = NewLLMConfig(batch_size=7, micro_batch=micro_batch)
+        training, optimizer = newllm_updates.build_training(config, MODEL, 1)
+        params, data = init_params(MODEL, 0), jnp.zeros((7, 200), jnp.uint16)
+    elif system == "cascade":
+        shared = build_stage_training(Stage(LLAMA), CascadeConfig(batch_size=7, micro_batch=micro_batch))
+        training, optimizer = shared.training, shared.optimizer
+        params, data = SYSTEMS[system][1:]
+    else:
+        config = FinetuneConfig(batch_size=7, micro_batch=micro_batch)
+        training, optimizer = finetuning_updates.build_training(config, SmolLM2(LLAMA), "fp32")
+        params, data = SYSTEMS[system][1:]
+    return training.updates, jax.eval_shape(lambda: init_state(params, optimizer)), data
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_setting_reaches_the_updates_of_every_system(system):
+    def loops(micro_batch):
+        updates, state, data = built(system, micro_batch)
+        order = jax.ShapeDtypeStruct((1, 7), jnp.int32)
+        return updates.lower(state, Totals.zero(), data, order, 0, 1, KEY).as_text().count("stablehlo.while")
+
+    assert loops(3) == loops(None) + 1
+    assert loops(7) == loops(None)
+
+
+def test_the_kernels_of_a_stage_leave_parts_to_the_plain_update():
+    stage = Stage(LlamaConfig(), "tf32")
+    assert "micro_batch" in kernel_obstacle(stage, 32, 16)
+    assert "micro_batch" not in kernel_obstacle(stage, 32, 32) + kernel_obstacle(stage, 32)
