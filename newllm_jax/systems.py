@@ -28,6 +28,7 @@ Function: TypeAlias = str  # `module:name`
 USABLE_SHARE = 0.9  # of the free memory; a plan is an estimate
 
 MOST_WORDS = 10**9  # of a generated text
+LONGEST_PROMPT = 10**6  # letters, which a tokenizer splits in a second or two
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +220,7 @@ def generate(
 
     check("run", run, "what restore gives", isinstance(getattr(run, "config", None), RunConfig))
     check("prompt", prompt, "a text", isinstance(prompt, str))
+    check("prompt", prompt, f"of at most {LONGEST_PROMPT} letters", len(prompt) <= LONGEST_PROMPT)
     check("sampling", sampling, "a Sampling", sampling is None or isinstance(sampling, Sampling))
     check("exits", exits, "an Exits", exits is None or isinstance(exits, Exits))
     options = {
