@@ -9,6 +9,7 @@ import re
 
 import pytest
 
+from newllm_jax import systems
 from newllm_jax.cli.commands import COMMANDS
 from newllm_jax.config import NewLLMConfig, config_names, load_config
 from newllm_jax.errors import InputError
