@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from newllm_jax.cascade.ensemble import TrainedStage, evaluate_ensemble
-from newllm_jax.cascade.extraction import Tokens, extract
+from newllm_jax.cascade.extraction import Pieces, Tokens, extract
 from newllm_jax.cascade.hardness import stage_counts
 from newllm_jax.cascade.plan import check_fits
 from newllm_jax.cascade.run import read_stages, restore_cascade
@@ -145,8 +145,9 @@ def read_base(
     chunks = {"train": data.train, "validation": data.validation}
     with progress_bar("base: hidden states", sum(map(len, chunks.values()))) as advance:
         advance = stopping.between("base", advance)
+        pieces = {split: Pieces(extraction_folder(run), split, base.source.fingerprint) for split in SPLITS}
         return {
-            split: extract(base.model, params, chunks[split], config.criterion, extraction_folder(run), split, advance)
+            split: extract(base.model, params, chunks[split], config.criterion, pieces[split], advance)
             for split in SPLITS
         }
 

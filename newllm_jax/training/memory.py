@@ -22,8 +22,12 @@ PLAN_FACTOR = 5
 CONTAINER = Path("/sys/fs/cgroup")  # where Linux tells the limits of the one that this process runs in
 
 
+class DoesNotFit(InputError):
+    """A run that would need more memory than is free."""
+
+
 def check_memory(bound: Mapping[str, int], planned: Callable[[], int] | None = None, host: bool = False) -> None:
-    """Raises InputError where a run would not fit into the memory that is free.
+    """Raises DoesNotFit where a run would not fit into the memory that is free.
 
     Args:
       bound: bytes that the run takes at least, by the settings that they grow with.
@@ -38,7 +42,7 @@ def check_memory(bound: Mapping[str, int], planned: Callable[[], int] | None = N
         needed = max(needed, planned())
     if needed > free:
         most = max(bound, key=lambda settings: bound[settings])
-        raise InputError(
+        raise DoesNotFit(
             f"memory: the run needs at least {gib(needed)}, {where} has {gib(free)} free; "
             f"lower {most} ({gib(bound[most])} of it)"
         )

@@ -88,7 +88,8 @@ def test_the_bound_is_below_the_plan_and_near_it():
 LARGE = {"vocabulary_size": 65536, "hidden_dim": 65536, "embed_dim": 65536, "context_dim": 65536, "num_layers": 256}
 
 
-def test_a_run_that_does_not_fit_is_refused(refused, options, in_an_empty_folder, tmp_path):
+def test_a_run_that_does_not_fit_is_refused(refused, options, in_an_empty_folder, tmp_path, free):
+    free(16 * GIB)
     large = [f"--{name}={size}" for name, size in LARGE.items()]
     assert "lower hidden_dim, context_dim, embed_dim or num_layers (" in refused(*options, *large, "--dry_run")
     for typed in (["--batch_size=1048576"], ["--sequence_length=10000", "--batch_size=100000"]):
