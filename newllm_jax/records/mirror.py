@@ -181,7 +181,6 @@ def _copy_unit(source: Path, target: Path, partial: Path) -> None:
     try:
         for name, path in _files(source).items():
             _copy_file(path, new / name if name else new)
-        source.stat()  # while a checkpoint has its name, all of it is there
         if target.is_dir():
             _remove(target, partial)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -132,6 +132,16 @@ def test_a_copy_that_is_killed_at_any_file_is_whole_up_to_there_and_goes_on(run,
         assert not (copy / mirror.PARTIAL).exists()
 
 
+def test_nothing_has_its_name_before_it_is_whole(run, copy, monkeypatch):
+    def killed(self, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        copy_run(run, copy)
+    assert content(copy) == {}
+
+
 def test_a_checkpoint_that_is_pruned_while_it_is_copied_is_no_error(run, copy, monkeypatch):
     copy_file = mirror._copy_file
 

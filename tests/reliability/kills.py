@@ -115,15 +115,17 @@ def only_run(home: Path) -> Path | None:
     return found[0] if found else None
 
 
-def kill(typed: Sequence[str], home: Path, folder: Path, pattern: str, after: float) -> bool:
+def kill(typed: Sequence[str], home: Path, caches: Path | None, pattern: str, after: float) -> bool:
     """Starts a command and kills it; returns whether it was still running.
 
     Args:
+      home: where it runs.
+      caches: the folder of its caches; None for those of this process.
       pattern: of the file that is waited for; "" for none.
       after: how long after that it is killed, in seconds.
     """
     with (home / "out").open("w") as out, subprocess.Popen(
-        typed, cwd=home, env=environment(folder), stdout=out, stderr=out
+        typed, cwd=home, env=environment(caches) if caches else None, stdout=out, stderr=out
     ) as process:  # fmt: skip
         while pattern and process.poll() is None and not _is_there(home / "runs", f"*/{pattern}"):
             time.sleep(0.002)
@@ -190,8 +192,8 @@ def outcome(run: Path) -> dict[str, Any]:
     lines = (run / "metrics.jsonl").read_text().splitlines()
     files = (path.relative_to(run) for path in run.rglob("*") if path.name != ".lock")
     return {
-        "results": _constant(json.loads((run / "results.json").read_text())),
-        "metrics": [_constant(json.loads(line)) for line in lines],
+        "results": constant(json.loads((run / "results.json").read_text())),
+        "metrics": [constant(json.loads(line)) for line in lines],
         "parameters": [array_sha256(np.asarray(leaf)) for leaf in jax.tree.leaves(params)],
         # Orbax chooses the names of the files in which it writes arrays.
         "files": sorted(path.as_posix() for path in files if "ocdbt.process_0" not in path.parts and path.name != "d"
@@ -199,10 +201,11 @@ def outcome(run: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _constant(content: Any) -> Any:
+def constant(content: Any) -> Any:
+    """Without what varies."""
     if isinstance(content, dict):
-        return {name: _constant(value) for name, value in content.items() if name not in VARYING}
-    return [_constant(item) for item in content] if isinstance(content, list) else content
+        return {name: constant(value) for name, value in content.items() if name not in VARYING}
+    return [constant(item) for item in content] if isinstance(content, list) else content
 
 
 def difference(found: dict[str, Any], expected: dict[str, Any]) -> str:

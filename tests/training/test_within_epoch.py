@@ -15,7 +15,7 @@ import pytest
 
 from newllm_jax.config import NewLLMConfig
 from newllm_jax.errors import InputError, Note, Stopped
-from newllm_jax.training import checkpoint_folder
+from newllm_jax.training import checkpoint_folder, loss_scale
 from newllm_jax.training.checkpoint import Checkpoints, every_few_epochs
 from newllm_jax.training.clock import Clock
 from newllm_jax.training.loop import Pieces, Training, fit
@@ -107,18 +107,23 @@ def test_stopped_after_any_piece(tmp_path, whole, looks):
     assert found[2] == ([f"stage 1, continuing {place}"] if place else [])
 
 
-def test_stopped_again_and_again_with_a_loss_scale(tmp_path):
-    config = CONFIG.override({"num_epochs": 1})
-    state, history, _ = train(tmp_path / "whole", config, precision="fp16")
-    stops = 0
-    while stops < 10:
-        try:
-            found = train(tmp_path / "stopped", config, after(3), "fp16")
-            break
-        except Stopped:
-            stops += 1
-    assert stops == 2
-    assert_same(found, tmp_path / "stopped", (state, history, [], names(tmp_path / "whole")))
+def test_updates_that_are_skipped_are_counted_by_epoch(tmp_path, monkeypatch):
+    monkeypatch.setattr(loss_scale, "INITIAL", 2.0**126)  # overflows at first
+    whole = (*train(tmp_path / "whole", precision="fp16"), names(tmp_path / "whole"))
+    assert whole[1][0]["skipped_updates"] > 0
+    with pytest.raises(Stopped):
+        train(tmp_path / "stopped", asked=after(8), precision="fp16")
+    found = train(tmp_path / "stopped", precision="fp16")
+    assert found[2] == [f"stage 1, continuing {PLACES[7]}"]
+    assert_same(found, tmp_path / "stopped", whole)
+
+
+def test_a_stop_is_saved_before_its_minutes_are_over(tmp_path, whole):
+    hour = CONFIG.override({"save_minutes": 60})
+    with pytest.raises(Stopped):
+        train(tmp_path, hour, after(3))
+    assert names(tmp_path / "within_epoch") == ["epoch_1_update_7"]
+    assert_same(train(tmp_path, hour), tmp_path, whole)
 
 
 def test_one_that_is_saved_and_goes_on_is_the_same(tmp_path, whole):
