@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.reliability.runs import ROOT, environment, random_llama
+from tests.reliability.tiny import CHECKOUT, CUTTABLE_LLAMA, environment, write_base
 
 TIMES = {"seconds", "tokens_per_second", "command", "name", "peak_memory_bytes"}
-PYTHON = sys.executable
+ASKED_PLATFORMS = os.environ.get("JAX_PLATFORMS", "")  # before this process takes a CPU
 NEWLLM = [
     "train.py", "--config=quickstart", "--hidden_dim=256", "--context_dim=256", "--num_layers=2", "--num_epochs=2",
 ]  # fmt: skip
@@ -57,27 +57,30 @@ def trainings(base: Path) -> dict[str, list[str]]:
     }
 
 
-def run(command: list[str], **variables: str) -> tuple[str, float]:
-    """What a command prints, and how long it took."""
+def run(command: list[str], caches: Path, **variables: str) -> tuple[str, float]:
+    """What a command prints, and how long it took. It uses no program that another one compiled."""
     started = time.monotonic()
-    variables = environment(XLA_PYTHON_CLIENT_PREALLOCATE="false", **variables)
+    own = {"JAX_PLATFORMS": ASKED_PLATFORMS, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    own |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **variables}
     limit = ["-c", ON_ONE_CORE] if "ONE_CORE" in variables else []
-    done = subprocess.run([PYTHON, *limit, *command], cwd=ROOT, env=variables, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *limit, *command], cwd=CHECKOUT, env=environment(caches) | own, capture_output=True, text=True
+    )
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
     return done.stdout, time.monotonic() - started
 
 
-def train(command: list[str], root: Path, **process: Any) -> Outcome:
+def train(command: list[str], root: Path, **process: str) -> Outcome:
     """The outcome of a training command whose run goes to the folder `root`."""
-    _, seconds = run([*command, "--run_root", str(root)], **process)
+    _, seconds = run([*command, "--run_root", str(root)], root.parent, **process)
     (run_dir,) = root.iterdir()
     return Outcome(trained_arrays(run_dir), figures(json.loads((run_dir / "results.json").read_text())), seconds)
 
 
-def say(command: list[str], **process: Any) -> Outcome:
+def say(command: list[str], caches: Path, **process: str) -> Outcome:
     """The outcome of a command that only prints."""
-    printed, seconds = run(command, **process)
+    printed, seconds = run(command, caches, **process)
     return Outcome({}, printed, seconds)
 
 
@@ -130,13 +133,13 @@ def val_losses(results: Any) -> list[float]:
     return [entry["val_loss"] for part in parts for entry in part["epochs"]]
 
 
-def compare_operations(flags: list[str], processes: dict[str, Any]) -> dict[str, Any]:
+def compare_operations(flags: list[str], processes: dict[str, dict[str, str]], caches: Path) -> dict[str, Any]:
     """Which operations have the same bits every time in the first process, and in each of the others."""
     from newllm_jax.cli.commands import DETERMINISTIC
 
     variables = {"XLA_FLAGS": " ".join(DETERMINISTIC)} if flags else {}
     command = ["-m", "tests.reliability.operations"]
-    runs = {name: json.loads(run(command, **variables, **process)[0]) for name, process in processes.items()}
+    runs = {name: json.loads(run(command, caches, **variables, **process)[0]) for name, process in processes.items()}
     first = runs.pop("first")
     return {
         name: {
@@ -147,11 +150,13 @@ def compare_operations(flags: list[str], processes: dict[str, Any]) -> dict[str,
     }
 
 
-def measure(mode: str, processes: dict[str, Any], base: Path, folder: Path, workers: int) -> dict[str, Any]:
+def measure(
+    mode: str, processes: dict[str, dict[str, str]], base: Path, folder: Path, workers: int
+) -> dict[str, Any]:  # fmt: skip
     """All commands in all processes, and what of them is the same."""
     flags, found = FLAGS[mode], dict[str, Any]()
     with ThreadPoolExecutor(workers) as pool:
-        operations = pool.submit(compare_operations, flags, processes)
+        operations = pool.submit(compare_operations, flags, processes, folder)
         trained = {
             (name, process): pool.submit(train, [*command, *flags], folder / f"{number}-{process}", **settings)
             for number, (name, command) in enumerate(trainings(base).items())
@@ -168,7 +173,7 @@ def measure(mode: str, processes: dict[str, Any], base: Path, folder: Path, work
             }
             for each, command in commands.items() if " --" not in name else ():
                 for process, settings in processes.items():
-                    said[each, process] = pool.submit(say, ["-m", "newllm_jax", *command, *flags], **settings)
+                    said[each, process] = pool.submit(say, ["-m", "newllm_jax", *command, *flags], folder, **settings)
         for each in dict.fromkeys(each for each, _ in said):
             found[each] = compare({process: said[each, process].result() for process in processes})
         return {"commands": found, "operations": operations.result()}
@@ -193,20 +198,22 @@ def largest_change(modes: dict[str, Any]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "reliability" / "determinism.json")
+    parser.add_argument("--out", type=Path, default=CHECKOUT / "docs" / "results" / "reliability" / "determinism.json")
     parser.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 8), help="processes at a time")
     arguments = parser.parse_args()
     ask = "import json; from newllm_jax.records.machine import environment; print(json.dumps(environment('')))"
-    machine = json.loads(run(["-c", ask])[0])
+    with tempfile.TemporaryDirectory() as name:
+        machine = json.loads(run(["-c", ask], Path(name))[0])
     on_cpu, started = machine["platform"] == "cpu", time.monotonic()
     os.environ["JAX_PLATFORMS"] = "cpu"  # of this process, which computes nothing
     two = {name: PROCESSES[name] for name in ("first", "again")}
     modes = {"default": PROCESSES} if on_cpu else {mode: two for mode in FLAGS}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        base = random_llama(folder / "base")
+        write_base(folder / "base", CUTTABLE_LLAMA)
         found = {
-            mode: measure(mode, processes, base, folder / mode, arguments.workers) for mode, processes in modes.items()
+            mode: measure(mode, processes, folder / "base", folder / mode, arguments.workers)
+            for mode, processes in modes.items()
         }
     results = {
         "command": "python -m tests.reliability.determinism",

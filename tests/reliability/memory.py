@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.reliability.runs import ROOT, environment, random_llama, small_newllm
+from tests.reliability.tiny import CHECKOUT, environment, options, settings, write_sources
 
 WARM_UP = 0.25  # of the epochs: compilation, and the allocator's pools
 SAMPLES = 200
@@ -47,10 +47,10 @@ def resources(process: int) -> dict[str, int]:
     }
 
 
-def watched(command: list[str], count: int) -> Iterator[dict[str, int]]:
+def watched(command: list[str], count: int, caches: Path) -> Iterator[dict[str, int]]:
     """The resources of a command about every `count / SAMPLES` lines that it prints of its epochs."""
     every, seen = max(count // SAMPLES, 1), 0
-    with subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=CHECKOUT, env=environment(caches), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if not line.startswith(("epoch", "stage 1  epoch")):
@@ -62,9 +62,9 @@ def watched(command: list[str], count: int) -> Iterator[dict[str, int]]:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode} after {seen} of {count}")
 
 
-def measure(command: list[str], count: int) -> dict[str, Any]:
+def measure(command: list[str], count: int, caches: Path) -> dict[str, Any]:
     """How the resources of a command grow."""
-    samples = list(watched(command, count))
+    samples = list(watched(command, count, caches))
     steady = samples[int(WARM_UP * len(samples)) :]
     epochs = [sample["epoch"] for sample in steady]
     slopes = {
@@ -84,26 +84,23 @@ def measure(command: list[str], count: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "reliability" / "memory.json")
+    parser.add_argument("--out", type=Path, default=CHECKOUT / "docs" / "results" / "reliability" / "memory.json")
     parser.add_argument("--epochs", type=int, default=2000, help="of the New-LLM")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        base, epochs = random_llama(folder / "base"), str(arguments.epochs)
-        endless = ["--patience", "100000", "--checkpoint_every", "100000", "--run_root", str(folder / "runs")]
-        python = [sys.executable, "-u"]
-        found = {
-            "new-llm": measure(
-                [*python, "train.py", *small_newllm(folder), "--num_epochs", epochs, *endless], arguments.epochs
-            ),
-            "cascade stage": measure(
-                [*python, "cascade.py", "--base_model", str(base), "--dataset", "builtin", "--train_chunks", "8",
-                 "--validation_chunks", "2", "--num_stages", "1", "--stage_layers", "1", "--num_epochs", "300",
-                 *endless], 300,
-            ),
-        }  # fmt: skip
-        (run,) = (folder / "runs").glob("quickstart-*")
-        found["generation"] = measure([*python, "-c", GENERATE, str(run), "300"], 300)
+        write_sources(folder)
+        tiny, python = settings(folder), [sys.executable, "-u"]
+        counts = {"train": arguments.epochs, "cascade": 300}
+        found = {}
+        for name, count in counts.items():
+            of_run = {**tiny[name], "num_epochs": count, "patience": count, "checkpoint_every": count}
+            if name == "cascade":
+                of_run |= {"num_stages": 1, "learning_rate": 1e-3}
+            command = [*python, "-m", "newllm_jax", name, *options(of_run), "--run_root", str(folder / name)]
+            found[name] = measure(command, count, folder)
+        (run,) = (folder / "train").iterdir()
+        found["generate"] = measure([*python, "-c", GENERATE, str(run), "300"], 300, folder)
     results = {"command": "python -m tests.reliability.memory", "cores": os.cpu_count(), "processes": found}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(results, indent=2) + "\n")

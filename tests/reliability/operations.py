@@ -28,12 +28,11 @@ from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.smollm.model import SmolLM2, parameter_shapes
 from newllm_jax.training.precision import dot, resolve_precision, supported_precisions
 from newllm_jax.training.step import Totals, init_state
+from tests.reliability.tiny import CUTTABLE_LLAMA
 
 REPEATS, SAMPLING = 5, Sampling(0.8, 50, 0.9)
 TIME, BATCH, HIDDEN, CONTEXT, VOCABULARY = 63, 64, 256, 256, 1000
-LLAMA = LlamaConfig(
-    vocab_size=320, hidden_size=128, intermediate_size=192, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=64
-)
+LLAMA = LlamaConfig(**CUTTABLE_LLAMA)
 DRAW = np.random.default_rng(0)
 
 
