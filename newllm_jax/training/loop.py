@@ -138,10 +138,9 @@ def fit(
         stopping.check("piece" if config.save_minutes else "epoch", "checkpoint", "mirror")
         order = train.shuffled(config.batch_size, config.seed, epoch)
         key = jax.random.fold_in(jax.random.key(config.seed), epoch)
-        place = checkpoints.place(epoch, state)
+        place = start = checkpoints.place(epoch, state)
         try:
-            for now in run_epoch(training.updates, place, train.data, order, key, pieces):
-                place = now
+            for place in run_epoch(training.updates, start, train.data, order, key, pieces):
                 sums = jax.device_get(place.totals.sums)
                 observer.progress(epoch, place.done, steps, mean_metrics(sums)["loss"], int(sums.count) / place.seconds)
                 stopping.took("piece", pieces.elapsed)

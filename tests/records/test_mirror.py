@@ -146,7 +146,7 @@ def test_a_checkpoint_that_is_pruned_while_it_is_copied_is_no_error(run, copy, m
 
 
 def test_a_checkpoint_that_is_pruned_between_two_of_its_files_is_not_copied_in_part(run, copy, monkeypatch):
-    files = mirror._files
+    files, stamps = mirror._files, mirror._stamps(run)
 
     def prune(unit):
         found = files(unit)
@@ -155,7 +155,7 @@ def test_a_checkpoint_that_is_pruned_between_two_of_its_files_is_not_copied_in_p
             found = {}
         return found
 
-    monkeypatch.setattr(mirror, "_stamps", lambda _, found=mirror._stamps(run): found)
+    monkeypatch.setattr(mirror, "_stamps", lambda _: stamps)
     monkeypatch.setattr(mirror, "_files", prune)
     copy_run(run, copy)
     assert content(run).keys() - content(copy).keys() == {

@@ -1,4 +1,4 @@
-"""What is fuzzed: readers of files that nobody vouches for, as functions of bytes, with small valid files to begin with.
+"""What is fuzzed: readers of files that nobody vouches for, as functions of bytes, with small valid files to start from.
 
 Each reads what a command reads of such a file and raises InputError or nothing; all else is a fault.
 """
