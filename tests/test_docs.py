@@ -66,6 +66,11 @@ def test_every_file_of_results_has_a_command_that_makes_it_again(path):
         assert (found["failed"], found["skipped"]) == (0, 0)
         assert found["passed"] == len(found["tests"]) > 20
         return
+    if path.parent == RESULTS / "reliability":
+        module = f"tests.reliability.{path.stem.split('-')[0]}"
+        assert found["command"].startswith(f"python -m {module}")
+        assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
+        return
     assert path.parent == RESULTS / "benchmarks"
     module = importlib.import_module(f"benchmarks.{found['benchmark']}")
     sweep = found.get("sweep")
@@ -141,3 +146,9 @@ def test_readme_shows_what_the_quickstart_runs_gave():
             f"{entry['val_accuracy']:.1%}",
         ]  # fmt: skip
     assert ensemble_table(cascade) in text
+
+
+def test_what_security_promises_is_tested():
+    promises = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", (ROOT / "SECURITY.md").read_text())
+    assert len(promises) > 20
+    assert [name for file, name in promises if f"def {name}(" not in (ROOT / file).read_text()] == []

@@ -12,17 +12,22 @@ from typing import Any, NoReturn
 
 from newllm_jax import systems
 from newllm_jax.cli import signals
-from newllm_jax.config import RunConfig, load_config, nearest, parse
+from newllm_jax.config import RunConfig, check, checked_path, load_config, nearest, parse
 from newllm_jax.decoding.exits import Exits
-from newllm_jax.errors import InputError
+from newllm_jax.errors import InputError, named
 from newllm_jax.systems import SYSTEMS, System, call
+
+LONGEST_COMPLAINT = 300  # characters; argparse quotes what was typed, whatever its length
+# Of GPUs; a CPU's results have the same bits without them. JAX 0.7.2 to 0.12 have both.
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true", "--xla_gpu_autotune_level=0"
 
 
 class Parser(argparse.ArgumentParser):
     """argparse whose complaints are InputErrors, and whose unknown options name the nearest known one."""
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(message)
+        short = message if len(message) <= LONGEST_COMPLAINT else f"{message[:LONGEST_COMPLAINT]}..."
+        raise InputError(short)
 
     def parse_all(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parses all of argv. Raises InputError."""
@@ -37,8 +42,8 @@ class Parser(argparse.ArgumentParser):
         arguments, unknown = self.parse_known_args(joined)
         if unknown:
             name, names = unknown[0].split("=")[0], [option[2:] for option in known if option.startswith("--")]
-            raise InputError(f"{name}: no such option{nearest(name.lstrip('-'), names)}" if name.startswith("-")
-                             else f"{name}: unexpected argument")  # fmt: skip
+            raise InputError(f"{named(name)}: no such option{nearest(name.lstrip('-'), names)}" if name.startswith("-")
+                             else f"{named(name)}: unexpected argument")  # fmt: skip
         return arguments
 
 
@@ -75,7 +80,9 @@ def generate(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--unknown", action="store_true", help="New-LLM: also allow <UNK>")
     parser.add_argument("--seed", type=int, default=0, help="random seed for sampling")
+    _add_deterministic(parser)
     arguments = parser.parse_all(argv)
+    _set_up(arguments)
     from newllm_jax.decoding.sampling import Sampling
 
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.unknown)
@@ -98,7 +105,10 @@ def evaluate(argv: Sequence[str]) -> None:
     """`newllm evaluate`: measures the model of a run again; for CASCADE prints the ensemble over all tokens."""
     parser = Parser(prog="newllm evaluate", description="Measure the model of a run again.", allow_abbrev=False)
     parser.add_argument("run_dir", metavar="RUN_DIR", help="run directory")
-    results = systems.evaluate(parser.parse_all(argv).run_dir)
+    _add_deterministic(parser)
+    arguments = parser.parse_all(argv)
+    _set_up(arguments)
+    results = systems.evaluate(arguments.run_dir)
     print(call(SYSTEMS[results["system"]].show, results))
 
 
@@ -115,13 +125,15 @@ def compare(argv: Sequence[str]) -> None:
     from newllm_jax.report.compare import comparison, read_results
     from newllm_jax.report.published import PUBLISHED_RUNS
 
+    output = checked_path("output", arguments.output)
+    check("output", arguments.output, "a file or a new name", output.is_file() or not output.exists())
     results = [read_results(run) for run in arguments.runs]
     if arguments.published and all(run["system"] == "new-llm" for run in results):
         raise InputError("published: only CASCADE has published runs here, and these are runs of New-LLM")
     text = comparison([*(PUBLISHED_RUNS if arguments.published else []), *results])
-    with whole_file(Path(arguments.output)) as partial:
+    with whole_file(output) as partial:
         partial.write_text(text, encoding="utf-8")
-    print(f"{text}\nwritten to {arguments.output}")
+    print(f"{text}\nwritten to {output}")
 
 
 def report(argv: Sequence[str]) -> None:
@@ -167,33 +179,55 @@ def _train(parser: Parser, argv: Sequence[str], system: System) -> None:
     """What the training commands share: start a run, continue one, or print only its plan."""
     _add_run_options(parser, system)
     arguments = parser.parse_all(argv)
-    overrides = _overrides(arguments, system.config)
-    planned = system.plan is not None and arguments.dry_run
+    _set_up(arguments)
+    overrides, run_root = _overrides(arguments, system.config), checked_path("run_root", arguments.run_root)
+    if arguments.auto_batch and "micro_batch" in overrides:
+        raise InputError("auto_batch: does not go with --micro_batch, which it chooses")
     if arguments.resume is not None:
-        if planned:
-            raise InputError("dry_run: does not go with --resume")
+        for option in ("dry_run", "auto_batch"):
+            if getattr(arguments, option):
+                raise InputError(f"{option}: does not go with --resume")
         if arguments.config is not None:
             overrides = {**load_config(arguments.config, config_class=system.config).to_dict(), **overrides}
         call(system.train, resume=arguments.resume, overrides=overrides, stop=signals.came)
         return
     name = system.default if arguments.config is None else arguments.config
     config = load_config(name, overrides, config_class=system.config)
-    if system.plan is not None and planned:
+    told = ""
+    if arguments.auto_batch:
+        config, told = systems.largest_micro_batch(config)
+    if arguments.dry_run:
         print(json.dumps(call(system.plan, config), indent=2))
         return
-    call(system.train, config, name=f"{system.prefix}{Path(name).stem}", run_root=arguments.run_root, stop=signals.came)
+    if told:
+        print(f"micro batch {told}")
+    call(system.train, config, name=f"{system.prefix}{Path(name).stem}", run_root=run_root, stop=signals.came)
 
 
 def _add_run_options(parser: Parser, system: System) -> None:
     parser.add_argument("--config", help=f"configuration: a name, or a TOML or JSON file (default {system.default})")
     parser.add_argument("--resume", metavar="RUN_DIR", help="continue a run instead of starting one")
     parser.add_argument("--run_root", metavar="DIR", default="runs", help="parent of run directories (default runs)")
-    if system.plan is not None:
-        parser.add_argument("--dry_run", action="store_true", help="print what a run would be, as JSON, and stop")
+    parser.add_argument("--dry_run", action="store_true", help="print what a run would be, as JSON, and stop")
+    parser.add_argument("--auto_batch", action="store_true", help="largest micro_batch that fits into free memory")
+    _add_deterministic(parser)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     fields = parser.add_argument_group("settings (the defaults are those of the configuration)")
     for field in dataclasses.fields(system.config):
         fields.add_argument(f"--{field.name}", metavar="VALUE", help=field.metadata["help"])
+
+
+def _add_deterministic(parser: Parser) -> None:
+    parser.add_argument("--deterministic", action="store_true", help="the same bits every time on the same device")
+
+
+def _set_up(arguments: argparse.Namespace) -> None:
+    """Tells XLA, which has not started yet, to have no operation whose result depends on the order of threads.
+
+    And not to choose operations by their speed, which differs from process to process.
+    """
+    if arguments.deterministic:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {' '.join(DETERMINISTIC)}".strip()
 
 
 def _overrides(arguments: argparse.Namespace, config_class: type[RunConfig]) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def train_newllm(
         stopping.check("validation")
         best = at_epoch(history, best_epoch(history))
         params = checkpoints.params(best["epoch"], state.params)
-        test = evaluate(training.evaluate, params, splits["test"], config.batch_size)
+        test = evaluate(training.evaluate, params, splits["test"], config.examples_at_once)
         results = write_results(run, write_report, {
             **results_header(run, config, precision),
             "data": summary,

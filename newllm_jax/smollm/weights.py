@@ -133,9 +133,9 @@ def _places(parameters: Iterable[str], config: LlamaConfig, kind: int) -> Iterat
 
 def _safetensors(folder: Path) -> Iterator[StoredTensor]:
     index_file = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file():
+    if (folder / "model.safetensors").exists():
         yield from _shard(folder / "model.safetensors")
-    elif index_file.is_file():
+    elif index_file.exists():
         yield from _shards(index_file)
     else:
         raise InputError(f"{folder}: no model.safetensors (nor an index of shards); pickled weights are never read")

