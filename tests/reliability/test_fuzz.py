@@ -1,4 +1,4 @@
-"""A short part of the fuzzing, without coverage: what random changes of valid files leave is read, or refused in a line."""
+"""A short part of the fuzzing, not guided: what random changes leave of valid files is read, or refused in a line."""
 
 from __future__ import annotations
 
