@@ -18,7 +18,6 @@ from newllm_jax.errors import Note
 from newllm_jax.files import whole_file
 
 SEAL = "sha256"  # the key of the hash in a sealed JSON object
-PIECE = 2**20  # bytes that are read at a time
 
 
 def array_sha256(array: np.ndarray) -> str:
@@ -105,10 +104,8 @@ def read_arrays(file: Path, key: Any) -> dict[str, np.ndarray] | None:
         if not file.is_file():
             return None
         with file.open("rb") as stream:
-            digest, written = _key_sha256(key), stream.read(hashlib.sha256().digest_size)
-            while piece := stream.read(PIECE):
-                digest.update(piece)
-            if digest.digest() == written:
+            written = stream.read(hashlib.sha256().digest_size)
+            if hashlib.file_digest(stream, lambda: _key_sha256(key)).digest() == written:
                 stream.seek(len(written))
                 return load(stream.read())
     except OSError:

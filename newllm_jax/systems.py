@@ -154,8 +154,9 @@ def largest_micro_batch(config: Config) -> tuple[Config, str]:
         if needed <= usable:
             return tried, f"{size} of {config.batch_size} examples at a time, in {told}"
         if size == 1:
-            remedy = SYSTEMS[config.system].less_memory
-            raise InputError(f"auto_batch: not even one example at a time fits (it needs {told}); {remedy}")
+            raise InputError(
+                f"auto_batch: not even one example at a time fits (it needs {told}); use a smaller model or less data"
+            )
         size = -(-size // 2)
 
 

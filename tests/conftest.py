@@ -122,6 +122,20 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def hostile_folder(tmp_path, monkeypatch) -> Path:
+    """Makes a current folder full of modules that leave a file when they are imported: this file."""
+    folder, left = tmp_path / "hostile", tmp_path / "left"
+    (folder / "pip").mkdir(parents=True)
+    names = (
+        "json zipfile logging sitecustomize usercustomize numpy jax yaml datasets newllm_jax pip/__init__ pip/__main__"
+    )
+    for name in names.split():
+        (folder / f"{name}.py").write_text(f"open({str(left)!r}, 'a').write({name!r})\n")
+    monkeypatch.chdir(folder)
+    return left
+
+
+@pytest.fixture
 def fp16_on_a_cpu(monkeypatch):
     """All of fp16 but its products, of which a CPU has none: gradients are rounded instead, and overflow all the time.
 

@@ -93,7 +93,7 @@ def memory_bounds(
     first = count_hard(data.train_tokens, config.hard_ratio)
     device = {
         "stage_layers": ADAM_BYTES * stage,
-        "batch_size": config.examples_at_once * stored * FLOAT,
+        "micro_batch or batch_size": config.examples_at_once * stored * FLOAT,
         "hard_ratio or train_chunks": first * hidden,
     }
     host = {

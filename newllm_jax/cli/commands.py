@@ -18,8 +18,6 @@ from newllm_jax.errors import InputError, named
 from newllm_jax.systems import SYSTEMS, System, call
 
 LONGEST_COMPLAINT = 300  # characters; argparse quotes what was typed, whatever its length
-# Of GPUs; a CPU's results have the same bits without them. JAX 0.7.2 to 0.12 have both.
-DETERMINISTIC = "--xla_gpu_deterministic_ops=true", "--xla_gpu_autotune_level=0"
 
 
 class Parser(argparse.ArgumentParser):
@@ -222,12 +220,24 @@ def _add_deterministic(parser: Parser) -> None:
 
 
 def _set_up(arguments: argparse.Namespace) -> None:
-    """Tells XLA, which has not started yet, to have no operation whose result depends on the order of threads.
-
-    And not to choose operations by their speed, which differs from process to process.
-    """
+    """Sets what XLA, which has not started yet, reads when it does."""
     if arguments.deterministic:
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {' '.join(DETERMINISTIC)}".strip()
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {deterministic_flags()}".strip()
+
+
+def deterministic_flags() -> str:
+    """XLA's flags for results that have the same bits every time. On a CPU they have them without.
+
+    No operation's result depends on the order of threads, and none is chosen by its speed, which differs from process
+    to process. XLA before jaxlib 0.10 also had a fast way to add up rows of a gradient in a fixed order that got some
+    of them wrong (openxla/xla, 31746 and 34870); there the slow way is used, one row after the other.
+    """
+    from importlib.metadata import version
+
+    flags = ["--xla_gpu_deterministic_ops=true", "--xla_gpu_autotune_level=0"]
+    if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 10):
+        flags.append("--xla_gpu_enable_scatter_determinism_expander=false")
+    return " ".join(flags)
 
 
 def _overrides(arguments: argparse.Namespace, config_class: type[RunConfig]) -> dict[str, Any]:

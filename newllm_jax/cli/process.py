@@ -11,13 +11,14 @@ import sys
 import threading
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TextIO
 
 import absl.logging
 
 from newllm_jax.cli import signals
 from newllm_jax.cli.commands import COMMANDS
-from newllm_jax.cli.programs import forget_programs, program_folder
+from newllm_jax.cli.programs import forget_programs, program_folder, seal_programs
 from newllm_jax.config import nearest
 from newllm_jax.errors import InputError, Note, NumericalError, Stopped, causes, disk_fault, memory_fault, named
 from newllm_jax.systems import SYSTEMS
@@ -83,25 +84,31 @@ def _dispatch(argv: Sequence[str]) -> int:
         return 0
     if argv[0] not in COMMANDS:
         raise InputError(f"{named(argv[0])}: no such command{nearest(argv[0], COMMANDS)}")
-    _keep_programs()
-    COMMANDS[argv[0]](argv[1:])
+    helped = not {"-h", "--help"}.isdisjoint(argv)  # checking many programs takes longer than the help
+    programs = None if helped else _keep_programs()
+    try:
+        COMMANDS[argv[0]](argv[1:])
+    finally:
+        if programs:
+            with contextlib.suppress(OSError):
+                seal_programs(programs)
     return 0
 
 
-def _keep_programs() -> None:
-    """Tells JAX, which is not imported yet, where compiled programs are kept, unless the user told it.
+def _keep_programs() -> Path | None:
+    """Tells JAX, which is not imported yet, where compiled programs are kept, unless the user told it; returns where.
 
     A program that cannot be written or read is compiled again, without a message.
     """
     if "jax" in sys.modules or not os.environ.keys().isdisjoint(CACHE_SETTINGS):
-        return
+        return None
     try:
         folder = program_folder()
     except OSError:
-        return
+        return None
     except InputError as error:
         print(f"note: {error}", file=sys.stderr)
-        return
+        return None
     os.environ[CACHE_SETTINGS[0]] = str(folder)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     show = warnings.showwarning
@@ -117,6 +124,7 @@ def _keep_programs() -> None:
             show(message, category, filename, lineno, file, line)
 
     warnings.showwarning = show_others
+    return folder
 
 
 def _quiet() -> None:

@@ -54,7 +54,7 @@ def check_fits(config: FinetuneConfig, model: SmolLM2, data: AlpacaChunks, preci
     stored = llama.num_layers * (2 * llama.hidden_size + 2 * llama.intermediate_size) + llama.vocab_size
     check_memory({
         "base_model": ADAM_BYTES * count_parameters(parameter_shapes(llama)),
-        "batch_size": config.examples_at_once * STRIDE * stored * FLOAT,
+        "micro_batch or batch_size": config.examples_at_once * STRIDE * stored * FLOAT,
     }, lambda: planned_memory(config, model, data, precision))  # fmt: skip
 
 

@@ -82,7 +82,7 @@ def memory_bound(config: NewLLMConfig, vocabulary_size: int, precision: Precisio
     width = 2 if precision == "bf16" else FLOAT
     return {
         "hidden_dim, context_dim, embed_dim or num_layers": ADAM_BYTES * parameter_count(config, vocabulary_size),
-        "batch_size or sequence_length": tokens * (stored * width + vocabulary_size * FLOAT),
+        "micro_batch, batch_size or sequence_length": tokens * (stored * width + vocabulary_size * FLOAT),
     }
 
 

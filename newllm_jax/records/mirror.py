@@ -7,7 +7,6 @@ was read. What the run deletes is deleted in the copy too, after what is new is 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from newllm_jax.errors import InputError
-from newllm_jax.files import naming
+from newllm_jax.files import naming, read_json
 from newllm_jax.records.progress import Narrate, boxed
 
 PARTIAL = ".mirror"  # the folder of what is being copied; files with such names are no part of a run
@@ -218,6 +217,6 @@ def _remove(unit: Path, partial: Path) -> None:
 def _run_id(run: Path) -> str | None:
     """The identity of a run; None where there is none, "" for one of version 0.1.0."""
     try:
-        return json.loads((run / "config.json").read_text(encoding="utf-8")).get("run_id", "")
-    except (OSError, ValueError, AttributeError):
+        return read_json(run / "config.json").get("run_id", "")
+    except (InputError, AttributeError):
         return None

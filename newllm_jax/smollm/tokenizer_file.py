@@ -60,6 +60,9 @@ def _check_parts(content: Any, file: Path) -> None:
         raise InputError(f"{file}: not a tokenizer (it has no model)")
     if content["model"].get("type") != "BPE":
         raise InputError(f"{file}: tokenizer {shown(content['model'].get('type'))} is not supported, only BPE is")
+    for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):  # the first two can end in panics
+        if content["model"].get(key):
+            raise InputError(f"{file}: {key} of a tokenizer is not supported")
     parts = [part for section in SECTIONS for part in _parts(content.get(section), file)]
     if len(parts) > MOST_PARTS:
         raise InputError(f"{file}: a tokenizer of {len(parts)} parts is not supported, only of up to {MOST_PARTS}")

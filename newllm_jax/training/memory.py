@@ -19,6 +19,7 @@ FLOAT = 4  # bytes
 ADAM_BYTES = 4 * FLOAT  # of a parameter in training: itself, its gradient and the two moments of Adam
 # A plan is at most so many times the bound: smaller runs are not planned, which would compile their updates once more.
 PLAN_FACTOR = 5
+SMALL = 2**29  # bytes: a run that needs no more is never refused, for what is free changes with every other process
 CONTAINER = Path("/sys/fs/cgroup")  # where Linux tells the limits of the one that this process runs in
 
 
@@ -35,12 +36,12 @@ def check_memory(bound: Mapping[str, int], planned: Callable[[], int] | None = N
       host: the memory of the machine rather than that of the default device.
     """
     where, free = host_memory() if host else device_memory()
+    needed = sum(bound.values())
     if free is None:
         return
-    needed = sum(bound.values())
     if planned and needed <= free < PLAN_FACTOR * needed:
         needed = max(needed, planned())
-    if needed > free:
+    if needed > max(free, SMALL):
         most = max(bound, key=lambda settings: bound[settings])
         raise DoesNotFit(
             f"memory: the run needs at least {gib(needed)}, {where} has {gib(free)} free; "

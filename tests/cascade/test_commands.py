@@ -84,7 +84,7 @@ def test_out_of_memory_says_what_to_lower(refused, options, monkeypatch):
 
 
 def test_numbers_that_fail_name_the_stage(refused, options, monkeypatch):
-    def poisoned(shared, number, finished):
+    def poisoned(shared, number, finished, stopping):
         return {split: replace(tokens, hidden=tokens.hidden * np.nan) for split, tokens in finished.hard.items()}
 
     monkeypatch.setattr(experiment, "hand_on", poisoned)

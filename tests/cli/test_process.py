@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from newllm_jax.cli import process as cli
-from newllm_jax.cli.commands import DETERMINISTIC
+from newllm_jax.cli.commands import deterministic_flags
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -79,13 +79,19 @@ def test_deterministic_tells_xla(refused, monkeypatch, command):
     refused(command, *resume, "missing")
     assert os.environ["XLA_FLAGS"] == "--xla_of_the_user=1"
     refused(command, *resume, "missing", "--deterministic")
-    assert os.environ["XLA_FLAGS"] == f"--xla_of_the_user=1 {' '.join(DETERMINISTIC)}"
+    assert os.environ["XLA_FLAGS"] == f"--xla_of_the_user=1 {deterministic_flags()}"
 
 
 @pytest.mark.quick
 def test_this_xla_knows_the_flags_of_deterministic():
-    ran = python("-c", "import jax; jax.devices()", env={**os.environ, "XLA_FLAGS": " ".join(DETERMINISTIC)})
+    ran = python("-c", "import jax; jax.devices()", env={**os.environ, "XLA_FLAGS": deterministic_flags()})
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_an_xla_that_adds_rows_up_wrongly_does_so_one_by_one(monkeypatch):
+    for version, wrong in (("0.7.2", True), ("0.9.3", True), ("0.10.0", False), ("0.12.0.1", False), ("1.0", False)):
+        monkeypatch.setattr("importlib.metadata.version", lambda _, version=version: version)
+        assert ("scatter_determinism_expander=false" in deterministic_flags()) == wrong
 
 
 def test_memory_that_runs_out_says_what_to_do(refused, monkeypatch):

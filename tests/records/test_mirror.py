@@ -210,6 +210,13 @@ def test_the_copy_of_another_run_is_left_alone(run, copy):
     assert content(copy) == {"config.json": json.dumps({"run_id": "b"})}
 
 
+@pytest.mark.parametrize("damaged", ["", "[1]", "[" * 100_000])
+def test_a_copy_whose_identity_is_damaged_is_made_anew(run, copy, damaged):
+    write(copy / "config.json", damaged)
+    copy_run(run, copy)
+    assert content(run) == content(copy)
+
+
 def test_what_is_new_is_copied_while_the_run_goes_on_and_the_last_before_it_ends(run, copy):
     with Followed(run, copy.parent) as following:
         following.wait()

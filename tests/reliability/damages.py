@@ -354,6 +354,7 @@ def counts(trials: Sequence[Trial], seconds: float) -> dict[str, Any]:
         for kind in SHARES
     }
     return {
+        "command": "python -m tests.reliability.damages",
         "trials": len(trials),
         "first": min(trial.number for trial in trials),
         "silent": sum("silent" in (trial.restored, trial.resumed) for trial in trials),

@@ -31,6 +31,7 @@ NEWLLM = [
 FLAGS = {"default": [], "deterministic": ["--deterministic"]}
 # Of the same command: the second process has other hashes, the third a single core.
 PROCESSES = {"first": {}, "again": {"PYTHONHASHSEED": "1"}, "one core": {"ONE_CORE": "1"}}
+LARGEST_CHANGE = 0.02  # relative; training magnifies rounding
 ON_ONE_CORE = "import os, sys; os.sched_setaffinity(0, {0}); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
 
 
@@ -135,18 +136,21 @@ def val_losses(results: Any) -> list[float]:
 
 def compare_operations(flags: list[str], processes: dict[str, dict[str, str]], caches: Path) -> dict[str, Any]:
     """Which operations have the same bits every time in the first process, and in each of the others."""
-    from newllm_jax.cli.commands import DETERMINISTIC
+    from newllm_jax.cli.commands import deterministic_flags
 
-    variables = {"XLA_FLAGS": " ".join(DETERMINISTIC)} if flags else {}
+    variables = {"XLA_FLAGS": deterministic_flags()} if flags else {}
     command = ["-m", "tests.reliability.operations"]
     runs = {name: json.loads(run(command, caches, **variables, **process)[0]) for name, process in processes.items()}
     first = runs.pop("first")
     return {
         name: {
-            "first": len(set(hashes)) == 1,
-            **{process: each[name] == hashes for process, each in runs.items()},
+            "same": {
+                "first": len(set(result["hashes"])) == 1,
+                **{process: each[name]["hashes"] == result["hashes"] for process, each in runs.items()},
+            },
+            "norm": result["norm"],
         }
-        for name, hashes in first.items()
+        for name, result in first.items()
     }
 
 
@@ -181,19 +185,29 @@ def measure(
 
 def different(mode: dict[str, Any], processes: Collection[str]) -> list[str]:
     """The commands and operations of a mode that did not give the same bits in some of the processes."""
-    same = {name: each["same"] for name, each in mode["commands"].items()} | mode["operations"]
-    return [name for name, each in same.items() if not all(each.get(process, True) for process in processes)]
+    every = mode["commands"] | mode["operations"]
+    return [name for name, each in every.items() if not all(each["same"].get(process, True) for process in processes)]
 
 
-def largest_change(modes: dict[str, Any]) -> float:
-    """Of a validation loss by `--deterministic`, relative: a wrong operation would show here."""
-    default, deterministic = (modes[mode]["commands"] for mode in FLAGS)
-    return max(
+def largest_changes(modes: dict[str, Any]) -> dict[str, float]:
+    """What `--deterministic` changes, relative: of all validation losses, and of the norms of each operation's results.
+
+    An operation that is wrong would show here.
+    """
+    default, deterministic = (modes[mode] for mode in FLAGS)
+    losses = [
         abs(one - other) / one
-        for name, each in default.items()
+        for name, each in default["commands"].items()
         if "val_losses" in each
-        for one, other in zip(each["val_losses"]["first"], deterministic[name]["val_losses"]["first"], strict=True)
-    )
+        for one, other in zip(
+            each["val_losses"]["first"], deterministic["commands"][name]["val_losses"]["first"], strict=True
+        )
+    ]
+    norms = {
+        name: abs(each["norm"] - deterministic["operations"][name]["norm"]) / each["norm"]
+        for name, each in default["operations"].items()
+    }
+    return {"validation loss": max(losses), **norms}
 
 
 def main() -> None:
@@ -223,13 +237,15 @@ def main() -> None:
         "modes": found,
         "not_the_same": {mode: different(each, ("first", "again")) for mode, each in found.items()},
         **({"not_the_same_on_one_core": different(found["default"], ("one core",))} if on_cpu else {}),
-        **({} if on_cpu else {"largest_change_of_a_val_loss": largest_change(found)}),
+        **({} if on_cpu else {"changed_by_deterministic": largest_changes(found)}),
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps({key: value for key, value in results.items() if key != "modes"}, indent=2))
     if list(results["not_the_same"].values())[-1]:  # on a GPU with --deterministic
         raise SystemExit("not the same bits")
+    if max(results.get("changed_by_deterministic", {"": 0.0}).values()) > LARGEST_CHANGE:
+        raise SystemExit("--deterministic changes more than rounding does")
 
 
 if __name__ == "__main__":

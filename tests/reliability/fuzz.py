@@ -119,7 +119,8 @@ def run_atheris(name: str, corpus: Path, statistics: Path, arguments: argparse.N
 
         atheris.Setup(
             [
-                sys.argv[0], f"-runs={arguments.inputs}", f"-seed={arguments.seed}", f"-max_len={LONGEST}", "-len_control=0",
+                sys.argv[0], f"-runs={arguments.inputs}", f"-seed={arguments.seed}", f"-max_len={LONGEST}",
+                "-len_control=0",
                 f"-timeout={SECONDS_AN_INPUT}", f"-rss_limit_mb={MEGABYTES}", f"-dict={words}",
                 f"-artifact_prefix={arguments.failures}/{name}-", str(corpus),
             ],

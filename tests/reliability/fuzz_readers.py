@@ -1,4 +1,4 @@
-"""What is fuzzed: readers of files that nobody vouches for, as functions of bytes, with small valid files to begin with.
+"""What is fuzzed: readers of files that nobody vouches for, as functions of bytes, with small valid files to begin.
 
 Each reads what a command reads of such a file and raises InputError or nothing; all else is a fault.
 """
@@ -28,6 +28,7 @@ from newllm_jax.smollm import weights
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.smollm.pretrained import open_files, read_description
 from newllm_jax.smollm.tokenizer import Tokenizer, byte_level_bpe, read_tokenizer
+from newllm_jax.smollm.tokenizer_file import PATTERNS
 from newllm_jax.smollm.weights import GGUF, TENSOR_NAMES, read_config, read_params, save_model
 from tests.reliability.tiny import CHECKOUT
 
@@ -39,26 +40,26 @@ WORDS = [
     *(struct.pack("<Q", number) for number in (0, 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63, 2**64 - 1)),
 ]  # fmt: skip
 VALUES = [
-    None,
-    True,
-    False,
-    0,
-    1,
-    -1,
-    2**31,
-    2**63,
-    10**300,
-    0.5,
-    1e308,
-    "",
-    "a",
-    "a" * 99,
-    [],
-    {},
-    [[]],
-    [1, 2],
-    {"a": 1},
-]
+    None, True, False, 0, 1, -1, 2**31, 2**63, 10**300, 0.5, 1e308, "", "a", "a" * 99, [], {}, [[]], [1, 2], {"a": 1},
+]  # fmt: skip
+SPACE, UNDERLINE = {"String": " "}, "\u2581"
+PARTS = {  # of other tokenizers of Llamas
+    "normalizer": {"type": "Sequence", "normalizers": [
+        {"type": "Prepend", "prepend": UNDERLINE}, {"type": "Replace", "pattern": SPACE, "content": UNDERLINE},
+    ]},
+    "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": next(iter(PATTERNS))}, "behavior": "Isolated", "invert": False},
+        {"type": "Metaspace", "replacement": UNDERLINE, "prepend_scheme": "first", "split": False},
+    ]},
+    "post_processor": {
+        "type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}], "pair": [],
+        "special_tokens": {},
+    },
+    "decoder": {"type": "Sequence", "decoders": [
+        {"type": "Replace", "pattern": {"String": UNDERLINE}, "content": " "}, {"type": "ByteFallback"},
+        {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+    ]},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -273,7 +274,12 @@ def json_reader(folder: Path) -> Reader:
             (folder / name).write_bytes(valid[name])
 
     seeds = [bytes([number]) + valid[name] for number, name in enumerate(names)]
-    return Reader(seeds, read, lambda content, draw: content[:1] + mutated_json(content[1:], draw))
+    parts = json.dumps({**json.loads(valid["tokenizer.json"]), **PARTS}).encode()
+    return Reader(
+        [*seeds, bytes([names.index("tokenizer.json")]) + parts],
+        read,
+        lambda content, draw: content[:1] + mutated_json(content[1:], draw),
+    )
 
 
 def shortened(content: Any) -> Any:

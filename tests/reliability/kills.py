@@ -269,6 +269,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=140)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=2, help="commands at a time")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -280,7 +281,7 @@ def main() -> None:
             print(json.dumps(asdict(trial)), flush=True)
             return trial
 
-        with ThreadPoolExecutor(2) as threads:
+        with ThreadPoolExecutor(arguments.processes) as threads:
             counts = count(list(threads.map(attempt, range(arguments.trials))))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(counts, indent=2) + "\n")

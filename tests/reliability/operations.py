@@ -1,6 +1,7 @@
 """The bits of single operations, as JSON: `determinism` runs this in several processes and compares.
 
-Each operation is computed several times from the same inputs; what is printed is a hash of each result.
+Each operation is computed several times from the same inputs; what is printed is a hash of each result, and the norm of
+the first.
 """
 
 from __future__ import annotations
@@ -90,6 +91,10 @@ def operations() -> dict[str, tuple[Callable[..., Any], list[Any]]]:
         "gradient of an embedding (scatter-add)": (
             embedding, [normal(VOCABULARY, HIDDEN), ids(*words), normal(TIME, BATCH, HIDDEN)]
         ),
+        "gradient of chosen logits (scatter-add)": (
+            jax.grad(lambda logits, ids: jnp.sum(jnp.take_along_axis(logits, ids[..., None], -1) ** 2)),
+            [normal(TIME, BATCH, VOCABULARY), ids(*words)],
+        ),
         "sum over steps and texts": (bias_gradient, [states]),
         "cross-entropy with its gradients": (
             jax.value_and_grad(
@@ -120,11 +125,18 @@ def digest(tree: Any) -> str:
     return found.hexdigest()[:16]
 
 
+def norm(tree: Any) -> float:
+    """Of all numbers of a tree, in float64."""
+    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(jax.device_get(tree))]
+    return float(np.sqrt(sum(np.sum(np.square(leaf)) for leaf in leaves)))
+
+
 def main() -> None:
     found = {}
     for name, (function, arguments) in operations().items():
         compiled = jax.jit(function) if name != "update of a stage" else function  # compiled already
-        found[name] = [digest(compiled(*arguments)) for _ in range(REPEATS)]
+        results = [compiled(*arguments) for _ in range(REPEATS)]
+        found[name] = {"hashes": list(map(digest, results)), "norm": norm(results[0])}
     print(json.dumps(found))
 
 

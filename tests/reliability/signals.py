@@ -205,6 +205,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=2, help="commands at a time")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup would have the commands ignore it
@@ -226,7 +227,7 @@ def main() -> None:
             print(json.dumps(asdict(trial)), flush=True)
             return trial
 
-        with ThreadPoolExecutor(2) as threads:
+        with ThreadPoolExecutor(arguments.processes) as threads:
             trials = list(threads.map(attempt, plans))
             limited = list(threads.map(lambda _: run_limited(folder), range(4)))
     counts = {

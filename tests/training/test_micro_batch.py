@@ -124,7 +124,7 @@ def test_a_carry_is_refused():
 
 @pytest.mark.parametrize("size", [0, -1, 33])
 def test_a_micro_batch_is_a_part_of_the_batch(size):
-    with pytest.raises(InputError, match=rf"micro_batch: must be 1 to batch_size \(32\), or none, not {size}"):
+    with pytest.raises(InputError, match=rf"micro_batch: must be .*, not {size}"):
         NewLLMConfig(micro_batch=size)
     assert NewLLMConfig().examples_at_once == CascadeConfig(micro_batch=32).examples_at_once == 32
     assert NewLLMConfig(micro_batch=5).examples_at_once == 5
