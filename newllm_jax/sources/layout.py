@@ -130,9 +130,7 @@ def _declared(readme: Path) -> dict[str, dict[str, Any]]:
     import yaml
 
     try:
-        text = read_text(readme, LARGEST_README)
-        header = re.match(r"\s*---[\r\n]+(.*?)[\r\n]+---(?:[\r\n]|$)", text, re.DOTALL)
-        declared = ((yaml.safe_load(header[1]) if header else None) or {}).get("configs") or []
+        declared = (yaml.safe_load(_header(read_text(readme, LARGEST_README))) or {}).get("configs") or []
         entries = {_text(entry["config_name"]): entry for entry in declared}
         if len(entries) < len(declared):
             raise ValueError("two configurations of one name")
@@ -144,6 +142,14 @@ def _declared(readme: Path) -> dict[str, dict[str, Any]]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"dataset: {readme} has a header that cannot be read ({_one_line(error)})") from error
     return entries
+
+
+def _header(text: str) -> str:
+    """What stands between the first line of a README and the next one, where both are `---`; "" otherwise."""
+    lines = text.strip().splitlines()
+    if lines[:1] != ["---"] or "---" not in lines[1:]:
+        return ""
+    return "\n".join(lines[1 : lines.index("---", 1)])
 
 
 def _choose(available: list[str], wanted: str, path: Path) -> str:
@@ -164,6 +170,8 @@ def _patterns(declared: Any) -> dict[str, list[str]]:
     if declared is None:
         return {}
     declared = [declared] if isinstance(declared, str) else list(declared)
+    if not declared:
+        raise ValueError("data_files without a file")
     if not any(isinstance(each, dict) for each in declared):
         return {"train": list(map(_text, declared))}
     patterns = {
@@ -210,7 +218,11 @@ def _conventional(names: list[str]) -> dict[str, list[str]]:
         return shards
     for patterns in (FOLDER_PATTERNS, FILE_PATTERNS):
         splits = {
-            split: _unique(_matching(pattern.format(word), names) for word in words for pattern in patterns)
+            split: _unique(
+                _matching(pattern.format(word), [name for name in names if word in name])
+                for word in words
+                for pattern in patterns
+            )
             for split, words in KEYWORDS.items()
         }
         if any(splits.values()):

@@ -180,7 +180,8 @@ def test_files_of_several_kinds(tmp_path):
         "configs: [{config_name: a, data_files: [{split: b, path: c}, a.txt]}]",
         "configs: [{config_name: a, data_files: [{split: b, path: c}, {split: b, path: d}]}]",
         "configs: [{config_name: a, data_files: [{split: b, path: []}]}]",
-        "configs: [{config_name: a, data_files: 1}]", "configs: [{config_name: a, data_files: [[a]]}]",
+        "configs: [{config_name: a, data_files: 1}]",
+        "configs: [{config_name: a, data_files: []}]", "configs: [{config_name: a, data_files: [[a]]}]",
         "configs: [{config_name: a, data_dir: [b]}]", "configs: [{config_name: a, cache_dir: /}]",
         "a: !!python/name:os.system",
     ],
@@ -200,6 +201,34 @@ def test_a_header_that_unfolds_without_end_is_not_unfolded(tmp_path):
     (tmp_path / "README.md").write_text("\n".join(["---", *lines, "configs: [{config_name: *a39}]", "---", ""]))
     assert "has a header that cannot be read (a text is expected, not list)" in complaint(tmp_path)
     (tmp_path / "README.md").write_text("\n".join(["---", *lines, "---", ""]))
+    assert found(tmp_path) == {"train": ["a.txt"]}
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "---",
+        "---\n---",
+        "---\n\n---\n",
+        "# Texts\n---\nconfigs: 3\n---\n",
+        "---\nconfigs: 3\n--- \n",
+        "---\n" + "\n" * 10**6,
+    ],
+)
+def test_a_readme_without_a_header_declares_nothing(tmp_path, text):
+    fill(tmp_path, ["a.txt"])
+    (tmp_path / "README.md").write_text(text)
+    assert found(tmp_path) == {"train": ["a.txt"]}
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+def test_line_ends_of_a_header(tmp_path, line_end):
+    fill(tmp_path, FILES)
+    text = line_end.join(["", "---", "configs:", "- config_name: own", "  data_files: a.txt", "---", "# Texts"])
+    (tmp_path / "README.md").write_bytes(text.encode())
     assert found(tmp_path) == {"train": ["a.txt"]}
 
 
