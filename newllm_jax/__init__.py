@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from newllm_jax.cascade.stage.model import Stage
     from newllm_jax.config import CascadeConfig, FinetuneConfig, NewLLMConfig, load_config
     from newllm_jax.decoding.sampling import Sampling
-    from newllm_jax.errors import InputError, NumericalError
+    from newllm_jax.errors import InputError, NumericalError, Stopped
     from newllm_jax.finetuning.experiment import finetune
     from newllm_jax.finetuning.run import FinetuneRun
     from newllm_jax.newllm.experiment import train_newllm
@@ -53,6 +53,7 @@ _HOMES = {
     "Sampling": "newllm_jax.decoding.sampling:Sampling",
     "SmolLM2": "newllm_jax.smollm.model:SmolLM2",
     "Stage": "newllm_jax.cascade.stage.model:Stage",
+    "Stopped": "newllm_jax.errors:Stopped",
     "WordTokenizer": "newllm_jax.newllm.wikitext:WordTokenizer",
     "evaluate_ensemble": "newllm_jax.cascade.ensemble:evaluate_ensemble",
     "finetune": "newllm_jax.finetuning.experiment:finetune",
@@ -84,6 +85,7 @@ __all__ = [
     "Sampling",
     "SmolLM2",
     "Stage",
+    "Stopped",
     "WordTokenizer",
     "evaluate_ensemble",
     "finetune",

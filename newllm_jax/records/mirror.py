@@ -80,16 +80,16 @@ class Mirror:
 
 
 def fetch_run(run: Path, folder: str) -> None:
-    """Copies a run back from its mirror, where there is none in `run`.
+    """Copies a run back from its mirror, where there is nothing in `run`; does nothing where there is no copy.
 
     Args:
-      folder: the parent of the copy.
+      folder: the parent of the copy; "" for none.
 
     Raises:
-      InputError: there is no copy, or it cannot be read.
+      InputError: the copy cannot be read, or `run` not be written.
     """
     copy = Path(folder).expanduser() / run.name
-    if run.exists() or not (copy / "config.json").is_file():
+    if not folder or run.exists() or not (copy / "config.json").is_file():
         return
     partial = run.parent / f".{run.name}{PARTIAL}"
     try:
@@ -107,11 +107,15 @@ def copy_run(run: Path, copy: Path, copied: Stamps | None = None) -> None:
       copied: what is known to be copied; brought up to date.
 
     Raises:
-      OSError: a file cannot be copied, or is not what was written when it is read back; or `copy` is another run's.
+      OSError: a file cannot be copied, or is not what was written when it is read back; `copy` is another run's, or
+        there is a link in it.
     """
     copied = Stamps() if copied is None else copied
     if _run_id(copy) not in (None, _run_id(run)):
         raise OSError(f"{copy} is the copy of another run")
+    for path in (copy, *copy.rglob("*")):
+        if path.is_symlink():
+            raise OSError(f"{path} is a link, and a mirror is written into its own folder only")
     partial = copy / PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
     found = _stamps(run)
@@ -134,13 +138,22 @@ def copy_run(run: Path, copy: Path, copied: Stamps | None = None) -> None:
 
 
 def _units(run: Path) -> Iterator[Path]:
-    """The files of a run directory and, as one each, its checkpoints, by their paths in it. Temporary ones are none."""
+    """The files of a run directory and, as one each, its checkpoints, by their paths in it.
+
+    Temporary ones are none, and links are not followed.
+    """
     for folder, names, files in os.walk(run):  # what vanishes meanwhile is passed over
-        below = Path(folder).relative_to(run)
-        kept = [name for name in names if not name.startswith(".") and ".orbax-checkpoint-tmp" not in name]
-        names[:] = [name for name in kept if not name.startswith("epoch_")]
-        yield from (below / name for name in kept if name.startswith("epoch_"))
-        yield from (below / name for name in files if not name.startswith(".") and not Path(folder, name).is_symlink())
+        names[:], files = (
+            [
+                name
+                for name in each
+                if not (name.startswith(".") or ".orbax-checkpoint-tmp" in name or Path(folder, name).is_symlink())
+            ]
+            for each in (names, files)
+        )
+        units = [*files, *(name for name in names if name.startswith("epoch_"))]
+        yield from (Path(folder, name).relative_to(run) for name in units)
+        names[:] = [name for name in names if not name.startswith("epoch_")]
 
 
 def _rank(unit: Path) -> tuple[int, list[tuple[int, str]]]:

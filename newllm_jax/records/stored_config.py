@@ -52,7 +52,8 @@ def resume_or_start(
     if resume is None:
         config = (config or config_class()).override(overrides)
     else:
-        fetch_run(Path(resume), (overrides or {}).get("mirror", ""))
+        mirror = overrides.get("mirror") if isinstance(overrides, Mapping) else None
+        fetch_run(Path(resume), mirror if isinstance(mirror, str) else "")
         run = stack.enter_context(RunDir.open(resume))
         stored = stored_config(run, config_class)
         config = stored.override(overrides)

@@ -217,6 +217,20 @@ def test_a_copy_whose_identity_is_damaged_is_made_anew(run, copy, damaged):
     assert content(run) == content(copy)
 
 
+def test_nothing_is_written_or_read_through_a_link(run, copy, tmp_path):
+    other = tmp_path / "other"
+    write(other / "epoch_3" / "params", "not of the run")
+    (run / "checkpoints" / "epoch_3").symlink_to(other / "epoch_3")
+    (run / "linked").symlink_to(other)
+    copy_run(run, copy)
+    assert not (copy / "checkpoints" / "epoch_3").exists() and not (copy / "linked").exists()
+    shutil.rmtree(copy / "checkpoints")
+    (copy / "checkpoints").symlink_to(other)
+    with pytest.raises(OSError, match="checkpoints is a link"):
+        copy_run(run, copy)
+    assert content(other) == {"epoch_3/params": "not of the run"}
+
+
 def test_what_is_new_is_copied_while_the_run_goes_on_and_the_last_before_it_ends(run, copy):
     with Followed(run, copy.parent) as following:
         following.wait()
@@ -300,3 +314,9 @@ def test_a_run_comes_back_whole_or_not_at_all(run, copy, monkeypatch):
     write(run / "metrics.jsonl", "{}\n{}\n{}\n")
     fetch_run(run, str(copy.parent))  # it is there
     assert content(run) != whole
+
+
+def test_without_a_mirror_no_run_comes_from_the_current_folder(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    fetch_run(tmp_path / "elsewhere" / run.name, "")
+    assert not (tmp_path / "elsewhere").exists()
