@@ -15,10 +15,17 @@ UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 DISK_ERRORS = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)]
 
 
+LONGEST_LINE = 1000  # characters
+
+
 class InputError(ValueError):
     """A setting, file or folder that cannot be used: one line that names it, what is wrong and what to do."""
 
     exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        """Names and texts of a file that nobody vouches for cannot break the line, or say anything to a terminal."""
+        super().__init__(_one_line(message))
 
 
 class NumericalError(ArithmeticError):
@@ -51,6 +58,15 @@ def named(name: object) -> str:
     """A name as a message begins with it: as it is, or as `shown` does where it would be hard to see or to read."""
     plain = isinstance(name, str) and name.isprintable() and name == name.strip() and 0 < len(name) <= 80
     return str(name) if plain else shown(name)
+
+
+def _one_line(text: str) -> str:
+    if len(text) > LONGEST_LINE:
+        text = f"{text[: LONGEST_LINE // 2]} ... {text[-LONGEST_LINE // 2 :]}"
+    return "".join(
+        letter if letter.isprintable() else " " if letter.isspace() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

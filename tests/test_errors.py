@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from newllm_jax.errors import disk_fault, memory_fault
+from newllm_jax.errors import LONGEST_LINE, InputError, disk_fault, memory_fault
 
 pytestmark = pytest.mark.quick
 
@@ -38,3 +38,9 @@ def test_a_cause_counts_and_other_errors_do_not():
     full_disk = ValueError(f"RESOURCE_EXHAUSTED: Failed writing: {os.strerror(errno.ENOSPC)}")
     assert memory_fault(full_disk) is None
     assert disk_fault(full_disk) == os.strerror(errno.ENOSPC)
+
+
+def test_an_error_is_one_line_whatever_a_file_calls_itself():
+    assert str(InputError("a  b\n\x1b[2Jc\u2028\ud800")) == r"a  b \x1b[2Jc \ud800"
+    assert len(str(InputError("a" * 10**7 + "b"))) < LONGEST_LINE + 9
+    assert str(InputError("a" * 10**7 + "b")).endswith("ab")

@@ -18,7 +18,7 @@ LARGEST_TOKENIZER = 32 * 2**20  # bytes; 300,000 tokens and their merges
 SECTIONS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 SEQUENCES = ("normalizers", "pretokenizers", "processors", "decoders")
 PARTS = {
-    "BPE", "ByteFallback", "ByteLevel", "Digits", "Fuse", "Metaspace", "NFC", "NFKC", "Prepend", "Replace", "Sequence",
+    "ByteFallback", "ByteLevel", "Digits", "Fuse", "Metaspace", "NFC", "NFKC", "Prepend", "Replace", "Sequence",
     "Split", "Strip", "TemplateProcessing",
 }  # fmt: skip
 MOST_PARTS, MOST_PREPENDED = 32, 4

@@ -5,6 +5,7 @@ Each reads what a command reads of such a file and raises InputError or nothing;
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import struct
@@ -25,6 +26,7 @@ from newllm_jax.files import read_json
 from newllm_jax.newllm.wikitext import SPECIAL_WORDS, WordTokenizer
 from newllm_jax.report.compare import comparison, read_results
 from newllm_jax.smollm import weights
+from newllm_jax.smollm.gguf_header import _Scan
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.smollm.pretrained import open_files, read_description
 from newllm_jax.smollm.tokenizer import Tokenizer, byte_level_bpe, read_tokenizer
@@ -106,14 +108,15 @@ def mutated_json(content: bytes, draw: random.Random) -> bytes:
         parsed = json.loads(content) if draw.randrange(4) else None
     except (ValueError, RecursionError):
         parsed = None
-    places = list(containers(parsed))
-    if not places:
+    if not parsed:
         return mutated(content, draw)
+    parsed = [parsed]  # so that all of it is a value too
+    places = list(containers(parsed))
     for _ in range(draw.randrange(1, 3)):
         place = draw.choice(places)
         key = draw.choice(list(place) if isinstance(place, dict) else range(len(place)))
         place[key] = draw.choice(VALUES)
-    return json.dumps(parsed).encode()
+    return json.dumps(parsed[0]).encode()
 
 
 def containers(content: Any) -> Iterator[Any]:
@@ -122,6 +125,36 @@ def containers(content: Any) -> Iterator[Any]:
         yield content
         for value in content.values() if isinstance(content, dict) else content:
             yield from containers(value)
+
+
+class Numbers(_Scan):
+    """A scan that remembers where the numbers of a header are, and their bytes."""
+
+    def __init__(self, content: Any) -> None:
+        super().__init__(content)
+        self.found: list[tuple[int, int]] = []
+
+    def number(self, kind: struct.Struct) -> int:
+        self.found.append((self.place, kind.size))
+        return super().number(kind)
+
+    def skip(self, count: int) -> None:
+        if count in (1, 2, 4, 8):
+            self.found.append((self.place, count))
+        super().skip(count)
+
+
+def mutated_numbers(content: bytes, draw: random.Random) -> bytes:
+    """GGUF, changed anywhere or in one number of its header: a count, length, type, offset or value."""
+    scan = Numbers(content)
+    with contextlib.suppress(ValueError, KeyError, struct.error):
+        scan.header()
+    if not draw.randrange(4) or not scan.found:
+        return mutated(content, draw)
+    place, size = draw.choice(scan.found)
+    old = int.from_bytes(content[place : place + size], "little")
+    new = draw.choice([old + 1, old - 1, 2 * old, draw.randrange(14), 1 << draw.randrange(8 * size)]) % 256**size
+    return content[:place] + new.to_bytes(size, "little") + content[place + size :]
 
 
 def mutated_header(content: bytes, draw: random.Random) -> bytes:
@@ -172,7 +205,7 @@ def gguf_reader(folder: Path) -> Reader:
         use(tokenizer)
         read_params(files, config)
 
-    return Reader(seeds, read, mutated)
+    return Reader(seeds, read, mutated_numbers)
 
 
 def use(tokenizer: Tokenizer) -> None:
