@@ -32,6 +32,7 @@ PATH_ERRORS = {
     errno.ELOOP,
 }
 
+NO_DEVICE = "Unable to initialize backend"  # JAX, of a kind of device that it does not have or know
 CACHE_SETTINGS = "JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE"
 
 
@@ -150,7 +151,7 @@ def _fail(message: str, code: int) -> int:
 
 
 def _environment_fault(error: BaseException) -> str | None:
-    """A line for what is the machine's fault, not the library's: paths, a disk that takes no more, full memory."""
+    """A line for what is the machine's fault, not the library's: paths, a full disk or memory, no such device."""
     fault = disk_fault(error)
     named = next((link for link in causes(error) if isinstance(link, OSError) and link.filename is not None), None)
     if fault:
@@ -160,4 +161,5 @@ def _environment_fault(error: BaseException) -> str | None:
         return f"{named.filename}: {named.strerror}"
     if memory_fault(error):
         return "out of memory; lower batch_size (CASCADE: stage_layers or train_chunks, where batch_size is small)"
-    return None
+    no_device = next((str(link) for link in causes(error) if str(link).startswith(NO_DEVICE)), None)
+    return no_device and f"JAX_PLATFORMS: {no_device}"
