@@ -5,10 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from newllm_jax.errors import Note
+from newllm_jax.files import whole_file
 
 SEAL = "sha256"  # the key of the hash in a sealed JSON object
 
@@ -66,3 +73,53 @@ def check_seal(content: Any, required: bool) -> None:
 
 def _unsealed_sha256(content: Mapping[str, Any]) -> str:
     return json_sha256({key: value for key, value in content.items() if key != SEAL})
+
+
+def write_arrays(file: Path, key: Any, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays for `read_arrays`: a sha256 over key and content, then the content, as in a safetensors file.
+
+    Args:
+      key: what the arrays are, as JSON content: all that they depend on. It is not in the file.
+
+    Raises:
+      OSError: a disk that takes no more.
+    """
+    content = save({name: np.asarray(array, order="C") for name, array in arrays.items()})
+    digest = _key_sha256(key)
+    digest.update(content)
+    with whole_file(file) as partial, partial.open("wb") as stream:
+        stream.write(digest.digest())
+        stream.write(content)
+
+
+def read_arrays(file: Path, key: Any) -> dict[str, np.ndarray] | None:
+    """The arrays of a file of `write_arrays`; None where it is absent or, with a `Note`, not what was written.
+
+    Nothing of it is used, or kept in memory, before its hash is right.
+
+    Args:
+      key: as it was when the file was written; with another one the arrays are of something else.
+    """
+    try:
+        if not file.is_file():
+            return None
+        with file.open("rb") as stream:
+            written = stream.read(hashlib.sha256().digest_size)
+            if hashlib.file_digest(stream, lambda: _key_sha256(key)).digest() == written:
+                stream.seek(len(written))
+                return load(stream.read())
+    except OSError:
+        return None
+    except (SafetensorError, ValueError, KeyError):
+        pass  # the hash is right: somebody else wrote it
+    note_damage(file)
+    return None
+
+
+def note_damage(file: Path) -> None:
+    """Tells that what a file of `write_arrays` holds is not used."""
+    warnings.warn(f"{file}: damaged, or of something else; its content is made anew", Note, stacklevel=3)
+
+
+def _key_sha256(key: Any) -> hashlib._Hash:
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode() + b"\n")

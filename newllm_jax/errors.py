@@ -1,4 +1,4 @@
-"""The two ways a run can end badly that are the user's to know about, the one that is the disk's, and a stop.
+"""The two ways a run can end badly that are the user's to know about, those that are the machine's, and a stop.
 
 Any other exception is a bug of the library and keeps its traceback.
 """
@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import reprlib
 from collections.abc import Iterator
 
+UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 DISK_ERRORS = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)]
 
 
@@ -64,6 +66,16 @@ def disk_fault(error: BaseException) -> str | None:
     return next((fault for fault in DISK_ERRORS if any(fault in text for text in said)), None)
 
 
-def memory_fault(error: BaseException) -> bool:
-    """Whether an error or one of its causes is memory that does not suffice, the device's or the machine's."""
-    return any("RESOURCE_EXHAUSTED" in str(cause) or isinstance(cause, MemoryError) for cause in causes(error))
+def memory_fault(error: BaseException) -> str | None:
+    """How much was asked for ("40.00 GiB"), where an error or one of its causes is memory that ran out; else None.
+
+    "more" where the error does not tell the size.
+    """
+    full = [each for each in causes(error) if isinstance(each, MemoryError) or "RESOURCE_EXHAUSTED" in str(each)]
+    if not full or disk_fault(error):
+        return None
+    said = " ".join(map(str, full))
+    found = re.search(
+        rf"allocat\w* (?:request for )?(\d+(?:\.\d+)?) ?({'|'.join(UNITS)})", said
+    )  # as XLA and NumPy say it
+    return f"{float(found[1]) * UNITS[found[2]] / 2**30:.2f} GiB" if found else "more"

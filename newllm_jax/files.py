@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
+import glob
 import json
 import os
 import stat
@@ -40,20 +43,34 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to that becomes `path` when the block ends well, and vanishes when it does not."""
+    """A path to write to that becomes `path` when the block ends well, and vanishes when it does not.
+
+    What a process that was killed left in its place vanishes too.
+    """
     with naming(path):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-        os.close(handle)
         partial = Path(name)
         try:
+            with contextlib.suppress(OSError):  # a file system without locks, where leftovers stay
+                fcntl.flock(handle, fcntl.LOCK_EX)  # for as long as this process lives
+            _remove_leftovers(path)
             yield partial
             partial.chmod(0o644)
             partial.replace(path)
         finally:
+            os.close(handle)
             partial.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Deletes what `whole_file` wrote to in processes that live no more."""
+    for other in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        with contextlib.suppress(OSError), other.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails where one is alive
+            other.unlink()
 
 
 def file_size(path: Path) -> int:

@@ -5,13 +5,14 @@ A row names functions as `module:name`, which are imported when they are called:
 
 from __future__ import annotations
 
+import math
 import pkgutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from newllm_jax.config import CascadeConfig, FinetuneConfig, NewLLMConfig, RunConfig, check, check_seed, checked
+from newllm_jax.config import CascadeConfig, Config, FinetuneConfig, NewLLMConfig, RunConfig, check, check_seed, checked
 from newllm_jax.decoding.exits import Exits
 from newllm_jax.errors import InputError
 from newllm_jax.records.directory import RunDir
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
     from newllm_jax.newllm.run import NewLLMRun
 
 Function: TypeAlias = str  # `module:name`
+USABLE_SHARE = 0.9  # of the free memory; a plan is an estimate
 
 MOST_WORDS = 10**9  # of a generated text
+LONGEST_PROMPT = 10**6  # letters, which a tokenizer splits in a second or two
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +43,14 @@ class System:
       precision: (config) -> the resolved precision of training.
       warning: (config) -> why this device's fast path cannot be used, or ""; None: the system has no fast path.
       train: (config, name, run_root, resume, overrides, narrate, stop) -> RunResult.
-      plan: (config) -> what a run would be; None where there is no `--dry_run`.
+      plan: (config) -> what a run would be.
       restore: (run_dir) -> the trained model.
       evaluate: (run_dir) -> measurements of it.
       show: (those) -> text.
       generate: (restored run, prompt, max_words, seed, sampling, exits) -> pieces of text.
       report: (run directory, results) -> writes the report and the curves, returns the report's path.
       separator: what stands between the pieces of a generated text.
+      less_memory: what to do where memory runs out in training.
     """
 
     command: str
@@ -56,13 +60,14 @@ class System:
     precision: Function
     warning: Function | None
     train: Function
-    plan: Function | None
+    plan: Function
     restore: Function
     evaluate: Function
     show: Function
     generate: Function
     report: Function
     separator: str
+    less_memory: str
 
 
 SYSTEMS = {
@@ -81,6 +86,7 @@ SYSTEMS = {
         generate="newllm_jax.newllm.generate:generate",
         report="newllm_jax.report.newllm:write_report",
         separator=" ",
+        less_memory="lower micro_batch (a new run finds it with --auto_batch), then batch_size or sequence_length",
     ),
     "cascade": System(
         command="cascade",
@@ -97,6 +103,7 @@ SYSTEMS = {
         generate="newllm_jax.cascade.generate:generate",
         report="newllm_jax.report.cascade:write_report",
         separator="",
+        less_memory="lower stage_layers or train_chunks, and micro_batch where batch_size is large",
     ),
     "finetune": System(
         command="finetune",
@@ -106,13 +113,14 @@ SYSTEMS = {
         precision="newllm_jax.training.precision:configured_precision",
         warning=None,
         train="newllm_jax.finetuning.experiment:finetune",
-        plan=None,
+        plan="newllm_jax.finetuning.plan:plan_finetune",
         restore="newllm_jax.finetuning.run:restore_finetune",
         evaluate="newllm_jax.finetuning.run:evaluate_run",
         show="newllm_jax.report.tables:json_text",
         generate="newllm_jax.finetuning.run:generate",
         report="newllm_jax.report.finetune:write_report",
         separator="",
+        less_memory="lower micro_batch (a new run finds it with --auto_batch), or use a smaller base_model",
     ),
 }
 
@@ -120,6 +128,51 @@ SYSTEMS = {
 def call(function: Function, *arguments: Any, **options: Any) -> Any:
     """Calls a function of a row."""
     return pkgutil.resolve_name(function)(*arguments, **options)
+
+
+def largest_micro_batch(config: Config) -> tuple[Config, str]:
+    """The configuration with the largest micro batch that fits into the memory that is free, and a line that tells it.
+
+    The batch is halved until the memory that `--dry_run` estimates fits.
+
+    Raises:
+      InputError: not even single examples fit, or it is not known what is free.
+    """
+    from newllm_jax.training.memory import DoesNotFit
+
+    size = config.batch_size
+    while True:
+        tried = config.override({"micro_batch": size if size < config.batch_size else None})
+        usable = usable_memory()
+        if usable is None:
+            raise InputError("auto_batch: this device does not tell how much memory is free; set micro_batch instead")
+        try:
+            needed = call(SYSTEMS[config.system].plan, tried)["estimated_memory_bytes"]
+        except DoesNotFit:
+            needed = math.inf
+        told = f"{needed / 2**30:.2f} of {usable / 2**30:.2f} GiB"
+        if needed <= usable:
+            return tried, f"{size} of {config.batch_size} examples at a time, in {told}"
+        if size == 1:
+            raise InputError(
+                f"auto_batch: not even one example at a time fits (it needs {told}); use a smaller model or less data"
+            )
+        size = -(-size // 2)
+
+
+def usable_memory() -> int | None:
+    """Bytes that a run may be planned to need, a tenth of what is free left alone; None where that is not known.
+
+    On a CPU with what this process has by now, which the plans of runs count.
+    """
+    import jax
+
+    from newllm_jax.records.machine import peak_memory_bytes
+    from newllm_jax.training.memory import device_memory
+
+    _, free = device_memory()
+    held = peak_memory_bytes() if jax.devices()[0].platform == "cpu" else 0
+    return None if free is None else held + int(USABLE_SHARE * free)
 
 
 def system_of(run_dir: str | Path) -> System:
@@ -168,6 +221,7 @@ def generate(
 
     check("run", run, "what restore gives", isinstance(getattr(run, "config", None), RunConfig))
     check("prompt", prompt, "a text", isinstance(prompt, str))
+    check("prompt", prompt, f"of at most {LONGEST_PROMPT} letters", len(prompt) <= LONGEST_PROMPT)
     check("sampling", sampling, "a Sampling", sampling is None or isinstance(sampling, Sampling))
     check("exits", exits, "an Exits", exits is None or isinstance(exits, Exits))
     options = {

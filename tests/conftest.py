@@ -37,6 +37,7 @@ import pytest  # noqa: E402
 from newllm_jax.cli import process as cli  # noqa: E402
 from newllm_jax.config import CascadeConfig  # noqa: E402
 from newllm_jax.errors import InputError  # noqa: E402
+from newllm_jax.smollm.gguf_file import StoredTensor  # noqa: E402
 from newllm_jax.smollm.llama_config import LlamaConfig  # noqa: E402
 from newllm_jax.smollm.model import SmolLM2  # noqa: E402
 from newllm_jax.smollm.pretrained import Pretrained, load_smollm2  # noqa: E402
@@ -118,6 +119,20 @@ def only_run():
 def in_an_empty_folder(tmp_path, monkeypatch):
     """Whatever a command writes lands in `tmp_path`, its default run root included."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def hostile_folder(tmp_path, monkeypatch) -> Path:
+    """Makes a current folder full of modules that leave a file when they are imported: this file."""
+    folder, left = tmp_path / "hostile", tmp_path / "left"
+    (folder / "pip").mkdir(parents=True)
+    names = (
+        "json zipfile logging sitecustomize usercustomize numpy jax yaml datasets newllm_jax pip/__init__ pip/__main__"
+    )
+    for name in names.split():
+        (folder / f"{name}.py").write_text(f"open({str(left)!r}, 'a').write({name!r})\n")
+    monkeypatch.chdir(folder)
+    return left
 
 
 @pytest.fixture
@@ -228,7 +243,10 @@ def golden():
     settings = {name.removeprefix("config/"): arrays[name].item() for name in arrays if name.startswith("config/")}
     settings |= {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu"}
     config = LlamaConfig.from_dict(settings)
-    params = assemble(GOLDEN, ((GOLDEN, name, values) for name, values in tensors.items()), config, SAFETENSORS)
+    stored = [
+        StoredTensor(GOLDEN, name, values.shape, lambda values=values: values) for name, values in tensors.items()
+    ]
+    params = assemble(GOLDEN, stored, config, SAFETENSORS)
     return Golden(arrays, tensors, settings, config, jax.tree.map(jnp.asarray, params))
 
 

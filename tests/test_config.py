@@ -69,6 +69,20 @@ def test_bad_settings_are_named(settings, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("limit", "seconds"),
+    [("11h", 39600), ("90m", 5400), ("3600s", 3600), ("3600", 3600), ("0.5H", 1800), (None, math.inf)],
+)
+def test_a_time_limit_has_a_unit(limit, seconds):
+    assert NewLLMConfig(time_limit=limit).limit_seconds == seconds
+
+
+@pytest.mark.parametrize("limit", ["", "h", "0", "0h", "-1h", "nan", "inf", "1e400", "1d", "1h30m"])
+def test_what_is_no_time_limit(limit):
+    with pytest.raises(InputError, match="^time_limit: must be "):
+        NewLLMConfig(time_limit=limit)
+
+
 CONFIGS = [NewLLMConfig, CascadeConfig, FinetuneConfig]
 WRONG = [
     None,

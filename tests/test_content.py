@@ -1,15 +1,21 @@
-"""Hashes of arrays: of what they hold and not of how they lie in memory."""
+"""Hashes of arrays: of what they hold, not of how they lie in memory. Files of arrays: what was written, or nothing."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import random
+import subprocess
+import sys
+import tracemalloc
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from newllm_jax.content import array_sha256, check_seal, sealed
+from newllm_jax.content import array_sha256, check_seal, read_arrays, sealed, write_arrays
+from newllm_jax.errors import Note
 
 pytestmark = pytest.mark.quick
 
@@ -49,3 +55,94 @@ def test_a_sealed_object_is_what_was_written_or_an_error():
     check_seal(content, required=False)
     with pytest.raises(ValueError, match="it has no sha256"):
         check_seal(content, required=True)
+
+
+ARRAYS = {
+    "numbers": np.arange(24, dtype=np.float32).reshape(4, 6)[:, ::2], "ids": np.arange(5, dtype=np.uint16),
+    "hits": np.array([True, False]), "none": np.zeros((0, 3), np.int32), "one": np.float32(2)[...],
+}  # fmt: skip
+
+
+def test_arrays_are_read_as_they_were_written(tmp_path):
+    file = tmp_path / "new" / "file.arrays"
+    assert read_arrays(file, ["key", 1]) is None  # absent, which is nothing to tell
+    write_arrays(file, ["key", 1], ARRAYS)
+    found = read_arrays(file, ["key", 1])
+    assert found is not None and found.keys() == ARRAYS.keys()
+    for name, array in ARRAYS.items():
+        assert array_sha256(found[name]) == array_sha256(array)
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_arrays_of_another_key_are_not_read(tmp_path):
+    write_arrays(tmp_path / "a", {"split": "train", "start": 1}, ARRAYS)
+    assert read_arrays(tmp_path / "a", {"start": 1, "split": "train"})
+    for key in ({"split": "train", "start": 2}, {"split": "test", "start": 1}, {"split": "train", "start": "1"}, None):
+        with pytest.warns(Note, match=f"^{tmp_path}/a: damaged, or of something else; its content is made anew$"):
+            assert read_arrays(tmp_path / "a", key) is None
+
+
+@pytest.mark.filterwarnings("ignore::newllm_jax.errors.Note")
+def test_no_damage_is_read(tmp_path):
+    write_arrays(tmp_path / "whole", 0, ARRAYS)
+    whole, draw = (tmp_path / "whole").read_bytes(), random.Random(0)
+    for trial in range(600):
+        damaged, place = bytearray(whole), draw.randrange(len(whole))
+        if trial % 3 == 0:
+            damaged[place] ^= 1 << draw.randrange(8)
+        elif trial % 3 == 1:
+            del damaged[place:]
+        else:
+            damaged[place : place + draw.randrange(20)] = draw.randbytes(draw.randrange(1, 20))
+        (tmp_path / "damaged").write_bytes(damaged)
+        assert damaged == whole or read_arrays(tmp_path / "damaged", 0) is None
+
+
+def test_a_right_hash_over_what_cannot_be_read(tmp_path):
+    for content in (
+        b"",
+        b"words",
+        (2**60).to_bytes(8, "little") + b"{}",
+        b"\2\0\0\0\0\0\0\0{}0000",
+        b"\2\0\0\0\0\0\0\0[]",
+    ):
+        (tmp_path / "forged").write_bytes(hashlib.sha256(b"0\n" + content).digest() + content)
+        with pytest.warns(Note):
+            assert read_arrays(tmp_path / "forged", 0) is None
+
+
+def test_what_is_no_file_is_absent(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+    for name in ("pipe", "folder", "loop", "file/file", "x" * 300):
+        assert read_arrays(tmp_path / name, 0) is None
+
+
+def test_a_huge_file_costs_no_memory(tmp_path):
+    with (tmp_path / "huge").open("wb") as stream:
+        stream.truncate(2**28)
+    tracemalloc.start()
+    with pytest.warns(Note):
+        assert read_arrays(tmp_path / "huge", 0) is None
+    assert tracemalloc.get_traced_memory()[1] < 2**23
+    tracemalloc.stop()
+
+
+WRITE_AND_READ = """
+import sys
+from pathlib import Path
+import numpy as np
+from newllm_jax.content import read_arrays, write_arrays
+for number in range(30):
+    write_arrays(Path(sys.argv[1]), 0, {"a": np.full(200_000, number)})
+    assert len(set(read_arrays(Path(sys.argv[1]), 0)["a"].tolist())) == 1
+"""
+
+
+def test_two_processes_write_one_file(tmp_path):
+    command = [sys.executable, "-W", "error", "-c", WRITE_AND_READ, tmp_path / "file"]
+    both = [subprocess.Popen(command) for _ in range(2)]
+    assert [process.wait(60) for process in both] == [0, 0]
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]

@@ -66,6 +66,11 @@ def test_every_file_of_results_has_a_command_that_makes_it_again(path):
         assert (found["failed"], found["skipped"]) == (0, 0)
         assert found["passed"] == len(found["tests"]) > 20
         return
+    if path.parent == RESULTS / "reliability":
+        module = f"tests.reliability.{path.stem.split('-')[0]}"
+        assert found["command"].startswith(f"python -m {module}")
+        assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
+        return
     assert path.parent == RESULTS / "benchmarks"
     module = importlib.import_module(f"benchmarks.{found['benchmark']}")
     sweep = found.get("sweep")
@@ -93,7 +98,17 @@ def test_committed_runs_have_the_published_settings_and_reach_the_published_numb
     assert low <= run["best"]["val_ppl"] <= high
 
 
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/results/README.md")]
+PAGES = [
+    ROOT / name
+    for name in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "docs/results/README.md",
+        "docs/reliability.md",
+        "SECURITY.md",
+    )
+]
 
 
 def anchors(page: Path) -> set[str]:
@@ -141,3 +156,11 @@ def test_readme_shows_what_the_quickstart_runs_gave():
             f"{entry['val_accuracy']:.1%}",
         ]  # fmt: skip
     assert ensemble_table(cascade) in text
+
+
+def test_what_is_promised_is_tested():
+    pages = [(ROOT / name).read_text() for name in ("SECURITY.md", "docs/reliability.md")]
+    promises = [promise for page in pages for promise in re.findall(r"`(tests/[\w/]+\.py)(?:::(test_\w+))?`", page)]
+    assert len(promises) > 40
+    assert [name for file, name in promises if name and f"def {name}(" not in (ROOT / file).read_text()] == []
+    assert all((ROOT / file).is_file() for file, _ in promises)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,34 @@ def test_what_fails_leaves_the_file_as_it_was(tmp_path, fault):
         raise fault
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from newllm_jax.files import whole_file
+with whole_file(Path(sys.argv[1])) as partial:
+    partial.write_text("half")
+    print("ready", flush=True)
+    sys.stdin.read()
+    os._exit(1)
+"""
+
+
+def test_what_a_killed_process_leaves_vanishes_and_what_a_live_one_writes_stays(tmp_path):
+    path = tmp_path / "[file].txt"
+    (tmp_path / ".other.txt.abc.txt").write_text("another's")
+    command = [sys.executable, "-c", KILLED, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        with whole_file(path) as partial:
+            partial.write_text("whole")
+        assert len(list(tmp_path.glob(".*file*"))) == 1  # the process may still finish it
+        process.stdin.close()
+    assert len(list(tmp_path.glob(".*file*"))) == 1
+    with whole_file(path) as partial:
+        partial.write_text("again")
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".other.txt.abc.txt", "[file].txt"]
 
 
 def test_a_full_disk_names_the_file_that_was_written(tmp_path):

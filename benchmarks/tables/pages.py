@@ -1,4 +1,4 @@
-"""The pages that hold tables: README.md and docs/results/README.md.
+"""The pages that hold tables: README.md, docs/results/README.md and docs/reliability.md.
 
 A block between `<!-- table: NAME -->` and `<!-- end -->` is replaced by the table of that name.
 """
@@ -9,11 +9,12 @@ import re
 
 from benchmarks.tables.benchmark import file_tables
 from benchmarks.tables.files import RESULTS, ROOT, load_all
+from benchmarks.tables.reliability import RELIABILITY_TABLES
 from benchmarks.tables.results import RESULTS_TABLES
 from benchmarks.tables.speed import SPEED_TABLES
 
-PAGES = (ROOT / "README.md", RESULTS / "README.md")
-TABLES = RESULTS_TABLES | SPEED_TABLES | file_tables(load_all("benchmarks").items())
+PAGES = (ROOT / "README.md", RESULTS / "README.md", ROOT / "docs" / "reliability.md")
+TABLES = RESULTS_TABLES | SPEED_TABLES | RELIABILITY_TABLES | file_tables(load_all("benchmarks").items())
 BLOCK = re.compile(r"(<!-- table: (?P<name>.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

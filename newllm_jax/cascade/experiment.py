@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from newllm_jax.cascade.ensemble import TrainedStage, evaluate_ensemble
-from newllm_jax.cascade.extraction import Tokens, extract
+from newllm_jax.cascade.extraction import Pieces, Tokens, extract
 from newllm_jax.cascade.hardness import stage_counts
 from newllm_jax.cascade.plan import check_fits
 from newllm_jax.cascade.run import read_stages, restore_cascade
@@ -87,16 +87,15 @@ def train_cascade(
         run.begin(describe_run(config, precision, fingerprints(base, data)))
         if finished := _finished(run, stage, config, narrate):
             narrate(f"finished, all {config.num_stages} stages (raise num_stages to continue)")
-            complete(run, finished, write_report)
             shutil.rmtree(extraction_folder(run), ignore_errors=True)
-            return RunResult(run.path, finished)
+            return complete(run, finished, write_report)
 
         tokens = everything = read_base(base, data, config, run, stopping)
         loss = float(np.mean(tokens["validation"].losses, dtype=np.float64))
         narrate(f"base        validation loss {loss:.4f}, PPL {np.exp(loss):.2f} over all tokens")
         shared, stages = build_stage_training(stage, config), list[FinishedStage]()
         for number in range(1, config.num_stages + 1):
-            stages.append(train_stage(shared, run, tokens, stages, clock, stopping, narrate))
+            stages.append(train_stage(shared, run, tokens, stages, stopping, narrate))
             if number < config.num_stages:
                 tokens = hand_on(shared, number, stages[-1], stopping)
 
@@ -146,8 +145,9 @@ def read_base(
     chunks = {"train": data.train, "validation": data.validation}
     with progress_bar("base: hidden states", sum(map(len, chunks.values()))) as advance:
         advance = stopping.between("base", advance)
+        pieces = {split: Pieces(extraction_folder(run), split, base.source.fingerprint) for split in SPLITS}
         return {
-            split: extract(base.model, params, chunks[split], config.criterion, extraction_folder(run), split, advance)
+            split: extract(base.model, params, chunks[split], config.criterion, pieces[split], advance)
             for split in SPLITS
         }
 

@@ -7,7 +7,6 @@ on the device while it trains.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
@@ -20,12 +19,13 @@ import numpy as np
 from newllm_jax.cascade.hardness import token_scores
 from newllm_jax.cascade.stage.model import Stage
 from newllm_jax.config import Criterion
-from newllm_jax.files import whole_file
+from newllm_jax.content import array_sha256, note_damage, read_arrays, write_arrays
 from newllm_jax.smollm.model import SmolLM2
 from newllm_jax.training.losses import token_losses
 from newllm_jax.training.step import Params
 
 PIECE_BATCHES = 4  # in a file
+EXTRACTION = 1  # raised whenever the same base and chunks would give other outputs
 
 Advance = Callable[[int], None]  # told how many more chunks or tokens are done
 
@@ -61,34 +61,75 @@ class Tokens:
         return Tokens(*(np.concatenate([getattr(piece, field.name) for piece in pieces]) for field in fields(Tokens)))
 
 
+@dataclass(frozen=True)
+class Pieces:
+    """Where the finished pieces of an extraction lie, so that it continues where it stopped.
+
+    Attributes:
+      folder: of their files.
+      split: of the chunks.
+      base: the fingerprint of the base's weights.
+    """
+
+    folder: Path
+    split: str
+    base: str
+
+    def file(self, start: int) -> Path:
+        """The file of the piece that begins with chunk `start`."""
+        return self.folder / f"{self.split}-{start:06d}.arrays"
+
+    def key(self, start: int, ids: np.ndarray, criterion: Criterion) -> list[Any]:
+        """All that the outputs for chunks `ids [chunks, 129]` depend on, and their place."""
+        return [EXTRACTION, self.base, criterion, self.split, start, array_sha256(ids)]
+
+    def read(self, start: int, ids: np.ndarray, criterion: Criterion) -> Tokens | None:
+        """A finished piece; None where there is none or, with a `Note`, a damaged one or one of something else."""
+        found = read_arrays(self.file(start), self.key(start, ids, criterion))
+        if found is None:
+            return None
+        count, targets = ids[:, 1:].size, ids[:, 1:].ravel()
+        types = {name: np.float32 for name in ("hidden", "scores", "losses")} | {"targets": np.int32, "hits": np.bool_}
+        whole = found.keys() == types.keys() and all(
+            array.dtype == types[name] and array.shape[:1] == (count,) and array.ndim == 1 + (name == "hidden")
+            for name, array in found.items()
+        )
+        if whole and np.array_equal(found["targets"], targets):
+            return Tokens(**found)
+        note_damage(self.file(start))  # the hash is right: it is not damaged, but another's work
+        return None
+
+    def write(self, start: int, ids: np.ndarray, criterion: Criterion, piece: Tokens) -> None:
+        """Keeps a finished piece. Raises OSError where the disk takes no more."""
+        write_arrays(self.file(start), self.key(start, ids, criterion), vars(piece))
+
+
 def extract(
     base: SmolLM2,
     params: Params,
     chunks: np.ndarray,
     criterion: Criterion,
-    folder: Path | None = None,
-    name: str = "",
+    pieces: Pieces | None = None,
     advance: Advance = lambda chunks: None,
 ) -> Tokens:
     """One pass of the frozen base over chunks `[chunks, 129]`: 128 tokens of each.
 
     Args:
-      folder, name: where finished pieces are kept, and found again; nothing is kept where None.
+      pieces: where finished pieces are kept, and found again; nothing is kept where None.
       advance: called after each piece with its number of chunks.
     """
-    pieces, size = [], PIECE_BATCHES * batch_chunks()
+    outputs, size = [], PIECE_BATCHES * batch_chunks()
     for start in range(0, len(chunks), size):
         ids = chunks[start : start + size]
-        file = folder / f"{name}-{start:06d}.npz" if folder else None
-        piece = _read_piece(file) if file else None
+        piece = pieces.read(start, ids, criterion) if pieces else None
         if piece is None:
             piece = _extract_piece(base, params, ids, criterion, advance)
-            if file:
-                _write_piece(file, piece)
+            if pieces:
+                pieces.write(start, ids, criterion, piece)
         else:
             advance(len(ids))
-        pieces.append(piece)
-    return Tokens.join(pieces)
+        outputs.append(piece)
+    return Tokens.join(outputs)
 
 
 def _extract_piece(base: SmolLM2, params: Params, ids: np.ndarray, criterion: Criterion, advance: Advance) -> Tokens:
@@ -151,16 +192,3 @@ def _read_tokens(
 ) -> tuple[jax.Array, ...]:
     last, logits = cast(tuple[jax.Array, jax.Array], stage.apply({"params": params}, hidden))
     return last, token_scores(criterion, hidden, last, logits), *token_losses(logits, targets)
-
-
-def _read_piece(file: Path) -> Tokens | None:
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            return Tokens(**arrays)
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
-        return None  # absent or damaged: it is computed again
-
-
-def _write_piece(file: Path, piece: Tokens) -> None:
-    with whole_file(file) as partial_file, partial_file.open("wb") as stream:
-        np.savez(stream, **{field.name: getattr(piece, field.name) for field in fields(piece)})

@@ -14,10 +14,9 @@ from newllm_jax.cascade.stage.updates import build_stage_training
 from newllm_jax.config import CascadeConfig, Precision
 from newllm_jax.records.machine import environment, peak_memory_bytes
 from newllm_jax.smollm.alpaca import CHUNK, AlpacaChunks, load_alpaca
+from newllm_jax.smollm.base import describe_base
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.smollm.model import SmolLM2, parameter_shapes
-from newllm_jax.smollm.pretrained import open_files, read_description
-from newllm_jax.sources.weights import PACKAGE, open_weights
 from newllm_jax.training.loss_scale import initial_loss_scale
 from newllm_jax.training.memory import ADAM_BYTES, FLOAT, check_memory, planned_bytes, update_bytes
 from newllm_jax.training.precision import resolve_precision
@@ -33,8 +32,7 @@ def plan_cascade(config: CascadeConfig) -> dict[str, Any]:
       InputError: a setting or source that cannot be used, or no hard tokens left for a stage.
     """
     precision = resolve_precision(config.precision)
-    source = open_weights(config.base_model, "error" if config.fallback == "error" else PACKAGE, tensors=False)
-    llama, tokenizer = read_description(open_files(source.path))
+    source, llama, tokenizer = describe_base(config)
     data = load_alpaca(tokenizer, config)
     check_fits(config, llama, data, precision)
     base_size = count_parameters(parameter_shapes(llama))
@@ -95,7 +93,7 @@ def memory_bounds(
     first = count_hard(data.train_tokens, config.hard_ratio)
     device = {
         "stage_layers": ADAM_BYTES * stage,
-        "batch_size": config.batch_size * stored * FLOAT,
+        "micro_batch or batch_size": config.examples_at_once * stored * FLOAT,
         "hard_ratio or train_chunks": first * hidden,
     }
     host = {

@@ -78,7 +78,9 @@ def generate(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--unknown", action="store_true", help="New-LLM: also allow <UNK>")
     parser.add_argument("--seed", type=int, default=0, help="random seed for sampling")
+    _add_deterministic(parser)
     arguments = parser.parse_all(argv)
+    _set_up(arguments)
     from newllm_jax.decoding.sampling import Sampling
 
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.unknown)
@@ -101,7 +103,10 @@ def evaluate(argv: Sequence[str]) -> None:
     """`newllm evaluate`: measures the model of a run again; for CASCADE prints the ensemble over all tokens."""
     parser = Parser(prog="newllm evaluate", description="Measure the model of a run again.", allow_abbrev=False)
     parser.add_argument("run_dir", metavar="RUN_DIR", help="run directory")
-    results = systems.evaluate(parser.parse_all(argv).run_dir)
+    _add_deterministic(parser)
+    arguments = parser.parse_all(argv)
+    _set_up(arguments)
+    results = systems.evaluate(arguments.run_dir)
     print(call(SYSTEMS[results["system"]].show, results))
 
 
@@ -172,20 +177,28 @@ def _train(parser: Parser, argv: Sequence[str], system: System) -> None:
     """What the training commands share: start a run, continue one, or print only its plan."""
     _add_run_options(parser, system)
     arguments = parser.parse_all(argv)
+    _set_up(arguments)
     overrides, run_root = _overrides(arguments, system.config), checked_path("run_root", arguments.run_root)
-    planned = system.plan is not None and arguments.dry_run
+    if arguments.auto_batch and "micro_batch" in overrides:
+        raise InputError("auto_batch: does not go with --micro_batch, which it chooses")
     if arguments.resume is not None:
-        if planned:
-            raise InputError("dry_run: does not go with --resume")
+        for option in ("dry_run", "auto_batch"):
+            if getattr(arguments, option):
+                raise InputError(f"{option}: does not go with --resume")
         if arguments.config is not None:
             overrides = {**load_config(arguments.config, config_class=system.config).to_dict(), **overrides}
         call(system.train, resume=arguments.resume, overrides=overrides, stop=signals.came)
         return
     name = system.default if arguments.config is None else arguments.config
     config = load_config(name, overrides, config_class=system.config)
-    if system.plan is not None and planned:
+    told = ""
+    if arguments.auto_batch:
+        config, told = systems.largest_micro_batch(config)
+    if arguments.dry_run:
         print(json.dumps(call(system.plan, config), indent=2))
         return
+    if told:
+        print(f"micro batch {told}")
     call(system.train, config, name=f"{system.prefix}{Path(name).stem}", run_root=run_root, stop=signals.came)
 
 
@@ -193,12 +206,38 @@ def _add_run_options(parser: Parser, system: System) -> None:
     parser.add_argument("--config", help=f"configuration: a name, or a TOML or JSON file (default {system.default})")
     parser.add_argument("--resume", metavar="RUN_DIR", help="continue a run instead of starting one")
     parser.add_argument("--run_root", metavar="DIR", default="runs", help="parent of run directories (default runs)")
-    if system.plan is not None:
-        parser.add_argument("--dry_run", action="store_true", help="print what a run would be, as JSON, and stop")
+    parser.add_argument("--dry_run", action="store_true", help="print what a run would be, as JSON, and stop")
+    parser.add_argument("--auto_batch", action="store_true", help="largest micro_batch that fits into free memory")
+    _add_deterministic(parser)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     fields = parser.add_argument_group("settings (the defaults are those of the configuration)")
     for field in dataclasses.fields(system.config):
         fields.add_argument(f"--{field.name}", metavar="VALUE", help=field.metadata["help"])
+
+
+def _add_deterministic(parser: Parser) -> None:
+    parser.add_argument("--deterministic", action="store_true", help="the same bits every time on the same device")
+
+
+def _set_up(arguments: argparse.Namespace) -> None:
+    """Sets what XLA, which has not started yet, reads when it does."""
+    if arguments.deterministic:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {deterministic_flags()}".strip()
+
+
+def deterministic_flags() -> str:
+    """XLA's flags for results that have the same bits every time. On a CPU they have them without.
+
+    No operation's result depends on the order of threads, and none is chosen by its speed, which differs from process
+    to process. XLA before jaxlib 0.10 also had a fast way to add up rows of a gradient in a fixed order that got some
+    of them wrong (openxla/xla, 31746 and 34870); there the slow way is used, one row after the other.
+    """
+    from importlib.metadata import version
+
+    flags = ["--xla_gpu_deterministic_ops=true", "--xla_gpu_autotune_level=0"]
+    if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 10):
+        flags.append("--xla_gpu_enable_scatter_determinism_expander=false")
+    return " ".join(flags)
 
 
 def _overrides(arguments: argparse.Namespace, config_class: type[RunConfig]) -> dict[str, Any]:

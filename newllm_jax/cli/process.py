@@ -11,15 +11,17 @@ import sys
 import threading
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TextIO
 
 import absl.logging
 
 from newllm_jax.cli import signals
 from newllm_jax.cli.commands import COMMANDS
-from newllm_jax.cli.programs import forget_programs, program_folder
+from newllm_jax.cli.programs import forget_programs, program_folder, seal_programs
 from newllm_jax.config import nearest
 from newllm_jax.errors import InputError, Note, NumericalError, Stopped, causes, disk_fault, memory_fault, named
+from newllm_jax.systems import SYSTEMS
 
 PATH_ERRORS = {
     errno.EACCES,
@@ -68,7 +70,7 @@ def _run(argv: Sequence[str], debug: bool) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: nothing more to say
         return 0
     except Exception as error:
-        reason = _environment_fault(error)
+        reason = _environment_fault(error, argv[0] if argv else "")
         if debug or reason is None:
             raise
         return _fail(reason, 2)
@@ -83,25 +85,31 @@ def _dispatch(argv: Sequence[str]) -> int:
         return 0
     if argv[0] not in COMMANDS:
         raise InputError(f"{named(argv[0])}: no such command{nearest(argv[0], COMMANDS)}")
-    _keep_programs()
-    COMMANDS[argv[0]](argv[1:])
+    helped = not {"-h", "--help"}.isdisjoint(argv)  # checking many programs takes longer than the help
+    programs = None if helped else _keep_programs()
+    try:
+        COMMANDS[argv[0]](argv[1:])
+    finally:
+        if programs:
+            with contextlib.suppress(OSError):
+                seal_programs(programs)
     return 0
 
 
-def _keep_programs() -> None:
-    """Tells JAX, which is not imported yet, where compiled programs are kept, unless the user told it.
+def _keep_programs() -> Path | None:
+    """Tells JAX, which is not imported yet, where compiled programs are kept, unless the user told it; returns where.
 
     A program that cannot be written or read is compiled again, without a message.
     """
     if "jax" in sys.modules or not os.environ.keys().isdisjoint(CACHE_SETTINGS):
-        return
+        return None
     try:
         folder = program_folder()
     except OSError:
-        return
+        return None
     except InputError as error:
         print(f"note: {error}", file=sys.stderr)
-        return
+        return None
     os.environ[CACHE_SETTINGS[0]] = str(folder)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     show = warnings.showwarning
@@ -117,6 +125,7 @@ def _keep_programs() -> None:
             show(message, category, filename, lineno, file, line)
 
     warnings.showwarning = show_others
+    return folder
 
 
 def _quiet() -> None:
@@ -150,7 +159,7 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _environment_fault(error: BaseException) -> str | None:
+def _environment_fault(error: BaseException, command: str) -> str | None:
     """A line for what is the machine's fault, not the library's: paths, a full disk or memory, no such device."""
     fault = disk_fault(error)
     named = next((link for link in causes(error) if isinstance(link, OSError) and link.filename is not None), None)
@@ -159,7 +168,20 @@ def _environment_fault(error: BaseException) -> str | None:
         return f"{where}: {fault}; make room or choose another place (what was written before is whole)"
     if named and named.errno in PATH_ERRORS:
         return f"{named.filename}: {named.strerror}"
-    if memory_fault(error):
-        return "out of memory; lower batch_size (CASCADE: stage_layers or train_chunks, where batch_size is small)"
     no_device = next((str(link) for link in causes(error) if str(link).startswith(NO_DEVICE)), None)
-    return no_device and f"JAX_PLATFORMS: {no_device}"
+    if no_device:
+        return f"JAX_PLATFORMS: {no_device}"
+    asked = memory_fault(error)
+    return None if asked is None else _out_of_memory(error, asked, command)
+
+
+def _out_of_memory(error: BaseException, asked: str, command: str) -> str:
+    """A line that tells what was asked for, what is free, and what to lower."""
+    from newllm_jax.training.memory import device_memory, host_memory
+
+    on_host = any(isinstance(cause, MemoryError) for cause in causes(error))
+    _, free = host_memory() if on_host else device_memory()
+    trained = [system.less_memory for system in SYSTEMS.values() if system.command == command]
+    remedy = trained[0] if trained else "close what else needs memory, or use a CPU (JAX_PLATFORMS=cpu)"
+    known = "" if free is None else f", {free / 2**30:.2f} GiB are free"
+    return f"out of memory{' of the host' if on_host else ''}: {asked} asked for{known}; {remedy}"

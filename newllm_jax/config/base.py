@@ -26,9 +26,11 @@ BATCH = {"least": 1, "most": 2**20}
 RATE = {"above": 0, "most": 1e30}  # float32 ends at 3.4e38
 SOURCE = {"least": 1, "most": 4096}  # characters of a path
 
-# What resuming may change in every system: where sources lie and what is written, not what is computed.
+# What resuming may change in every system: where sources lie, what is written, and how much is computed at a time,
+# which changes results by their rounding only, like another device. Not what is computed.
 EVERYWHERE = (
-    "checkpoint_every", "save_minutes", "time_limit", "mirror", "tracker", "dataset", "dataset_config", "fallback",
+    "checkpoint_every", "save_minutes", "time_limit", "mirror", "tracker", "micro_batch", "dataset", "dataset_config",
+    "fallback",
 )  # fmt: skip
 UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0}
 
@@ -70,6 +72,9 @@ class RunConfig:
     )
     num_epochs: int = setting(50, "largest number of epochs", **EPOCHS)
     batch_size: int = setting(32, "examples in an update", **BATCH)
+    micro_batch: int | None = setting(
+        None, "examples computed at a time, for less memory; none: the whole batch", **BATCH
+    )
     learning_rate: float = setting(1e-4, "peak learning rate", **RATE)
     patience: int = setting(15, "epochs without a gain after which training stops early", **EPOCHS)
     minimum_gain: float = setting(
@@ -87,6 +92,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check("micro_batch", self.micro_batch, f"at most batch_size ({self.batch_size}), or none",
+              self.examples_at_once <= self.batch_size)  # fmt: skip
         check("time_limit", self.time_limit, "a time above 0, as 11h, 90m, 3600s or a number of seconds, or none",
               self.limit_seconds > 0)  # fmt: skip
 
@@ -101,6 +108,11 @@ class RunConfig:
         except ValueError:
             return 0.0
         return seconds if math.isfinite(seconds) else 0.0
+
+    @property
+    def examples_at_once(self) -> int:
+        """How many examples are computed at a time: a micro batch, or a whole batch."""
+        return self.micro_batch or self.batch_size
 
     def check_resumption(self, stored: Any, run: str) -> None:
         """Raises InputError where a run that was started with the `stored` settings cannot continue with these.

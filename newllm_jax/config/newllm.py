@@ -64,6 +64,8 @@ class NewLLMConfig(RunConfig):
         super().__post_init__()
         check("stride", self.stride, f"at most sequence_length ({self.sequence_length})",
               self.stride <= self.sequence_length)  # fmt: skip
+        check("batch_size", self.batch_size, f"below 2^31 / hidden_dim ({self.hidden_dim}), to number activations",
+              self.batch_size * self.hidden_dim < 2**31)  # fmt: skip
         check("clip_norms", self.clip_norms, f"1 to {MOST_NORMS} numbers", 1 <= len(self.clip_norms) <= MOST_NORMS)
         check("clip_epochs", self.clip_epochs, f"{len(self.clip_norms) - 1} rising epochs, one fewer than clip_norms",
               len(self.clip_epochs) == len(self.clip_norms) - 1

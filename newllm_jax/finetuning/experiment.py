@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from newllm_jax.config import FinetuneConfig, Precision
-from newllm_jax.finetuning.loss import sequence_loss
+from newllm_jax.config import FinetuneConfig
+from newllm_jax.finetuning.plan import check_fits
+from newllm_jax.finetuning.updates import build_training
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.mirror import Mirror
 from newllm_jax.records.progress import Narrate, TrainingProgress, narrate_start, progress_bar
@@ -29,7 +28,6 @@ from newllm_jax.records.stored_config import resume_or_start
 from newllm_jax.records.trackers import open_tracker
 from newllm_jax.report.finetune import write_report
 from newllm_jax.report.finish import REPORT, complete, write_results
-from newllm_jax.smollm.alpaca import STRIDE, AlpacaChunks
 from newllm_jax.smollm.base import (
     base_results,
     fingerprints,
@@ -38,18 +36,15 @@ from newllm_jax.smollm.base import (
     source_facts,
     source_warnings,
 )
-from newllm_jax.smollm.model import SmolLM2, parameter_shapes
 from newllm_jax.training.checkpoint import Checkpoints, every_few_epochs
 from newllm_jax.training.clock import Clock
 from newllm_jax.training.history import at_epoch, best_epoch, is_finished
-from newllm_jax.training.loop import Training, evaluate, fit
+from newllm_jax.training.loop import evaluate, fit
 from newllm_jax.training.loss_scale import initial_loss_scale
 from newllm_jax.training.manifest import Owner
-from newllm_jax.training.memory import ADAM_BYTES, FLOAT, check_memory, update_bytes
-from newllm_jax.training.optimizer import adamw
 from newllm_jax.training.precision import resolve_precision
 from newllm_jax.training.split import Split
-from newllm_jax.training.step import count_parameters, init_state, make_evaluation, make_updates, train_step
+from newllm_jax.training.step import count_parameters, init_state
 from newllm_jax.training.stopping import Asked, Stopping, never
 
 
@@ -87,7 +82,7 @@ def finetune(
         training, optimizer = build_training(config, base.model, precision)
         state = init_state(jax.tree.map(jnp.array, base.params), optimizer, initial_loss_scale(precision))
         splits = {"train": Split.from_arrays(data.train), "validation": Split.from_arrays(data.validation)}
-        before = evaluate(training.evaluate, state.params, splits["validation"], config.batch_size)
+        before = evaluate(training.evaluate, state.params, splits["validation"], config.examples_at_once)
         narrate(f"base        validation loss {before['loss']:.4f}, PPL {before['ppl']:.2f}")
         owner = Owner(run.run_id, description=run.description)
         with Checkpoints(run.checkpoints, owner, every_few_epochs(config.checkpoint_every)) as checkpoints:
@@ -96,14 +91,10 @@ def finetune(
             if is_finished(history, config):
                 narrate("finished (raise num_epochs or patience to continue)")
                 if finished := finished_results(run, "epochs", len(history)):
-                    complete(run, finished, write_report)
-                    return RunResult(run.path, finished)
+                    return complete(run, finished, write_report)
             tracker = open_tracker(config.tracker, run, config.to_dict())
             with TrainingProgress(run, tracker, config.num_epochs, history) as progress:
-                state, history = fit(
-                    training, state, splits, config, checkpoints, progress, stopping, history,
-                    record=lambda: {"seconds": clock.seconds()},
-                )  # fmt: skip
+                state, history = fit(training, state, splits, config, checkpoints, progress, stopping, history)
         best = at_epoch(history, best_epoch(history))
         results = write_results(run, write_report, {
             **results_header(run, config, precision),
@@ -119,30 +110,3 @@ def finetune(
     narrate(f"best        validation PPL {best['val_ppl']:.2f} after epoch {best['epoch']}; base {before['ppl']:.2f}")
     narrate(f"report      {run.path / REPORT}")
     return RunResult(run.path, results)
-
-
-def check_fits(config: FinetuneConfig, model: SmolLM2, data: AlpacaChunks, precision: Precision) -> None:
-    """Raises InputError where a run would not fit into the memory that is free."""
-    llama, shapes = model.config, parameter_shapes(model.config)
-    stored = llama.num_layers * (2 * llama.hidden_size + 2 * llama.intermediate_size) + llama.vocab_size
-
-    def planned() -> int:
-        training, optimizer = build_training(config, model, precision)
-        state = jax.eval_shape(lambda params: init_state(params, optimizer, initial_loss_scale(precision)), shapes)
-        steps = -(-len(data.train) // config.batch_size)
-        return update_bytes(training.updates, state, data.train, steps, config.batch_size)
-
-    check_memory({
-        "base_model": ADAM_BYTES * count_parameters(shapes),
-        "batch_size": config.batch_size * STRIDE * stored * FLOAT,
-    }, planned)  # fmt: skip
-
-
-def build_training(
-    config: FinetuneConfig, model: SmolLM2, precision: Precision
-) -> tuple[Training, optax.GradientTransformation]:
-    """The compiled functions of a run, and its optimiser. Evaluation is strict float32 whatever training is."""
-    optimizer = adamw(config.learning_rate, config.weight_decay)
-    updates = make_updates(partial(train_step, sequence_loss(model.clone(precision=precision)), optimizer))
-    rate = optax.constant_schedule(config.learning_rate)
-    return Training(updates, make_evaluation(sequence_loss(model)), rate, None), optimizer

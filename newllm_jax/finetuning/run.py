@@ -63,9 +63,8 @@ def evaluate_run(run_dir: str | Path) -> dict[str, Any]:
     data = load_alpaca(run.base.tokenizer, run.config)
     check_fingerprints(run.run, fingerprints(run.base, data))
     evaluation = make_evaluation(sequence_loss(run.base.model))
-    return {
-        "validation": evaluate(evaluation, run.base.params, Split.from_arrays(data.validation), run.config.batch_size)
-    }
+    validation = Split.from_arrays(data.validation)
+    return {"validation": evaluate(evaluation, run.base.params, validation, run.config.examples_at_once)}
 
 
 def generate(

@@ -73,14 +73,14 @@ def train_newllm(
         run, config = resume_or_start(stack, resume, config, NewLLMConfig, overrides)
         precision, data = training_precision(config), load_wikitext(config)
         check_fits(config, data, precision)
-        run = run or stack.enter_context(RunDir.create(run_root, f"{name}-builtin" if data.fallback else name))
-        stopping = Stopping(clock, run.path, config, stop)
-        stack.enter_context(Mirror(run.path, config.mirror, narrate, stopping.timer("mirror")))
         model, summary = training_model(config, len(data.tokenizer), precision), data.summary(config.batch_size)
         training, optimizer = build_training(config, model, summary["steps_per_epoch"])
         state = initial_state(config, model, optimizer)
-        _narrate(narrate, run, config, data, state)
 
+        run = run or stack.enter_context(RunDir.create(run_root, f"{name}-builtin" if data.fallback else name))
+        stopping = Stopping(clock, run.path, config, stop)
+        stack.enter_context(Mirror(run.path, config.mirror, narrate, stopping.timer("mirror")))
+        _narrate(narrate, run, config, data, state)
         files = {"vocabulary.json": data.tokenizer.words}
         description = describe_run(config, precision, data.fingerprints(), files)
         owner, keep = Owner(run.run_id, description=description), every_few_epochs(config.checkpoint_every)
@@ -92,30 +92,22 @@ def train_newllm(
         if history and is_finished(history, config):
             narrate(f"finished {how_it_stopped(history, config)}")
             if finished := finished_results(run, "epochs", len(history)):
-                complete(run, finished, write_report)
-                return RunResult(run.path, finished)
+                return complete(run, finished, write_report)
         tracker = open_tracker(config.tracker, run, config.to_dict())
         run.write_metrics(history)
-
         splits = {name: Split.from_arrays(rows) for name, rows in data.sequences.items()}
         with TrainingProgress(run, tracker, config.num_epochs, history) as progress:
-            state, history = fit(
-                training, state, splits, config, checkpoints, progress, stopping, history,
-                record=lambda: {"seconds": clock.seconds()},
-            )  # fmt: skip
-
+            state, history = fit(training, state, splits, config, checkpoints, progress, stopping, history)
         stopping.check("validation")
         best = at_epoch(history, best_epoch(history))
         params = checkpoints.params(best["epoch"], state.params)
-        test = evaluate(training.evaluate, params, splits["test"], config.batch_size)
+        test = evaluate(training.evaluate, params, splits["test"], config.examples_at_once)
         results = write_results(run, write_report, {
             **results_header(run, config, precision),
             "data": summary,
             "parameters": count_parameters(state.params),
-            "epochs": history,
-            "stopped": how_it_stopped(history, config),
-            "best": best,
-            "test": test,
+            "epochs": history, "stopped": how_it_stopped(history, config),
+            "best": best, "test": test,
             **results_footer(clock.seconds()),
         })  # fmt: skip
     narrate(f"best        validation PPL {best['val_ppl']:.2f} after epoch {best['epoch']}; test PPL {test['ppl']:.2f}")

@@ -18,7 +18,7 @@ from newllm_jax.newllm.recurrence.gradients import kernel_gradient
 from newllm_jax.newllm.wikitext import PAD
 from newllm_jax.training.losses import Sums
 from newllm_jax.training.precision import product, storage_type
-from newllm_jax.training.step import LossFn, Params
+from newllm_jax.training.step import LossFn, Params, Part
 
 
 def next_word_loss(model: ContextVectorLM) -> LossFn:
@@ -28,12 +28,13 @@ def next_word_loss(model: ContextVectorLM) -> LossFn:
     """
 
     def loss(
-        params: Params, ids: jax.Array, present: jax.Array, key: jax.Array | None, carry: None
+        params: Params, ids: jax.Array, present: jax.Array, key: jax.Array | None, carry: None, part: Part | None = None
     ) -> tuple[Sums, None]:  # fmt: skip
         ids, variables = ids.astype(jnp.int32), {"params": params}
-        states, _ = model.apply(  # type: ignore[misc]
-            variables, ids[:, :-1], deterministic=key is None, method="hidden_states",
-            rngs=None if key is None else {"dropout": key},
+        masked = model if part is None else model.clone(mask_texts=part.whole)
+        states, _ = masked.apply(  # type: ignore[misc]
+            variables, ids[:, :-1], deterministic=key is None, first_text=None if part is None else part.first,
+            method="hidden_states", rngs=None if key is None else {"dropout": key},
         )  # fmt: skip
         kernel, bias = model.apply(variables, method="head")  # type: ignore[misc]
         targets = ids[:, 1:].T

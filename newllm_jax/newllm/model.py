@@ -36,7 +36,9 @@ class ContextCell(nn.Module):
     spec: CellSpec
 
     @nn.compact
-    def __call__(self, context: jax.Array, tokens: jax.Array, deterministic: bool) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, context: jax.Array, tokens: jax.Array, deterministic: bool, first_text: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         """`context [B, C]`, `tokens [T, B, H]` -> the last context, and the last layer's activations `[T, B, H]`."""
         spec = self.spec
 
@@ -54,7 +56,8 @@ class ContextCell(nn.Module):
             norm=(self.param("norm_scale", ones, (width,)), self.param("norm_bias", zeros, (width,))),
         )
         dropped = not deterministic and spec.dropout > 0
-        seeds = dropout_seeds(self.make_rng("dropout")) if dropped else None
+        first = None if first_text is None else first_text * hidden
+        seeds = dropout_seeds(self.make_rng("dropout"), first) if dropped else None
         return scan(spec, params, context, tokens, seeds)
 
 
@@ -85,6 +88,7 @@ class ContextVectorLM(nn.Module):
       dropout: the share of activations that training drops after every ReLU.
       precision: of every matrix product.
       form: of the time loop; see `recurrence.scan.form_for`.
+      mask_texts: of the dropout masks; see `recurrence.cell.CellSpec`.
     """
 
     vocabulary_size: int = 1000
@@ -95,6 +99,7 @@ class ContextVectorLM(nn.Module):
     dropout: float = 0.1
     precision: Precision = "fp32"
     form: Form = "plain"
+    mask_texts: int | None = None
 
     @classmethod
     def from_config(
@@ -153,9 +158,18 @@ class ContextVectorLM(nn.Module):
         return jnp.swapaxes(self.logits(states), 0, 1), last
 
     def hidden_states(
-        self, ids: jax.Array, context: jax.Array | None = None, *, deterministic: bool = True
+        self,
+        ids: jax.Array,
+        context: jax.Array | None = None,
+        *,
+        deterministic: bool = True,
+        first_text: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """As `__call__`, but the last layer's activations `[T, B, H]` instead of logits."""
+        """As `__call__`, but the last layer's activations `[T, B, H]` instead of logits.
+
+        Args:
+          first_text: the place of the first text in a batch of `mask_texts`, a part of which `ids` are.
+        """
         check_array("ids", ids, "integers", "B", "T")
         initial = self.initial_context(ids.shape[0]) if context is None else context
         check_array("context", initial, "numbers", ids.shape[0], self.context_dim)
@@ -163,7 +177,7 @@ class ContextVectorLM(nn.Module):
             tokens = self.token_in(self.embed(ids.T))
         else:  # the same, with each word's part computed once
             tokens = self.token_in(self.embed.embedding)[ids.T]
-        last, states = self.cell(initial, tokens, deterministic)
+        last, states = self.cell(initial, tokens, deterministic, first_text)
         return states, last
 
     def head(self) -> Any:

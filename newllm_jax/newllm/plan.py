@@ -77,12 +77,12 @@ def memory_bound(config: NewLLMConfig, vocabulary_size: int, precision: Precisio
     parameters with their gradients and moments, and of every token what the backward pass reads: the activations of
     every layer, the three gates, and the logits.
     """
-    tokens = config.batch_size * (config.sequence_length - 1)
+    tokens = config.examples_at_once * (config.sequence_length - 1)
     stored = (config.num_layers + 1) * config.hidden_dim + 3 * config.context_dim
     width = 2 if precision == "bf16" else FLOAT
     return {
         "hidden_dim, context_dim, embed_dim or num_layers": ADAM_BYTES * parameter_count(config, vocabulary_size),
-        "batch_size or sequence_length": tokens * (stored * width + vocabulary_size * FLOAT),
+        "micro_batch, batch_size or sequence_length": tokens * (stored * width + vocabulary_size * FLOAT),
     }
 
 

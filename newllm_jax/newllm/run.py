@@ -82,5 +82,5 @@ def evaluate_run(run_dir: str | Path) -> dict[str, Any]:
     evaluation = make_evaluation(next_word_loss(run.model))
     splits = {split: Split.from_arrays(data.sequences[split]) for split in ("validation", "test")}
     return {
-        name: evaluate(evaluation, run.params, split, run.config.batch_size) for name, split in splits.items()
+        name: evaluate(evaluation, run.params, split, run.config.examples_at_once) for name, split in splits.items()
     }  # fmt: skip

@@ -36,7 +36,7 @@ def training_precision(config: NewLLMConfig) -> Precision:
 def training_model(config: NewLLMConfig, vocabulary_size: int, precision: Precision) -> ContextVectorLM:
     """The model of a configuration as it is trained, with the fastest form of the time loop."""
     model = ContextVectorLM.from_config(config, vocabulary_size, precision)
-    return model.clone(form=form_for(model.spec, config.batch_size, config.sequence_length - 1))
+    return model.clone(form=form_for(model.spec, config.examples_at_once, config.sequence_length - 1))
 
 
 def slow_loop_warning(config: NewLLMConfig) -> str:
@@ -50,7 +50,7 @@ def slow_loop_warning(config: NewLLMConfig) -> str:
 def kernel_obstacle(config: NewLLMConfig, precision: Precision) -> str:
     """`gpu.obstacle` of a configuration."""
     spec = ContextVectorLM.from_config(config, config.vocabulary_size, precision).spec
-    return gpu.obstacle(spec, config.batch_size, config.sequence_length - 1)
+    return gpu.obstacle(spec, config.examples_at_once, config.sequence_length - 1)
 
 
 def initial_state(
@@ -69,5 +69,7 @@ def build_training(
     clip = clipping_schedule(config.clip_norms, config.clip_epochs, steps_per_epoch)
     optimizer = clipped_adam(rate, clip)
     strict = training_model(config, model.vocabulary_size, "fp32")
-    updates = make_updates(partial(train_step, next_word_loss(model), optimizer))
-    return Training(updates, make_evaluation(next_word_loss(strict)), rate, clip), optimizer
+    updates = make_updates(
+        partial(train_step, next_word_loss(model), optimizer, micro_batch=config.micro_batch)
+    )  # fmt: skip
+    return Training(updates, make_evaluation(next_word_loss(strict)), rate, clip, model.precision), optimizer

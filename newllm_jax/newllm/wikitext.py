@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from newllm_jax.config import NewLLMConfig, check, checked
+from newllm_jax.content import json_sha256, note_damage, read_arrays, write_arrays
 from newllm_jax.errors import InputError
-from newllm_jax.files import cache_folder, whole_file
+from newllm_jax.files import cache_folder, parse_json
 from newllm_jax.records.results import Fingerprint
-from newllm_jax.sources.text import TextSource, open_source
+from newllm_jax.sources.text import open_source
 from newllm_jax.training.memory import check_memory
 
 PAD, UNK, BOS, EOS = range(4)
@@ -198,34 +198,47 @@ def load_wikitext(config: NewLLMConfig | None = None) -> Wikitext:
     config = config or NewLLMConfig()
     published = HUB_CONFIGURATIONS.get(config.dataset, "")
     source = open_source(config.dataset, config.dataset_config, config.fallback, published)
-    cached = _cache_path(source, config)
-    prepared = _read_cache(cached, source.provenance())
+    settings = [config.vocabulary_size, config.sequence_length, config.stride, config.minimum_words]
+    key = [PREPARATION, source.fingerprint, *settings]
+    cached = cache_folder() / "newllm" / f"{json_sha256(key)[:32]}.arrays"
+    prepared = _read_cache(cached, key, config, source.provenance())
     if prepared is None:
         prepared = prepare(source.splits(SPLITS), config, source.provenance())
-        _write_cache(cached, prepared)
+        _write_cache(cached, key, prepared)
     return prepared
 
 
-def _cache_path(source: TextSource, config: NewLLMConfig) -> Path:
-    settings = [config.vocabulary_size, config.sequence_length, config.stride, config.minimum_words]
-    key = json.dumps([PREPARATION, source.fingerprint, *settings])
-    return cache_folder() / "newllm" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
-
-
-def _read_cache(path: Path, provenance: dict[str, Any]) -> Wikitext | None:
+def _read_cache(file: Path, key: list[Any], config: NewLLMConfig, provenance: dict[str, Any]) -> Wikitext | None:
+    """The prepared data of a file; None where it is absent or, with a `Note`, something else than this key's data."""
+    arrays = read_arrays(file, key)
+    if arrays is None:
+        return None
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            head = json.loads(str(arrays["head"]))
-            sequences = {split: arrays[split] for split in SPLITS}
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
-        return None  # absent or damaged: it is prepared again
-    return Wikitext(WordTokenizer(tuple(head["vocabulary"])), sequences, head["texts"], head["words"], provenance)
+        head = parse_json(arrays["head"].tobytes().decode(), str(file))
+        texts, words = ({split: head[what][split] for split in SPLITS} for what in ("texts", "words"))
+        sequences = {split: arrays[split] for split in SPLITS}
+        data = Wikitext(WordTokenizer(tuple(head["vocabulary"])), sequences, texts, words, provenance)
+        _check(data, config)
+        return data
+    except (ValueError, KeyError, TypeError):  # the hash is right: it is not damaged, but another's work
+        note_damage(file)
+        return None
 
 
-def _write_cache(path: Path, data: Wikitext) -> None:
+def _check(data: Wikitext, config: NewLLMConfig) -> None:
+    """Raises ValueError or TypeError where something is not as `prepare` gives it."""
+    if not len(SPECIAL_WORDS) < len(data.tokenizer) <= config.vocabulary_size:
+        raise ValueError("too few words or too many")
+    if not all(type(count) is int and count >= 0 for counts in (data.texts, data.words) for count in counts.values()):
+        raise ValueError("counts that are none")
+    for rows in data.sequences.values():
+        if rows.dtype != np.uint16 or rows.ndim != 2 or rows.shape[1] != config.sequence_length:
+            raise ValueError("sequences of another type or shape")
+        if rows.max() >= len(data.tokenizer):  # which raises ValueError where there are none
+            raise ValueError("an id without a word")
+
+
+def _write_cache(file: Path, key: list[Any], data: Wikitext) -> None:
     head = json.dumps({"vocabulary": data.tokenizer.words, "texts": data.texts, "words": data.words})
-    try:
-        with whole_file(path) as partial, partial.open("wb") as stream:
-            np.savez_compressed(stream, head=np.array(head), **data.sequences)  # type: ignore[arg-type]
-    except OSError:
-        pass  # a cache that cannot be written costs the next run some seconds and this one nothing
+    with suppress(OSError):  # a cache that cannot be written costs the next run some seconds and this one nothing
+        write_arrays(file, key, {"head": np.frombuffer(head.encode(), np.uint8), **data.sequences})

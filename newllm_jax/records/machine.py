@@ -1,4 +1,4 @@
-"""What a run records of the machine: versions, device, the command, the most memory in use."""
+"""What a run records of the machine: versions, device, the command, the most memory in use; and what memory is free."""
 
 from __future__ import annotations
 

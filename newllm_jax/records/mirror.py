@@ -7,7 +7,6 @@ was read. What the run deletes is deleted in the copy too, after what is new is 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from newllm_jax.errors import InputError
-from newllm_jax.files import naming
+from newllm_jax.files import naming, read_json
 from newllm_jax.records.progress import Narrate, boxed
 
 PARTIAL = ".mirror"  # the folder of what is being copied; files with such names are no part of a run
@@ -66,11 +65,12 @@ class Mirror:
         copied, seen, complained = Stamps(), Stamps(), False
         while not self._over.is_set():
             self._over.wait(SECONDS)
-            started, found = time.monotonic(), _stamps(self._run)
-            if found == seen and not self._over.is_set():
-                continue
-            seen = found
+            started = time.monotonic()
             try:
+                found = _stamps(self._run)
+                if found == seen and not self._over.is_set():
+                    continue
+                seen = found
                 copy_run(self._run, self._copy, copied)
             except Exception as error:  # whatever it is: the run goes on
                 if self._over.is_set() or not complained:
@@ -133,17 +133,14 @@ def copy_run(run: Path, copy: Path, copied: Stamps | None = None) -> None:
             folder.rmdir()
 
 
-def _units(folder: Path, below: Path = Path()) -> Iterator[Path]:
+def _units(run: Path) -> Iterator[Path]:
     """The files of a run directory and, as one each, its checkpoints, by their paths in it. Temporary ones are none."""
-    if not (folder / below).is_dir():
-        return
-    for entry in sorted((folder / below).iterdir()):
-        if entry.name.startswith(".") or ".orbax-checkpoint-tmp" in entry.name or entry.is_symlink():
-            continue
-        if entry.is_file() or entry.name.startswith("epoch_"):
-            yield below / entry.name
-        elif entry.is_dir():
-            yield from _units(folder, below / entry.name)
+    for folder, names, files in os.walk(run):  # what vanishes meanwhile is passed over
+        below = Path(folder).relative_to(run)
+        kept = [name for name in names if not name.startswith(".") and ".orbax-checkpoint-tmp" not in name]
+        names[:] = [name for name in kept if not name.startswith("epoch_")]
+        yield from (below / name for name in kept if name.startswith("epoch_"))
+        yield from (below / name for name in files if not name.startswith(".") and not Path(folder, name).is_symlink())
 
 
 def _rank(unit: Path) -> tuple[int, list[tuple[int, str]]]:
@@ -157,7 +154,8 @@ def _files(unit: Path) -> dict[str, Path]:
     """The files of a unit by their paths in it; "" for a file."""
     if unit.is_file():
         return {"": unit}
-    return {path.relative_to(unit).as_posix(): path for path in sorted(unit.rglob("*")) if path.is_file()}
+    paths = (Path(folder, name) for folder, _, names in os.walk(unit) for name in names)
+    return {path.relative_to(unit).as_posix(): path for path in paths}
 
 
 def _stamps(run: Path) -> Stamps:
@@ -177,7 +175,7 @@ def _digests(unit: Path) -> dict[str, str]:
 
 
 def _copy_unit(source: Path, target: Path, partial: Path) -> None:
-    """Copies a unit to `target` by way of the folder `partial`."""
+    """Copies a unit to `target` by way of the folder `partial`. Raises OSError; FileNotFoundError where it vanishes."""
     new = partial / target.name
     try:
         for name, path in _files(source).items():
@@ -219,6 +217,6 @@ def _remove(unit: Path, partial: Path) -> None:
 def _run_id(run: Path) -> str | None:
     """The identity of a run; None where there is none, "" for one of version 0.1.0."""
     try:
-        return json.loads((run / "config.json").read_text(encoding="utf-8")).get("run_id", "")
-    except (OSError, ValueError, AttributeError):
+        return read_json(run / "config.json").get("run_id", "")
+    except (InputError, AttributeError):
         return None

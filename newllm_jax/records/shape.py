@@ -9,7 +9,7 @@ from newllm_jax.config import CascadeConfig, FinetuneConfig, NewLLMConfig, check
 from newllm_jax.errors import InputError
 
 # A shape is a type as `checked` has them, a list of one shape (at least one such item), or a dict of shapes by key.
-SOURCE = {"source": str, "asked": str, "fallback": str}
+SOURCE = {"source": str, "asked": str, "fallback": str, "fingerprint": str}
 LOSS = {"epoch": int, "val_loss": float, "val_ppl": float | None}
 EPOCH = {**LOSS, "train_loss": float, "val_accuracy": float, "tokens_per_second": float, "seconds": float}
 SCHEDULED = {**EPOCH, "learning_rate": float, "clip_norm": float | None}
@@ -72,6 +72,10 @@ def check_results(results: Any, file: Path) -> None:
         raise InputError(f"{file}: no results of a run")
     try:
         _check_shape("", results, SHAPES[system])
+        for key in ("base", "ensemble"):  # by these, comparisons tell what a run is
+            check(
+                key, results.get(key), f"absent from results of {system}", key not in results or key in SHAPES[system]
+            )
         if "ensemble" in results:
             stages = [entry["stage"] for entry in results["stages"]]
             ensembles = [entry["stages"] for entry in results["ensemble"]]

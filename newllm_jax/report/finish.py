@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from newllm_jax.records.directory import RunDir
+from newllm_jax.records.results import RunResult
 
 REPORT = "report.md"  # the last file that a run writes
 
@@ -21,7 +22,8 @@ def write_results(run: RunDir, write_report: WriteReport, results: dict[str, Any
     return written
 
 
-def complete(run: RunDir, results: dict[str, Any], write_report: WriteReport) -> None:
-    """Writes the report of a finished run that was killed before it had one."""
+def complete(run: RunDir, results: dict[str, Any], write_report: WriteReport) -> RunResult:
+    """The result of a finished run. Writes its report where it was killed before it had one."""
     if not (run.path / REPORT).is_file():
         write_report(run, results)
+    return RunResult(run.path, results)

@@ -7,7 +7,10 @@ from typing import Any
 from newllm_jax.config import ChunkConfig
 from newllm_jax.records.results import Fingerprint
 from newllm_jax.smollm.alpaca import AlpacaChunks, load_alpaca
-from newllm_jax.smollm.pretrained import Pretrained, load_smollm2
+from newllm_jax.smollm.llama_config import LlamaConfig
+from newllm_jax.smollm.pretrained import Pretrained, load_smollm2, open_files, read_description
+from newllm_jax.smollm.tokenizer import Tokenizer
+from newllm_jax.sources.weights import PACKAGE, WeightSource, open_weights
 from newllm_jax.training.step import count_parameters
 
 
@@ -16,6 +19,13 @@ def load_base(config: ChunkConfig) -> Pretrained:
     if config.fallback == "error":
         return load_smollm2(config.base_model, "error")
     return load_smollm2(config.base_model)
+
+
+def describe_base(config: ChunkConfig) -> tuple[WeightSource, LlamaConfig, Tokenizer]:
+    """Source, architecture and tokenizer of a configuration's base model, without its weights. Raises InputError."""
+    fallback = "error" if config.fallback == "error" else PACKAGE
+    source = open_weights(config.base_model, fallback, tensors=False)
+    return source, *read_description(open_files(source.path))
 
 
 def load_base_and_data(config: ChunkConfig) -> tuple[Pretrained, AlpacaChunks]:

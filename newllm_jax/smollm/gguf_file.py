@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,13 +14,21 @@ from newllm_jax.smollm.gguf_header import check_header
 from newllm_jax.smollm.llama_config import LlamaConfig
 
 
-class GGUFFile:
-    """An opened GGUF file. Opening reads the header, which takes seconds for a large vocabulary; tensors are mapped.
+class StoredTensor(NamedTuple):
+    """A tensor in a file of weights.
 
     Attributes:
-      path: the file.
-      values: how many values its tensors have together.
+      read: its values, float32 and of this shape.
     """
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+
+class GGUFFile:
+    """An opened GGUF file. Opening reads the header, which takes seconds for a large vocabulary; tensors are mapped."""
 
     def __init__(self, path: Path) -> None:
         """Raises InputError: no such file, not GGUF, corrupt or truncated, or the `gguf` package is not installed."""
@@ -29,7 +38,8 @@ class GGUFFile:
             raise InputError(
                 f"{path}: to read GGUF, install the gguf package: pip install 'newllm-jax[gguf]'"
             ) from error
-        self.path, self.values = path, check_header(path)
+        self.path = path
+        check_header(path)
         try:
             self._reader = GGUFReader(path)
         except (ValueError, KeyError) as error:  # names that are no UTF-8 or there twice, types that do not fit
@@ -87,26 +97,30 @@ class GGUFFile:
             raise InputError(f"{self.path}: rotary positions on a part of each head are not supported")
         return config
 
-    def tensors(self, config: LlamaConfig) -> Iterator[tuple[Path, str, np.ndarray]]:
-        """Each tensor with its name, as float32, query and key rows in the order of the Hugging Face layout.
+    def tensors(self, config: LlamaConfig) -> Iterator[StoredTensor]:
+        """Each tensor, query and key rows in the order of the Hugging Face layout.
 
         Raises:
-          InputError: a quantisation that the `gguf` package cannot undo.
+          InputError: when one is read whose quantisation the `gguf` package cannot undo.
         """
-        from gguf.quants import dequantize
-
         heads = {"attn_q.weight": config.num_heads, "attn_k.weight": config.num_kv_heads}
         for tensor in self._reader.tensors:
-            try:
-                with np.errstate(all="ignore"):  # scales that are not finite give values that are not, see `assemble`
-                    values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-            except (NotImplementedError, ValueError, IndexError) as error:
-                kind = getattr(tensor.tensor_type, "name", tensor.tensor_type)
-                raise InputError(
-                    f"{self.path}: tensor {tensor.name!r}: quantisation {kind} cannot be read ({error})"
-                ) from error
-            rotated = heads.get(tensor.name.split(".", 2)[-1])  # blk.N.attn_q.weight
-            yield self.path, tensor.name, values if rotated is None else halves_apart(values, rotated)
+            shape = tuple(int(size) for size in reversed(tensor.shape))
+            rotated = heads.get(tensor.name.split(".", 2)[-1], 0)  # blk.N.attn_q.weight
+            yield StoredTensor(self.path, tensor.name, shape, partial(self._values, tensor, rotated))
+
+    def _values(self, tensor: Any, heads: int) -> np.ndarray:
+        from gguf.quants import dequantize
+
+        try:
+            with np.errstate(all="ignore"):  # scales that are not finite give values that are not, see `assemble`
+                values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        except (NotImplementedError, ValueError, IndexError) as error:
+            kind = getattr(tensor.tensor_type, "name", tensor.tensor_type)
+            raise InputError(
+                f"{self.path}: tensor {tensor.name!r}: quantisation {kind} cannot be read ({error})"
+            ) from error
+        return halves_apart(values, heads) if heads else values
 
 
 def halves_apart(rows: np.ndarray, heads: int) -> np.ndarray:
@@ -114,6 +128,4 @@ def halves_apart(rows: np.ndarray, heads: int) -> np.ndarray:
 
     GGUF has rows 0, d/2, 1, d/2 + 1, ... of each head of d rows; Llama rotates row i with row i + d/2.
     """
-    if rows.ndim != 2 or rows.shape[0] % (2 * heads):
-        return rows  # of a wrong shape, which `assemble` reports
     return rows.reshape(heads, -1, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)

@@ -27,30 +27,24 @@ MOST_KEYS, MOST_TENSORS = 10_000, 100_000
 MOST_ELEMENTS = 600_000  # of all arrays; SmolLM2 has 147,000. Each costs the package 12 microseconds and 1 KB
 
 
-def check_header(path: Path) -> int:
-    """How many values the tensors of a file have.
-
-    Raises:
-      InputError: not a GGUF file, or its header names more than the file has, or a part of it twice.
-    """
+def check_header(path: Path) -> None:
+    """Raises InputError where a file is not GGUF, or its header names more than the file has, or a part of it twice."""
     file_size(path)
     with path.open("rb") as stream:
         if stream.read(4) != b"GGUF":
             raise InputError(f"{path}: not a GGUF file")
         with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            scan = _Scan(data)
             try:
-                scan.header()
+                _Scan(data).header()
             except (ValueError, KeyError, struct.error) as error:
                 raise InputError(f"{path}: truncated or corrupt ({error})") from error
-            return scan.values
 
 
 class _Scan:
     """A place in a file, which moves on with what is read. Raises ValueError or struct.error beyond its end."""
 
     def __init__(self, data: mmap.mmap) -> None:
-        self.data, self.place, self.elements, self.values = data, 4, 0, 0
+        self.data, self.place, self.elements = data, 4, 0
 
     def header(self) -> None:
         version, tensors, keys = self.number(U32), self.number(U64), self.number(U64)
@@ -123,6 +117,5 @@ class _Scan:
         values = math.prod(axes)
         if not values or axes[0] % block:
             raise ValueError(f"tensor {name!r} of shape {axes[::-1]} is empty, or no whole blocks of {block} values")
-        self.values += values
         start = self.number(U64)
         return start, start + values // block * width

@@ -33,7 +33,7 @@ _LARGEST, _MOST_LAYERS = 100_000_000, 10_000  # far above any model; a corrupt f
 class LlamaConfig:
     """Sizes of a Llama; the defaults are those of SmolLM2-135M.
 
-    `max_position` is the longest text the model was trained on. It bounds nothing in the computation.
+    `max_position` is the longest text the model was trained on, and the longest that is generated.
     """
 
     vocab_size: int = 49152

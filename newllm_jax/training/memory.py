@@ -19,11 +19,16 @@ FLOAT = 4  # bytes
 ADAM_BYTES = 4 * FLOAT  # of a parameter in training: itself, its gradient and the two moments of Adam
 # A plan is at most so many times the bound: smaller runs are not planned, which would compile their updates once more.
 PLAN_FACTOR = 5
+SMALL = 2**29  # bytes: a run that needs no more is never refused, for what is free changes with every other process
 CONTAINER = Path("/sys/fs/cgroup")  # where Linux tells the limits of the one that this process runs in
 
 
+class DoesNotFit(InputError):
+    """A run that would need more memory than is free."""
+
+
 def check_memory(bound: Mapping[str, int], planned: Callable[[], int] | None = None, host: bool = False) -> None:
-    """Raises InputError where a run would not fit into the memory that is free.
+    """Raises DoesNotFit where a run would not fit into the memory that is free.
 
     Args:
       bound: bytes that the run takes at least, by the settings that they grow with.
@@ -31,16 +36,16 @@ def check_memory(bound: Mapping[str, int], planned: Callable[[], int] | None = N
       host: the memory of the machine rather than that of the default device.
     """
     where, free = host_memory() if host else device_memory()
+    needed = sum(bound.values())
     if free is None:
         return
-    needed = sum(bound.values())
     if planned and needed <= free < PLAN_FACTOR * needed:
         needed = max(needed, planned())
-    if needed > free:
+    if needed > max(free, SMALL):
         most = max(bound, key=lambda settings: bound[settings])
-        raise InputError(
-            f"memory: the run needs at least {_gib(needed)}, {where} has {_gib(free)} free; "
-            f"lower {most} ({_gib(bound[most])} of it)"
+        raise DoesNotFit(
+            f"memory: the run needs at least {gib(needed)}, {where} has {gib(free)} free; "
+            f"lower {most} ({gib(bound[most])} of it)"
         )
 
 
@@ -88,10 +93,11 @@ def update_bytes(updates: UpdateFn, state: TrainState, data: Data, steps: int, b
     return planned_bytes(lowered.compile())
 
 
+def gib(size: int) -> str:
+    """A number of bytes as a message shows it."""
+    return f"{size / 2**30:,.2f} GiB"
+
+
 def _entries(path: Path) -> dict[str, int]:
     """The numbers of a file of lines `name number`."""
     return {words[0]: int(words[1]) for words in map(str.split, path.read_text().splitlines())}
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:,.2f} GiB"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
+from newllm_jax.errors import InputError
 from newllm_jax.training.loss_scale import LossScale, next_loss_scale, unscale
 from newllm_jax.training.losses import Sums
 from newllm_jax.training.split import Data, take
@@ -44,9 +45,34 @@ class TrainState:
         return self.params if self.ema is None else self.ema
 
 
-# (params, batch, present [B] bool, dropout key or None, carry) -> sums over the targets of the examples that are
-# present, and the carry for the next batch
-LossFn: TypeAlias = Callable[[Params, Data, jax.Array, jax.Array | None, Carry], tuple[Sums, Carry]]
+class Part(NamedTuple):
+    """Which part of a batch a loss is computed for.
+
+    Attributes:
+      first: the place of the part's first example in the batch, a scalar.
+      whole: how many examples the batch has.
+    """
+
+    first: jax.Array
+    whole: int
+
+
+class LossFn(Protocol):
+    """The loss of a model."""
+
+    def __call__(
+        self, params: Params, batch: Data, present: jax.Array, key: jax.Array | None, carry: Carry,
+        part: Part | None = None, /,
+    ) -> tuple[Sums, Carry]:  # fmt: skip
+        """Sums over the targets of the examples that are `present` (bool `[B]`), and the carry for the next batch.
+
+        Args:
+          key: of dropout; None without.
+          part: where `batch` is a part of a larger batch, which part: its dropout masks are those of its place there.
+        """
+        ...
+
+
 # (state, batch, present, key) -> the state after one update, and what it adds to the epoch's totals
 StepFn: TypeAlias = Callable[[TrainState, Data, jax.Array, jax.Array], tuple[TrainState, "Totals"]]
 UpdateFn: TypeAlias = Callable[..., tuple[TrainState, "Totals"]]
@@ -55,15 +81,34 @@ EvalFn: TypeAlias = Callable[..., Sums]
 
 @flax.struct.dataclass
 class Totals:
-    """What an epoch adds up: the sums of its losses and, for its mean, the gradient norms before clipping."""
+    """What an epoch adds up.
+
+    Attributes:
+      sums: of its losses.
+      grad_norm: for its mean, the gradient norms before clipping.
+      finite_losses, finite_gradients: how many updates there were before the first one whose loss, and whose gradient,
+        was not finite. Of a single update they are not counted.
+    """
 
     sums: Sums
     grad_norm: jax.Array
+    finite_losses: jax.Array | int = 0
+    finite_gradients: jax.Array | int = 0
 
     @classmethod
     def zero(cls) -> Totals:
         """Nothing added yet."""
-        return cls(Sums.zero(), jnp.zeros(()))
+        return cls(Sums.zero(), jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+    def add(self, update: Totals) -> Totals:
+        """With the totals of one more update. A sum that is not finite stays so, and its count stands still."""
+        sums, grad_norm = self.sums + update.sums, self.grad_norm + update.grad_norm
+        return Totals(
+            sums,
+            grad_norm,
+            self.finite_losses + jnp.isfinite(sums.loss),
+            self.finite_gradients + jnp.isfinite(grad_norm),
+        )
 
 
 def init_state(
@@ -85,16 +130,22 @@ def train_step(
     batch: Data,
     present: jax.Array,
     key: jax.Array,
+    micro_batch: int | None = None,
 ) -> tuple[TrainState, Totals]:
-    """One update on the mean loss over the targets of a batch; one without targets has a gradient of 0."""
+    """One update on the mean loss over the targets of a batch; one without targets has a gradient of 0.
+
+    Args:
+      micro_batch: examples computed at a time, their gradients added up; None: all of them. Less memory, and the same
+        update but for rounding.
+
+    Raises:
+      InputError: a `micro_batch` for a loss with a carry.
+    """
     scale = state.loss_scale
-
-    def mean_loss(params: Params) -> tuple[jax.Array, tuple[Sums, Carry]]:
-        sums, carry = loss_fn(params, batch, present, key, state.carry)
-        mean = sums.loss / jnp.maximum(sums.count, 1).astype(jnp.float32)
-        return mean if scale is None else mean * scale.value, (sums, carry)
-
-    grads, (sums, carry) = jax.grad(mean_loss, has_aux=True)(state.params)
+    if micro_batch is None or micro_batch >= len(present):
+        grads, sums, carry = _gradient(loss_fn, state, batch, present, key)
+    else:
+        grads, sums, carry = _accumulated_gradient(loss_fn, state, batch, present, key, micro_batch)
     if scale is not None:
         grads = unscale(grads, scale)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -102,6 +153,49 @@ def train_step(
     after = dataclasses.replace(state, params=params, opt_state=opt_state, carry=carry)
     totals = Totals(sums, optax.tree.norm(grads))
     return (after, totals) if scale is None else _unless_overflown(state, scale, after, totals)
+
+
+def _gradient(
+    loss_fn: LossFn, state: TrainState, batch: Data, present: jax.Array, key: jax.Array, part: Part | None = None
+) -> tuple[Params, Sums, Carry]:
+    """The gradient of the mean loss, multiplied by the loss scale where there is one; the loss's sums and carry."""
+    scale = state.loss_scale
+
+    def mean_loss(params: Params) -> tuple[jax.Array, tuple[Sums, Carry]]:
+        place = () if part is None else (part,)
+        sums, carry = loss_fn(params, batch, present, key, state.carry, *place)
+        mean = sums.loss / jnp.maximum(sums.count, 1).astype(jnp.float32)
+        return mean if scale is None else mean * scale.value, (sums, carry)
+
+    grads, (sums, carry) = jax.grad(mean_loss, has_aux=True)(state.params)
+    return grads, sums, carry
+
+
+def _accumulated_gradient(
+    loss_fn: LossFn, state: TrainState, batch: Data, present: jax.Array, key: jax.Array, size: int
+) -> tuple[Params, Sums, Carry]:
+    """`_gradient`, `size` examples at a time; absent ones fill up the last of the parts.
+
+    The mean gradients of the parts are weighted by their targets. (Gradients of sums would leave the range of fp16.)
+    """
+    if state.carry is not None:
+        raise InputError("micro_batch: this loss hands a carry from batch to batch, which parts of a batch cannot do")
+    whole = len(present)
+    parts = -(-whole // size)
+
+    def divide(array: jax.Array) -> jax.Array:
+        padded = jnp.pad(array, [(0, parts * size - whole)] + [(0, 0)] * (array.ndim - 1))
+        return padded.reshape(parts, size, *array.shape[1:])
+
+    def add(total: tuple[Params, Sums], inputs: Any) -> tuple[tuple[Params, Sums], None]:
+        (number, batch, present), (grads, sums) = inputs, total
+        more, added, _ = _gradient(loss_fn, state, batch, present, key, Part(number * size, whole))
+        grads = jax.tree.map(lambda grad, part: grad + added.count * part, grads, more)
+        return (grads, sums + added), None
+
+    zero = jax.tree.map(jnp.zeros_like, state.params), Sums.zero()
+    (grads, sums), _ = jax.lax.scan(add, zero, (jnp.arange(parts), *jax.tree.map(divide, (batch, present))))
+    return jax.tree.map(lambda grad: grad / jnp.maximum(sums.count, 1), grads), sums, None
 
 
 def _unless_overflown(
@@ -138,7 +232,7 @@ def make_updates(step_fn: StepFn) -> UpdateFn:
             state, totals = carry
             batch, present = take(data, order[step])
             state, added = step_fn(state, batch, present, jax.random.fold_in(key, step))
-            return state, jax.tree.map(jnp.add, totals, added)
+            return state, totals.add(added)
 
         return jax.lax.fori_loop(start, stop, body, (state, totals))
 

@@ -18,7 +18,7 @@ Asked: TypeAlias = Callable[[], bool]  # whether the run should stop; called aft
 
 REMEMBERED = 5  # durations of each part: what is compiled the first time is soon forgotten
 MARGIN = 1.2  # how much longer the next one may take
-RESERVE = 3.0  # seconds, for the start and the end of the process
+RESERVE = 3.0, 0.01  # seconds and a share of the limit, for the start and the end of the process
 
 
 def never() -> bool:
@@ -27,11 +27,15 @@ def never() -> bool:
 
 
 class Stopping:
-    """Looks between the parts of a run (an update or some, a validation, a checkpoint) whether it should stop there."""
+    """Looks between the parts of a run (an update or some, a validation, a checkpoint) whether it should stop there.
+
+    Attributes:
+      clock: of the run.
+    """
 
     def __init__(self, clock: Clock, run: Path, config: RunConfig, asked: Asked = never) -> None:
         check("stop", asked, "a function without arguments", callable(asked))
-        self._clock, self._run, self._config, self._asked = clock, run, config, asked
+        self.clock, self._run, self._config, self._asked = clock, run, config, asked
         self._taken: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
 
     def reason(self, *parts: str) -> str:
@@ -43,7 +47,8 @@ class Stopping:
         if self._asked():
             return f"--resume {self._run} continues"
         needed = sum(max(self._taken[part], default=0.0) for part in parts)
-        if self._clock.since_start() + MARGIN * needed + RESERVE > self._config.limit_seconds:
+        seconds, share = RESERVE
+        if self.clock.since_start() + MARGIN * needed + seconds > (1 - share) * self._config.limit_seconds:
             return f"before the time limit of {self._config.time_limit}; --resume {self._run} continues"
         return ""
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from newllm_jax.cascade import experiment
@@ -73,10 +75,20 @@ def test_no_hard_tokens_left(refused, options, dry_run):
 
 def test_out_of_memory_says_what_to_lower(refused, options, monkeypatch):
     def full(*_, **__):
-        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 bytes")
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 40.00GiB.")
 
     monkeypatch.setattr(experiment, "extract", full)
-    assert "lower batch_size" in refused("cascade", *options)
+    line = refused("cascade", *options)
+    assert line.startswith("out of memory: 40.00 GiB asked for, ") and "GiB are free; " in line
+    assert line.endswith("; lower stage_layers or train_chunks, and micro_batch where batch_size is large")
+
+
+def test_numbers_that_fail_name_the_stage(refused, options, monkeypatch):
+    def poisoned(shared, number, finished, stopping):
+        return {split: replace(tokens, hidden=tokens.hidden * np.nan) for split, tokens in finished.hard.items()}
+
+    monkeypatch.setattr(experiment, "hand_on", poisoned)
+    assert refused("cascade", *options, code=3).startswith("stage 2, epoch 1: the loss of update 1 of ")
 
 
 def test_dry_run_is_json_and_reads_no_weights(newllm, options, monkeypatch, tmp_path):

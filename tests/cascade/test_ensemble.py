@@ -11,9 +11,10 @@ import pytest
 
 from newllm_jax.cascade import extraction
 from newllm_jax.cascade.ensemble import TrainedStage, evaluate_ensemble
-from newllm_jax.cascade.extraction import Tokens, batch_tokens, extract, run_stage
+from newllm_jax.cascade.extraction import Pieces, Tokens, batch_tokens, extract, run_stage
 from newllm_jax.cascade.hardness import token_scores
 from newllm_jax.cascade.stage.model import Stage, init_stage, stage_config
+from newllm_jax.errors import Note
 from newllm_jax.smollm.pretrained import load_smollm2
 
 
@@ -78,10 +79,63 @@ def test_extraction_is_the_base_token_by_token(base, chunks, criterion, tokens):
 def test_pieces_of_the_extraction_keep_their_order(base, chunks, criterion, tokens, tmp_path, monkeypatch):
     monkeypatch.setattr(extraction, "PIECE_BATCHES", 1)
     for _ in range(2):  # computed, then read from the files
-        in_pieces = extract(base.model, base.params, chunks, criterion, tmp_path, "validation")
+        in_pieces = extract(base.model, base.params, chunks, criterion, Pieces(tmp_path, "validation", "0"))
         for field in ("hidden", "targets", "scores", "losses", "hits"):
             np.testing.assert_array_equal(getattr(in_pieces, field), getattr(tokens, field))
     assert len(list(tmp_path.iterdir())) == 2  # of 8 chunks and of 3
+
+
+@pytest.mark.quick
+def test_only_pieces_of_the_same_are_read(base, chunks, tmp_path, monkeypatch):
+    monkeypatch.setattr(extraction, "PIECE_BATCHES", 1)
+    outputs = []
+
+    def counted(*arguments):
+        outputs.append(compute(*arguments))
+        return outputs[-1]
+
+    compute = extraction._extract_piece
+    monkeypatch.setattr(extraction, "_extract_piece", counted)
+
+    def computed(split="train", weights="0", ids=chunks, criterion="cosine"):
+        """How many pieces were not read from the files."""
+        del outputs[:]
+        extract(base.model, base.params, ids, criterion, Pieces(tmp_path, split, weights))
+        return len(outputs)
+
+    assert (computed(), computed()) == (2, 0)
+    files, others = sorted(tmp_path.iterdir()), chunks.copy()
+    others[:, 0] = (others[:, 0] + 1) % 257  # which is no target
+    for change in ({"weights": "1"}, {"ids": others}, {"criterion": "entropy"}):
+        with pytest.warns(Note, match="damaged, or of something else; its content is made anew"):
+            assert (computed(**change), computed()) == (2, 2)
+    assert computed("validation") == 2  # files of its own
+    first, second = (file.read_bytes() for file in files)
+    damages = [(second, first), (second, second), (first[:-1], second), (first, second[:40] + b"x" + second[41:])]
+    for damaged, count in zip(damages, (2, 1, 1, 1), strict=True):
+        for file, content in zip(files, damaged, strict=True):
+            file.write_bytes(content)
+        with pytest.warns(Note, match="its content is made anew"):
+            assert computed() == count
+        assert [file.read_bytes() for file in files] == [first, second]
+    validation = tmp_path / files[0].name.replace("train", "validation")
+    validation.replace(files[0])
+    with pytest.warns(Note, match="its content is made anew"):
+        assert computed() == 1
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("field", ["hidden", "targets", "scores", "losses", "hits"])
+def test_a_right_hash_over_what_is_no_piece(base, chunks, tmp_path, field):
+    pieces, ids = Pieces(tmp_path, "train", "0"), chunks[:2]
+    piece = extract(base.model, base.params, ids, "cosine")
+    array = getattr(piece, field)
+    for other in (array[:-1], array[:, None], array.astype(np.float16), 1 - array if field == "targets" else array[:0]):
+        pieces.write(0, ids, "cosine", dataclasses.replace(piece, **{field: other}))
+        with pytest.warns(Note, match="its content is made anew"):
+            assert pieces.read(0, ids, "cosine") is None
+    pieces.write(0, ids, "cosine", piece)
+    assert pieces.read(0, ids, "cosine") is not None
 
 
 def by_hand(base_tokens, stage, weights, thresholds, criterion, used):

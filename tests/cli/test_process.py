@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from newllm_jax.cli import process as cli
+from newllm_jax.cli.commands import deterministic_flags
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -67,6 +70,41 @@ def test_bad_input_of_a_real_command(tmp_path, typed, message):
 def test_debug_shows_the_traceback():
     ran = python(CHECKOUT / "train.py", "--batch_size", "0", "--debug")
     assert "Traceback" in ran.stderr and "InputError: batch_size: must be from 1 to" in ran.stderr
+
+
+@pytest.mark.parametrize("command", ["train", "cascade", "finetune", "generate", "evaluate"])
+def test_deterministic_tells_xla(refused, monkeypatch, command):
+    resume = ["--resume"] if command in ("train", "cascade", "finetune") else []
+    monkeypatch.setenv("XLA_FLAGS", "--xla_of_the_user=1")
+    refused(command, *resume, "missing")
+    assert os.environ["XLA_FLAGS"] == "--xla_of_the_user=1"
+    refused(command, *resume, "missing", "--deterministic")
+    assert os.environ["XLA_FLAGS"] == f"--xla_of_the_user=1 {deterministic_flags()}"
+
+
+@pytest.mark.quick
+def test_this_xla_knows_the_flags_of_deterministic():
+    ran = python("-c", "import jax; jax.devices()", env={**os.environ, "XLA_FLAGS": deterministic_flags()})
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_an_xla_that_adds_rows_up_wrongly_does_so_one_by_one(monkeypatch):
+    for version, wrong in (("0.7.2", True), ("0.9.3", True), ("0.10.0", False), ("0.12.0.1", False), ("1.0", False)):
+        monkeypatch.setattr("importlib.metadata.version", lambda _, version=version: version)
+        assert ("scatter_determinism_expander=false" in deterministic_flags()) == wrong
+
+
+def test_memory_that_runs_out_says_what_to_do(refused, monkeypatch):
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setitem(cli.COMMANDS, "finetune", full)
+    assert re.fullmatch(
+        r"out of memory of the host: more asked for, \d+\.\d\d GiB are free; lower micro_batch \(a new run finds it "
+        r"with --auto_batch\), or use a smaller base_model", refused("finetune")
+    )  # fmt: skip
+    monkeypatch.setitem(cli.COMMANDS, "generate", full)
+    assert refused("generate").endswith("; close what else needs memory, or use a CPU (JAX_PLATFORMS=cpu)")
 
 
 def test_a_bug_keeps_its_traceback(newllm, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 
 from newllm_jax.cli import process as cli
 from newllm_jax.cli import programs
-from newllm_jax.cli.programs import forget_programs, program_folder
+from newllm_jax.cli.programs import forget_programs, program_folder, seal_programs
 from newllm_jax.errors import InputError
 
 pytestmark = pytest.mark.quick
@@ -59,8 +59,12 @@ def test_the_programs_that_were_unused_for_longest_make_room(monkeypatch):
         (folder / f"{name}-cache").write_bytes(bytes(100))
         os.utime(folder / f"{name}-cache", (read, written))
     (folder / "other").write_bytes(bytes(1000))
-    program_folder()
-    assert {entry.name for entry in folder.iterdir()} == {"a-cache", "c-cache", "other"}
+    seal_programs(folder)
+    for _ in range(2):  # looking at the programs is no use of them
+        program_folder()
+        kept = {"a-cache", "a-cache.sha256", "c-cache", "c-cache.sha256", "other"}
+        assert {entry.name for entry in folder.iterdir()} == kept
+    assert (folder / "a-cache").stat().st_atime == 1000
     forget_programs(folder)
     assert {entry.name for entry in folder.iterdir()} == {"other"}
 
@@ -69,6 +73,52 @@ def test_a_program_that_another_process_has_just_deleted_is_no_fault():
     folder = program_folder()
     (folder / "a-cache").symlink_to("nowhere")
     assert program_folder() == folder
+
+
+@pytest.fixture
+def sealed():
+    """The folder with two sealed programs, and what checks it: the names of those that are left."""
+    folder = program_folder()
+    for name in "ab":
+        (folder / f"{name}-cache").write_bytes(name.encode() * 1000)
+    seal_programs(folder)
+
+    def left():
+        assert program_folder() == folder
+        names = {entry.name for entry in folder.iterdir()}
+        assert {f"{name}.sha256" for name in names if name.endswith("-cache")} <= names
+        return {name.removesuffix("-cache") for name in names if name.endswith("-cache")}
+
+    return folder, left
+
+
+def test_only_programs_that_are_what_was_sealed_are_left(sealed):
+    folder, left = sealed
+    assert left() == {"a", "b"}
+    (folder / "c-cache").write_bytes(b"of a process that was killed")
+    assert left() == {"a", "b"}
+    (folder / "a-cache").write_bytes(b"a" * 999 + b"b")
+    assert left() == {"b"}
+    (folder / "b-cache.sha256").write_bytes(b"")
+    assert left() == set()
+
+
+def test_programs_that_are_swapped_are_not_run(sealed):
+    folder, left = sealed
+    for ending in ("-cache", "-cache.sha256"):
+        (folder / f"a{ending}").rename(folder / "aside")
+        (folder / f"b{ending}").rename(folder / f"a{ending}")
+        (folder / "aside").rename(folder / f"b{ending}")
+    assert left() == set()
+
+
+def test_what_is_no_file_is_no_program(sealed):
+    folder, left = sealed
+    (folder / "a-cache").unlink()
+    os.mkfifo(folder / "a-cache")
+    (folder / "b-cache.sha256").unlink()
+    os.mkfifo(folder / "b-cache.sha256")
+    assert left() == set()
 
 
 @pytest.fixture
@@ -116,7 +166,8 @@ COMMAND = """
 import shutil, sys
 from pathlib import Path
 from newllm_jax.cli import process as cli
-assert cli.main(["doctor"]) == 0
+
+programs = cli._keep_programs()
 import jax
 
 def compiled():
@@ -125,6 +176,7 @@ def compiled():
     return {entry.name: entry.stat().st_mtime_ns for entry in folder.glob("*-cache")}
 
 (folder,) = Path(sys.argv[1]).iterdir()
+assert programs == folder
 first = compiled()
 assert first
 assert compiled() == first
@@ -143,3 +195,36 @@ assert compiled() == {}
 def test_a_command_keeps_its_programs_and_damage_costs_nothing_else(cache):
     ran = subprocess.run([sys.executable, "-c", COMMAND, cache], capture_output=True, text=True, timeout=120)
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+TWO_PROGRAMS = """
+import sys
+from newllm_jax.cli import commands, process as cli
+
+def compute(argv):
+    import jax
+    for function in (lambda x: x * 3 + 1, lambda x: x * 5 + 2):
+        print(jax.jit(function)(2.0))
+
+commands.COMMANDS["doctor"] = compute
+sys.exit(cli.main(["doctor"]))
+"""
+
+
+def test_a_command_computes_what_it_says_whatever_lies_in_the_folder(cache):
+    def run(at_once):
+        command = [sys.executable, "-c", TWO_PROGRAMS]
+        started = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(at_once)]
+        assert [process.communicate(timeout=120)[0] for process in started] == [b"7.0\n12.0\n"] * at_once
+        assert not any(process.returncode for process in started)
+        return {entry.name: entry.stat().st_mtime_ns for entry in folder.iterdir()}
+
+    folder = program_folder()
+    first = run(at_once=2)
+    assert len(first) == 4  # two programs, two seals
+    one, other = sorted(folder.glob("*-cache"))
+    one_content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(one_content)
+    second = run(at_once=1)
+    assert second.keys() == first.keys() and not set(second.items()) & set(first.items())

@@ -102,7 +102,9 @@ def test_a_signal_that_the_process_was_started_with_ignored_stays_ignored(starte
 
 def test_a_process_with_threads_of_its_own_keeps_its_signals(started):
     """A notebook, where Ctrl-C is a KeyboardInterrupt."""
-    thread = "import threading; threading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
-    process = started(f"{thread}; signals.listen(); print('ready', flush=True); time.sleep(60)")
+    thread = "import signal, threading; threading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
+    blocked = "print(signal.pthread_sigmask(signal.SIG_BLOCK, ()), flush=True)"
+    process = started(f"{thread}; signals.listen(); print('ready', flush=True); {blocked}; time.sleep(60)")
+    assert process.stdout.readline() == "set()\n"
     process.send_signal(signal.SIGINT)
     assert "KeyboardInterrupt" in ended(process)[2]

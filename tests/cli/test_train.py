@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import newllm_jax
 from newllm_jax.sources import text
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
@@ -50,6 +54,9 @@ pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
         (["--dataset", "someone/texts", "--fallback", "error"], "dataset: dataset 'someone/texts' is not in the local"),
         (["--resume", "missing"], "missing: no such run directory"),
         (["--resume", "missing", "--dry_run"], "dry_run: does not go with --resume"),
+        (["--resume", "missing", "--auto_batch"], "auto_batch: does not go with --resume"),
+        (["--auto_batch", "--micro_batch", "8"], "auto_batch: does not go with --micro_batch, which it chooses"),
+        (["--micro_batch", "33"], "micro_batch: must be at most batch_size (32), or none, not 33"),
         (["--tracker", "tensorbord"], "tracker: must be one of none, tensorboard, wandb, not 'tensorbord'"),
     ],
 )
@@ -98,6 +105,19 @@ def test_several_configurations_are_listed(refused, tmp_path):
     assert "has no configuration 'c'" in refused("train", "--dataset", tmp_path, "--dataset_config", "c")
 
 
+def test_nothing_is_imported_from_the_current_folder(hostile_folder, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "a few words"}\n')
+    program = Path(newllm_jax.__file__).parent.parent / "train.py"
+    command = [sys.executable, program, "--dataset", tmp_path / "rows.jsonl", "--dry_run"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["NEWLLM_CACHE"] = str(tmp_path / "cache")
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert (ran.returncode, ran.stderr.count("\n")) == (2, 1) and "rows.jsonl has no words" in ran.stderr
+    assert not hostile_folder.exists()
+    subprocess.run([sys.executable, "-c", "import json"], check=True)
+    assert hostile_folder.read_text() == "json"  # where the current folder has a say
+
+
 def test_a_tracker_that_is_not_installed_leaves_nothing(refused, options, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     assert (
@@ -124,6 +144,19 @@ def test_dry_run_is_json_and_makes_no_run(newllm, options, tmp_path):
     assert plan["updates"] == 2 * plan["updates_per_epoch"] > 0
     assert plan["estimated_memory_bytes"] > 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_auto_batch_goes_into_the_configuration(newllm, options, monkeypatch):
+    memory = {32: 900, 16: 500, 8: 300}
+
+    def plan(config):
+        return {"estimated_memory_bytes": memory[config.examples_at_once], "config": config.to_dict()}
+
+    monkeypatch.setattr("newllm_jax.newllm.plan.plan_newllm", plan)
+    for usable, expected in ((1000, None), (400, 8)):
+        monkeypatch.setattr("newllm_jax.systems.usable_memory", lambda usable=usable: usable)
+        code, out, err = newllm(*options, "--auto_batch", "--dry_run")
+        assert (code, err, json.loads(out)["config"]["micro_batch"]) == (0, "", expected)
 
 
 @pytest.mark.quick

@@ -15,6 +15,7 @@ from newllm_jax.config import FinetuneConfig
 from newllm_jax.errors import InputError
 from newllm_jax.finetuning.experiment import finetune
 from newllm_jax.finetuning.loss import sequence_loss
+from newllm_jax.finetuning.plan import plan_finetune
 from newllm_jax.smollm.pretrained import load_smollm2
 from newllm_jax.systems import evaluate
 from newllm_jax.training.precision import PRECISIONS
@@ -76,6 +77,22 @@ def test_the_loss_is_that_of_whole_sequences(config):
     sums, _ = jax.jit(sequence_loss(base.model))(base.params, ids, jnp.array([True, False, True]), None, None)
     assert int(sums.count) == 256
     assert float(sums.loss) == pytest.approx(float(expected[0].sum() + expected[2].sum()), rel=1e-6)
+
+
+def test_dry_run_plans_what_a_run_measures(config, whole):
+    plan = plan_finetune(config)
+    for name in ("parameters", "data"):
+        assert plan[name] == whole.results[name]
+    assert (plan["updates_per_epoch"], plan["updates"]) == (3, 12)
+    assert plan["estimated_memory_bytes"] == pytest.approx(whole.results["peak_memory_bytes"], rel=0.3)
+
+
+def test_a_micro_batch_gives_the_same_run_but_for_rounding_and_may_change(config, whole, tmp_path):
+    micro = finetune(config.override({"micro_batch": 3, "num_epochs": 1}), run_root=tmp_path, narrate=quiet)
+    assert losses(micro.results) == [pytest.approx(epoch, rel=1e-4) for epoch in losses(whole.results)[:1]]
+    assert micro.results["config"]["micro_batch"] == 3
+    resumed = finetune(resume=micro.run_dir, overrides={"micro_batch": None, "num_epochs": 2}, narrate=quiet)
+    assert losses(resumed.results) == [pytest.approx(epoch, rel=1e-3) for epoch in losses(whole.results)[:2]]
 
 
 def test_extending_equals_one_go(config, whole, tmp_path):

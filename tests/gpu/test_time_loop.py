@@ -15,6 +15,7 @@ steps, as the cotangents are the same for all of them.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import jax
@@ -142,3 +143,20 @@ def test_a_run_gives_the_same_bits_every_time(precision):
     moved, _ = run(params, context.at[-1, -1].add(0.1), tokens)
     assert np.any(np.asarray(moved[0])[-1] != first[0][-1])  # the last text's, one of those that fill a group partly
     np.testing.assert_array_equal(np.asarray(moved[0])[:-1], first[0][:-1])
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_a_part_of_a_batch_sees_its_rows_of_the_masks(precision):
+    from newllm_jax.newllm.recurrence.cell import CellSpec
+    from newllm_jax.newllm.recurrence.scan import scan
+
+    batch, hidden, width, layers = SHAPES[0]
+    params, context, tokens = inputs(*SHAPES[0])
+    spec, first = CellSpec(hidden, width, layers, DROPOUT, precision, "gpu"), 10
+    _, whole = scan(spec, params, context, tokens, jnp.asarray(SEEDS))
+    seeds = jnp.asarray(SEEDS).at[0].add(first * hidden)
+    for texts, same in ((batch, True), (None, False)):
+        part = replace(spec, mask_texts=texts)
+        _, outputs = scan(part, params, context[first:], tokens[:, first:], seeds)
+        found = error(outputs.astype(jnp.float32), whole[:, first:].astype(jnp.float32))
+        assert (found < RESULTS[precision]) == same

@@ -101,6 +101,8 @@ def test_bad_sampling_is_named(options):
 
 
 def test_bad_lengths_and_seeds_are_named_at_once(run):
+    with pytest.raises(InputError, match="prompt: must be of at most 1000000 letters"):
+        generate(run, "a" * 1_000_001)
     with pytest.raises(InputError, match="max_words"):
         generate(run, max_words=-1)
     with pytest.raises(InputError, match="seed"):

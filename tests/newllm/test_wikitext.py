@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
 from newllm_jax.config import NewLLMConfig, load_config
-from newllm_jax.errors import InputError
+from newllm_jax.content import write_arrays
+from newllm_jax.errors import InputError, Note
 from newllm_jax.newllm import wikitext
 from newllm_jax.newllm.wikitext import BOS, EOS, PAD, SPECIAL_WORDS, UNK, WordTokenizer, cut, load_wikitext, prepare
 from newllm_jax.training import memory
@@ -167,13 +170,93 @@ def test_prepared_arrays_are_cached_by_content(tmp_path, monkeypatch):
     assert sum(changed.texts.values()) == sum(first.texts.values()) + 1
 
 
-def test_a_damaged_or_unwritable_cache_is_no_obstacle(tmp_path, monkeypatch):
-    monkeypatch.setenv("NEWLLM_CACHE", str(tmp_path))
-    config = load_config("quickstart")
-    expected = load_wikitext(config).summary(32)
-    (cached,) = (tmp_path / "newllm").iterdir()
-    cached.write_bytes(cached.read_bytes()[:100])
-    assert load_wikitext(config).summary(32) == expected
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """A configuration, its data, and the file that they are cached in."""
+    monkeypatch.setenv("NEWLLM_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "corpus.txt").write_text("\n".join(f"the {index} cats sat on the mat" for index in range(200)))
+    config = load_config("quickstart", {"dataset": str(tmp_path / "corpus.txt"), "vocabulary_size": 40})
+    data = load_wikitext(config)
+    (file,) = (tmp_path / "cache" / "newllm").iterdir()
+    return config, data, file
+
+
+def same(left, right):
+    return (
+        (left.tokenizer, left.texts, left.words, left.provenance)
+        == (right.tokenizer, right.texts, right.words, right.provenance)
+        and all(np.array_equal(left.sequences[split], right.sequences[split]) for split in wikitext.SPLITS)
+        and all(rows.dtype == np.uint16 for rows in left.sequences.values())
+    )  # fmt: skip
+
+
+def test_a_damaged_cache_is_made_anew_with_a_note(cached, tmp_path, monkeypatch):
+    config, data, file = cached
+    whole = file.read_bytes()
+    assert same(load_wikitext(config), data)
+    another = config.override({"stride": 8})
+    load_wikitext(another)
+    (swapped,) = set(file.parent.iterdir()) - {file}
+    for damaged in (whole[:100], b"", whole[:-1] + b"x", whole + b"x", swapped.read_bytes()):
+        file.write_bytes(damaged)
+        with pytest.warns(Note, match=f"^{file}: damaged, or of something else; its content is made anew$"):
+            assert same(load_wikitext(config), data)
+        assert file.read_bytes() == whole
+
+
+def test_a_cache_that_cannot_be_written_is_no_obstacle(cached, tmp_path, monkeypatch):
+    config, data, _ = cached
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("NEWLLM_CACHE", str(tmp_path / "file"))
-    assert load_wikitext(config).summary(32) == expected
+    assert same(load_wikitext(config), data)
+
+
+def test_a_cache_of_version_0_1_0_is_passed_over(cached):
+    config, data, file = cached
+    file.rename(file.with_suffix(".npz"))
+    assert same(load_wikitext(config), data)
+    assert file.is_file()
+
+
+FORGERIES = {
+    "no head": lambda arrays, head: arrays.pop("head"),
+    "no split": lambda arrays, head: arrays.pop("test"),
+    "a type": lambda arrays, head: arrays.update(train=arrays["train"].astype(np.int32)),
+    "a shape": lambda arrays, head: arrays.update(train=arrays["train"][:, 1:]),
+    "dimensions": lambda arrays, head: arrays.update(train=arrays["train"].ravel()),
+    "no sequence": lambda arrays, head: arrays.update(test=arrays["test"][:0]),
+    "an id": lambda arrays, head: arrays.update(train=arrays["train"] + np.uint16(40)),
+    "no JSON": lambda arrays, head: arrays.update(head=arrays["head"][1:]),
+    "no vocabulary": lambda arrays, head: head.pop("vocabulary"),
+    "a text": lambda arrays, head: head.update(vocabulary="words"),
+    "no words": lambda arrays, head: head["vocabulary"].__setitem__(9, ["word"]),
+    "numbers": lambda arrays, head: head["vocabulary"].__setitem__(9, 1),
+    "a word twice": lambda arrays, head: head["vocabulary"].__setitem__(9, head["vocabulary"][8]),
+    "a word too many": lambda arrays, head: head["vocabulary"].append("another"),
+    "special words": lambda arrays, head: head["vocabulary"].reverse(),
+    "half a count": lambda arrays, head: head["texts"].update(test=1.5),
+    "true": lambda arrays, head: head["words"].update(test=True),
+    "less than none": lambda arrays, head: head["words"].update(test=-1),
+    "a count": lambda arrays, head: head["words"].pop("train"),
+    "no counts": lambda arrays, head: head.update(texts=3),
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_a_right_hash_over_what_is_no_prepared_data(cached, monkeypatch, forgery):
+    config, data, file = cached
+    file.unlink()
+    with monkeypatch.context() as patch:
+
+        def forged(file, key, arrays):
+            head = json.loads(arrays["head"].tobytes())
+            FORGERIES[forgery](arrays, head)
+            if "head" in arrays and forgery != "no JSON":
+                arrays["head"] = np.frombuffer(json.dumps(head).encode(), np.uint8)
+            write_arrays(file, key, arrays)
+
+        patch.setattr(wikitext, "write_arrays", forged)
+        load_wikitext(config)
+    with pytest.warns(Note, match="its content is made anew"):
+        assert same(load_wikitext(config), data)
+    assert same(load_wikitext(config), data)  # without a note

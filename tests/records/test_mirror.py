@@ -132,6 +132,16 @@ def test_a_copy_that_is_killed_at_any_file_is_whole_up_to_there_and_goes_on(run,
         assert not (copy / mirror.PARTIAL).exists()
 
 
+def test_nothing_has_its_name_before_it_is_whole(run, copy, monkeypatch):
+    def killed(self, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        copy_run(run, copy)
+    assert content(copy) == {}
+
+
 def test_a_checkpoint_that_is_pruned_while_it_is_copied_is_no_error(run, copy, monkeypatch):
     copy_file = mirror._copy_file
 
@@ -142,6 +152,41 @@ def test_a_checkpoint_that_is_pruned_while_it_is_copied_is_no_error(run, copy, m
 
     monkeypatch.setattr(mirror, "_copy_file", prune)
     copy_run(run, copy)
+    assert content(run) == content(copy)
+
+
+def test_a_checkpoint_that_is_pruned_between_two_of_its_files_is_not_copied_in_part(run, copy, monkeypatch):
+    files, stamps = mirror._files, mirror._stamps(run)
+
+    def prune(unit):
+        found = files(unit)
+        if unit == run / "checkpoints" / "epoch_9":
+            unit.rename(unit.with_name(".deleted-epoch_9"))  # as it was looked through
+            found = {}
+        return found
+
+    monkeypatch.setattr(mirror, "_stamps", lambda _: stamps)
+    monkeypatch.setattr(mirror, "_files", prune)
+    copy_run(run, copy)
+    assert content(run).keys() - content(copy).keys() == {
+        "checkpoints/.deleted-epoch_9/manifest/metadata", "checkpoints/.deleted-epoch_9/params/d/0",
+    }  # fmt: skip
+    assert not (copy / "checkpoints" / "epoch_9").exists()
+
+
+def test_a_look_that_fails_is_told_and_the_next_one_copies(run, copy, monkeypatch):
+    stamps, looks = mirror._stamps, []
+
+    def broken(folder):
+        looks.append(folder)
+        if len(looks) == 1:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        return stamps(folder)
+
+    monkeypatch.setattr(mirror, "_stamps", broken)
+    with Followed(run, copy.parent) as following:
+        following.wait()
+    assert "Permission denied" in following.told[0]
     assert content(run) == content(copy)
 
 
@@ -165,6 +210,13 @@ def test_the_copy_of_another_run_is_left_alone(run, copy):
     assert content(copy) == {"config.json": json.dumps({"run_id": "b"})}
 
 
+@pytest.mark.parametrize("damaged", ["", "[1]", "[" * 100_000])
+def test_a_copy_whose_identity_is_damaged_is_made_anew(run, copy, damaged):
+    write(copy / "config.json", damaged)
+    copy_run(run, copy)
+    assert content(run) == content(copy)
+
+
 def test_what_is_new_is_copied_while_the_run_goes_on_and_the_last_before_it_ends(run, copy):
     with Followed(run, copy.parent) as following:
         following.wait()
@@ -186,11 +238,12 @@ def test_a_slow_mirror_does_not_slow_the_run(run, copy, monkeypatch):
         copy_file(source, target)
 
     monkeypatch.setattr(mirror, "_copy_file", slow)
-    with Followed(run, copy.parent):
+    with Followed(run, copy.parent) as following:
         assert begun.wait(30)
         write_epoch(run, 12)  # what the run does while the first file is not copied yet
         assert content(copy) == {}
         may_go_on.set()
+        following.wait()
     assert content(run) == content(copy)
 
 

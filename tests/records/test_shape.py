@@ -101,3 +101,16 @@ def test_results_without_a_name_have_that_of_their_file(tmp_path):
     del results["name"]
     (tmp_path / "some.json").write_text(json.dumps(results))
     assert "| some " in comparison([read_results(tmp_path / "some.json")])
+
+
+@pytest.mark.parametrize("key", ["base", "ensemble"])
+def test_what_another_system_has_is_refused(key):
+    with pytest.raises(InputError, match=f"{key}: must be absent from results of new-llm"):
+        check_results({**read("new-llm"), key: [3]}, Path("results.json"))
+
+
+def test_fingerprints_are_texts():
+    results = read("new-llm")
+    results["data"]["fingerprint"] = []
+    with pytest.raises(InputError, match=r"data.fingerprint: \[\] is not a text"):
+        check_results(results, Path("results.json"))

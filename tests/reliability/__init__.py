@@ -1,1 +1,1 @@
-"""What runs survive, counted by commands such as `python -m tests.reliability.kills`."""
+"""Long tests of reliability, each a command: `python -m tests.reliability.NAME` from the root of the checkout."""

@@ -14,17 +14,22 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.reliability.tiny import CHECKOUT, NEWLLM, environment, options, python, settings, write_sources
 
 CODES = {"SIGINT": 130, "SIGTERM": 143}
 WORDS = {"SIGINT": "stopped", "SIGTERM": "terminated"}
 LATEST = 3.0  # seconds after its start that a command gets its signal
+LATEST_IN_A_RUN = 4.0  # seconds after a run has begun
 SECONDS_TO_END = 5.0
+LIMIT = 30  # seconds, of the runs with a time limit
+FOREVER = {"num_epochs": 100000, "patience": 100000, "checkpoint_every": 100000}
 OUTPUT = CHECKOUT / "docs" / "results" / "reliability" / "signals.json"
 
 
@@ -33,9 +38,10 @@ class Trial:
     """A command, its signal, and what came of it.
 
     Attributes:
-      after: seconds from its start to the signal.
+      after: seconds to the signal, from its start, or from the start of its run.
       moment: what it was doing: `python` (before the first line of ours), `start`, `run` (the run has a directory),
         `end` (it was over).
+      times: how many signals were sent.
       fault: what was wrong; "" where nothing was.
       seconds: from the signal to the end.
     """
@@ -44,6 +50,7 @@ class Trial:
     signal: str
     after: float
     moment: str
+    times: int
     fault: str
     seconds: float
 
@@ -71,6 +78,18 @@ def commands(folder: Path, run: Path) -> dict[str, list[str]]:
     }
 
 
+def trainings(folder: Path) -> dict[str, list[str]]:
+    """How trainings are started that get their signals while they train."""
+    values = settings(folder)
+    within = {"save_minutes": 1e-9, "mirror": "drive"}
+    return {
+        "train.py": python(CHECKOUT / "train.py", *options({**values["train"], **FOREVER})),
+        "train.py, within epochs": python(CHECKOUT / "train.py", *options({**values["train"], **FOREVER, **within})),
+        "cascade.py": python(CHECKOUT / "cascade.py", *options({**values["cascade"], **within})),
+        "newllm finetune": [*NEWLLM, "finetune", *options({**values["finetune"], **FOREVER})],
+    }
+
+
 def moment_of(process: subprocess.Popen[str], runs: Path) -> str:
     """What a process is doing, from its mask of blocked signals and from its run directory."""
     try:
@@ -83,59 +102,92 @@ def moment_of(process: subprocess.Popen[str], runs: Path) -> str:
     return "run" if list(runs.glob("*/config.json")) else "start"
 
 
-def try_signal(name: str, command: Sequence[str], sent: str, after: float, folder: Path, twice: bool = False) -> Trial:
-    """Starts a command and sends it a signal.
+@dataclass(frozen=True)
+class Plan:
+    """What a trial does: sends a command a signal, `after` its start, or after that of its run."""
+
+    command: str
+    typed: list[str]
+    signal: str
+    after: float
+    in_a_run: bool = False
+    times: int = 1
+
+
+def run_trial(plan: Plan, folder: Path) -> Trial:
+    """Starts a command in an empty folder, sends it a signal, and resumes the run that it began.
 
     Args:
-      folder: of the caches; the command runs in an empty folder in it.
-      twice: send it a second time at once.
+      folder: with the sources and the caches.
     """
     with tempfile.TemporaryDirectory(dir=folder) as home:
-        runs = Path(home) / "runs"
-        out = (Path(home) / "out").open("w+")
+        runs, out = Path(home) / "runs", (Path(home) / "out").open("w")
         with out, subprocess.Popen(
-            command, cwd=home, env=environment(folder), stdout=out, stderr=subprocess.PIPE, text=True
+            plan.typed, cwd=home, env=environment(folder), stdout=out, stderr=subprocess.PIPE, text=True
         ) as process:  # fmt: skip
-            time.sleep(after)
-            moment = moment_of(process, runs)
-            started = time.monotonic()
-            for _ in range(2 if twice else 1):
-                process.send_signal(getattr(signal, sent))
+            while plan.in_a_run and process.poll() is None and not list(runs.glob("*/config.json")):
+                time.sleep(0.01)
+            time.sleep(plan.after)
+            moment, started = moment_of(process, runs), time.monotonic()
+            for _ in range(plan.times):
+                process.send_signal(getattr(signal, plan.signal))
+                time.sleep(0.05 if plan.times > 1 else 0)
             try:
                 _, err = process.communicate(timeout=60)
             except subprocess.TimeoutExpired:
                 process.kill()
-                return Trial(name, sent, after, moment, "it did not end", 60.0)
+                err = "it did not end"
             seconds = time.monotonic() - started
-            if moment == "end" or (process.returncode == 0 and seconds < 1 and not err):
-                return Trial(name, sent, after, "end", "" if process.returncode == 0 else err, seconds)
-            if moment == "python":
-                return Trial(name, sent, after, moment, "", seconds)
-            fault = fault_of(process.returncode, err, seconds, sent) or resumption(runs, command, folder, home)
-            return Trial(name, sent, after, moment, fault, seconds)
+        if moment != "python" and process.returncode == 0:  # it was over, or within its last steps
+            moment = "end"
+        fault = ""
+        if moment == "end":
+            fault = err
+        elif moment != "python":
+            fault = fault_of(process.returncode, err, seconds, plan.signal) or resumption(plan.typed, home, folder)
+    return Trial(plan.command, plan.signal, plan.after, moment, plan.times, fault, seconds)
 
 
 def fault_of(code: int, err: str, seconds: float, sent: str) -> str:
     """What is wrong with the end of a command; "" where nothing is."""
     if code != CODES[sent]:
         return f"exit code {code}: {err}"
-    if not re.fullmatch(f"error: {WORDS[sent]}(; --resume [^\n]+)?\n", err):
+    if not re.fullmatch(f"error: {WORDS[sent]}(; [^\n]*--resume [^\n]+)?\n", err):
         return f"it said {err!r}"
     return f"it took {seconds:.1f} s" if seconds > SECONDS_TO_END + 1 else ""
 
 
-def resumption(runs: Path, command: Sequence[str], folder: Path, home: str) -> str:
+def resumption(typed: Sequence[str], home: str, folder: Path) -> str:
     """What is wrong with resuming the run that a command began; "" where it began none or nothing is."""
+    runs = Path(home) / "runs"
     begun = [file.parent for file in runs.glob("*/config.json")]
     if not begun:
         left = [path.name for path in runs.glob("*")]
         return f"it left {left}" if left else ""
-    start = [word for word in command if not word.startswith("--")]
-    done = subprocess.run(
-        [*start, "--resume", str(begun[0])], cwd=home, env=environment(folder), capture_output=True, text=True
-    )
+    again = [*(word for word in typed if not word.startswith("--")), "--resume", str(begun[0])]
+    if "--num_epochs=100000" in typed:
+        metrics = begun[0] / "metrics.jsonl"
+        done = len(metrics.read_text().splitlines()) if metrics.is_file() else 0
+        again += ["--num_epochs", str(done + 1)]
+    done = subprocess.run(again, cwd=home, env=environment(folder), capture_output=True, text=True)
     left = [file for file in ("results.json", "report.md", "curves.png") if not (begun[0] / file).is_file()]
     return f"resuming: {done.stderr}" if done.returncode else f"resumed without {left}" if left else ""
+
+
+def run_limited(folder: Path) -> dict[str, Any]:
+    """A run that would never end, but for its time limit, which counts from about the first line that it writes."""
+    typed = [*trainings(folder)["train.py"], f"--time_limit={LIMIT}s"]
+    with tempfile.TemporaryDirectory(dir=folder) as home, subprocess.Popen(
+        typed, cwd=home, env=environment(folder), stdout=subprocess.PIPE, text=True
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        lines, started = [process.stdout.readline()], time.monotonic()
+        lines += process.stdout
+        code, seconds = process.wait(), time.monotonic() - started
+        is_told = lines[-1].startswith(f"stopped     before the time limit of {LIMIT}s; --resume ")
+        is_right = code == 0 and is_told and seconds < LIMIT
+        fault = resumption(typed, home, folder) if is_right else f"exit code {code}, {seconds:.1f} s: {lines[-1]}"
+    return {"limit": LIMIT, "seconds": round(seconds, 1), "fault": fault}
 
 
 def prepare(folder: Path) -> Path:
@@ -153,33 +205,40 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=2, help="commands at a time")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup would have the commands ignore it
     draw = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        typed = commands(folder, prepare(folder))
-        plans = [
-            (list(typed)[number % len(typed)], list(CODES)[number // len(typed) % 2], draw.uniform(0, LATEST))
-            for number in range(arguments.trials)
-        ]
+        typed, trained = commands(folder, prepare(folder)), trainings(folder)
+        plans = []
+        for number in range(arguments.trials):
+            name, sent = list(typed)[number % len(typed)], list(CODES)[number // len(typed) % 2]
+            plans.append(Plan(name, typed[name], sent, draw.uniform(0, LATEST)))
+        for number in range(arguments.trials // 2):
+            name, sent = list(trained)[number % len(trained)], list(CODES)[number // len(trained) % 2]
+            after, times = draw.uniform(0, LATEST_IN_A_RUN), 1 + (number % 3 == 2)
+            plans.append(Plan(name, trained[name], sent, after, True, times))
 
-        def attempt(plan: tuple[str, str, float]) -> Trial:
-            name, sent, after = plan
-            trial = try_signal(name, typed[name], sent, after, folder)
+        def attempt(plan: Plan) -> Trial:
+            trial = run_trial(plan, folder)
             print(json.dumps(asdict(trial)), flush=True)
             return trial
 
-        with ThreadPoolExecutor(2) as threads:
+        with ThreadPoolExecutor(arguments.processes) as threads:
             trials = list(threads.map(attempt, plans))
-    moments = {moment: sum(trial.moment == moment for trial in trials) for moment in ("python", "start", "run", "end")}
+            limited = list(threads.map(lambda _: run_limited(folder), range(4)))
     counts = {
         "command": "python -m tests.reliability.signals",
         "trials": len(trials),
-        "moments": moments,
+        "by_moment": dict(Counter(trial.moment for trial in trials)),
+        "by_command": dict(Counter(trial.command for trial in trials)),
+        "twice": sum(trial.times > 1 for trial in trials),
+        "longest_seconds_to_the_end": round(max(trial.seconds for trial in trials), 2),
         "faults": [asdict(trial) for trial in trials if trial.fault],
-        "longest_seconds": max(trial.seconds for trial in trials),
+        "time_limits": limited,
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(counts, indent=2) + "\n")

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,21 @@ def write_rows(file: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def write_base(folder: Path) -> None:
-    """A random Llama that reads bytes, as a model folder: 2 layers of 16, 257 ids, a chat template."""
+TINY_LLAMA = {
+    "vocab_size": 257, "hidden_size": 16, "intermediate_size": 24, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1,
+    "head_dim": 8,
+}  # fmt: skip
+CUTTABLE_LLAMA = {  # by the kernels for GPUs
+    "vocab_size": 320, "hidden_size": 128, "intermediate_size": 192, "num_layers": 2, "num_heads": 2,
+    "num_kv_heads": 1, "head_dim": 64,
+}  # fmt: skip
+
+
+def write_base(folder: Path, sizes: Mapping[str, int] = TINY_LLAMA) -> None:
+    """A random Llama that reads bytes, as a model folder: 257 ids (or more, unused ones), a chat template.
+
+    `sizes`: fields of `LlamaConfig`.
+    """
     import jax
     from tokenizers import pre_tokenizers
 
@@ -42,9 +56,7 @@ def write_base(folder: Path) -> None:
     from newllm_jax.smollm.tokenizer import Tokenizer, byte_level_bpe
     from newllm_jax.smollm.weights import save_model
 
-    config = LlamaConfig(
-        vocab_size=257, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8
-    )
+    config = LlamaConfig(**sizes)
     draw = np.random.default_rng(0)
     params = jax.tree.map(
         lambda shape: (

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import struct
+import subprocess
+import sys
 
 import pytest
 
@@ -38,3 +42,24 @@ def test_every_curve_is_drawn(tmp_path):
 def test_a_perplexity_that_overflowed_leaves_a_gap(tmp_path):
     save_curves(tmp_path / "curves.png", entries(2, val_ppl=None), "title")
     assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+CURVES = """
+import json, sys
+from pathlib import Path
+from newllm_jax.report.plots import save_curves
+save_curves(Path("curves.png"), json.loads(sys.argv[1]), "title")
+"""
+
+
+def test_the_current_folder_has_no_say_in_the_curves(tmp_path):
+    save_curves(tmp_path / "expected.png", entries(2), "title")
+    settings = "text.usetex: True\nsavefig.dpi: 10\nlines.linewidth: 9\n"  # LaTeX is a program that would be run
+    (tmp_path / "matplotlibrc").write_text(settings)
+    (tmp_path / "latex").write_text(f"#!/bin/sh\ntouch {tmp_path}/left\n")
+    (tmp_path / "latex").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = [sys.executable, "-P", "-c", CURVES, json.dumps(entries(2))]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=60)
+    assert (tmp_path / "curves.png").read_bytes() == (tmp_path / "expected.png").read_bytes()
+    assert not (tmp_path / "left").exists()

@@ -1,6 +1,9 @@
 """Safetensors to parameters and back, and every way in which a file can be wrong."""
 
 import json
+import os
+import struct
+from dataclasses import replace
 
 import jax
 import ml_dtypes
@@ -9,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from newllm_jax.errors import InputError
+from newllm_jax.files import LARGEST_JSON
 from newllm_jax.smollm.weights import read_config, read_params, save_model
 
 QUERY = "model.layers.1.self_attn.q_proj.weight"
@@ -143,6 +147,57 @@ def test_truncated_file(folder, golden, kept):
     refuses(folder, golden.config, r"model\.safetensors: truncated or not a safetensors file")
 
 
+def stored(header, data=b"", length=None):
+    """The bytes of a safetensors file."""
+    header = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(header) if length is None else length) + header + data
+
+
+F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "truncated"),
+        (stored({}, length=2**63), "a header of 9223372036854775808 bytes"),
+        (stored(b"{}" + b" " * LARGEST_JSON), f"a header of {LARGEST_JSON + 2} bytes"),
+        (stored(b"[" * 100_000), "nested too deeply"),
+        (stored(b'{"\xff": 1}'), "a header that is not UTF-8"),
+        (stored(b'{"a": %s, "a": %s}' % ((json.dumps(F32).encode(),) * 2), bytes(8)), "'a' is there twice"),
+        (stored({"a": F32, "b": F32}, bytes(8)), "truncated or not a safetensors file"),  # over one another
+        (stored({"a": {**F32, "shape": [2**62, 4]}}, bytes(8)), "truncated or not a safetensors file"),
+        (stored({"a": {**F32, "shape": [2**62, 0]}}, bytes(8)), "truncated or not a safetensors file"),
+        (stored({"a": {**F32, "data_offsets": [8, 0]}}, bytes(8)), "truncated or not a safetensors file"),
+        (stored({"a": {**F32, "data_offsets": [0, 2**63]}}, bytes(8)), "truncated or not a safetensors file"),
+        (stored({"a": F32}, bytes(80)), "truncated or not a safetensors file"),
+        (stored({"a": F32}, bytes(8)), "unknown tensor 'a'"),
+        (stored({QUERY: {"dtype": "F32", "shape": [0, 24], "data_offsets": [0, 0]}}), r"has shape \[0, 24\]"),
+        (stored({QUERY: {"dtype": "F32", "shape": [], "data_offsets": [0, 4]}}, bytes(4)), r"has shape \[\]"),
+        (stored({}), "29 tensors are missing"),
+    ],
+)
+def test_headers_that_lie(folder, golden, content, message):
+    (folder / "model.safetensors").write_bytes(content)
+    refuses(folder, golden.config, message)
+
+
+def test_pipes_are_not_read(folder, golden):
+    shard(folder, golden)
+    (folder / "a.safetensors").unlink()
+    os.mkfifo(folder / "a.safetensors")
+    refuses(folder, golden.config, r"a\.safetensors: not a regular file")
+    os.mkfifo(folder / "model.safetensors")
+    refuses(folder, golden.config, r"model\.safetensors: not a regular file")
+
+
+def test_sizes_that_do_not_fit_into_memory(folder, golden, monkeypatch):
+    largest = 100_000_000
+    config = replace(golden.config, hidden_size=largest, intermediate_size=largest, vocab_size=largest)
+    monkeypatch.setattr(np, "empty", None)  # nothing is allocated
+    refuses(folder, config, r"the parameters take [\d,]+\.\d\d GiB as float32, this machine has [\d,.]+ GiB free")
+
+
 def test_pickled_weights_are_not_read(folder, golden):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     refuses(folder, golden.config, r"no model\.safetensors .* pickled weights are never read")
@@ -169,7 +224,11 @@ def test_tensor_that_the_index_misplaces(folder, golden):
         ("[]", "not a JSON object"),
         ("{}", "no weight_map"),
         ('{"weight_map": {"x": "../elsewhere.safetensors"}}', "is not a file name"),
-        ('{"weight_map": {"x": "none.safetensors"}}', r"none\.safetensors: no such file"),
+        ('{"weight_map": {"x": "none.safetensors"}}', r"none\.safetensors: cannot be read \(No such file"),
+        ('{"weight_map": {"x": ""}}', "not a regular file"),
+        ('{"weight_map": {"x": ".."}}', "not a regular file"),
+        (r'{"weight_map": {"x": "\u0000"}}', "not a file name"),
+        ('{"weight_map": {"x": "a.safetensors", "x": "b.safetensors"}}', "'x' is there twice"),
         ('{"weight_map": {"x": "a.safetensors"}}', r"a\.safetensors: unknown tensor .* does not list it"),
     ],
 )

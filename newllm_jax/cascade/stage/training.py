@@ -17,11 +17,11 @@ from newllm_jax.cascade.hardness import hardness_threshold, select_hard
 from newllm_jax.cascade.run import chosen_epoch, stage_folder, stage_owner
 from newllm_jax.cascade.stage.model import init_stage
 from newllm_jax.cascade.stage.updates import StageTraining
+from newllm_jax.errors import NumericalError
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.progress import Narrate, TrainingProgress, progress_bar
 from newllm_jax.records.trackers import open_tracker
 from newllm_jax.training.checkpoint import Checkpoints, every_few_epochs
-from newllm_jax.training.clock import Clock
 from newllm_jax.training.history import History, at_epoch, best_epoch, is_finished, stopped_early
 from newllm_jax.training.loop import fit
 from newllm_jax.training.loss_scale import initial_loss_scale
@@ -53,7 +53,6 @@ def train_stage(
     run: RunDir,
     tokens: TokenSplits,
     earlier: Sequence[FinishedStage],
-    clock: Clock,
     stopping: Stopping,
     narrate: Narrate,
 ) -> FinishedStage:
@@ -62,6 +61,9 @@ def train_stage(
     Args:
       tokens: by split, outputs of the model before this stage.
       earlier: the stages before it.
+
+    Raises:
+      NumericalError: a loss or gradient that is not finite; the stages before it are kept.
     """
     config, number = shared.config, len(earlier) + 1
     # While training, validation has its own threshold; the ensemble will use that of the train tokens.
@@ -74,9 +76,9 @@ def train_stage(
     state = init_state(
         init_stage(shared.stage, config.seed, number), shared.optimizer, initial_loss_scale(shared.stage.precision)
     )
-    owner = stage_owner(run, number)
+    owner, chosen_of = stage_owner(run, number), partial(chosen_epoch, config=config)
     with Checkpoints(stage_folder(run, number), owner, every_few_epochs(config.checkpoint_every)) as checkpoints:
-        state, history = checkpoints.resume(state, config, clock, narrate, partial(chosen_epoch, config=config))
+        state, history = checkpoints.resume(state, config, stopping.clock, narrate, chosen_of)
         before = _numbered([stage.entry["epochs"] for stage in earlier])
         run.write_metrics([*before, *_numbered([history], number)])
         if not is_finished(history, config):
@@ -88,10 +90,13 @@ def train_stage(
             with TrainingProgress(
                 run, tracker, config.num_epochs, history, stage=number, epochs_before=len(before)
             ) as progress:
-                state, history = fit(
-                    shared.training, state, splits, config, checkpoints, progress, stopping, history,
-                    record=lambda: {"threshold": thresholds["train"], "seconds": clock.seconds()},
-                )  # fmt: skip
+                try:
+                    state, history = fit(
+                        shared.training, state, splits, config, checkpoints, progress, stopping, history,
+                        {"threshold": thresholds["train"]},
+                    )  # fmt: skip
+                except NumericalError as error:
+                    raise NumericalError(f"stage {number}, {error}") from error
         chosen = chosen_epoch(history, config)
         checkpoints.keep_only({best_epoch(history), len(history)})
         params = state.params if chosen == len(history) else checkpoints.params(chosen, state.params)

@@ -17,7 +17,7 @@ from newllm_jax.training.loop import Training
 from newllm_jax.training.losses import Sums, summed_losses
 from newllm_jax.training.optimizer import adamw
 from newllm_jax.training.precision import supported_precisions
-from newllm_jax.training.step import LossFn, Params, UpdateFn, make_evaluation, make_updates, train_step
+from newllm_jax.training.step import LossFn, Params, Part, UpdateFn, make_evaluation, make_updates, train_step
 
 WIDTH_MULTIPLE, KERNEL_BATCHES = 64, (16, 32, 64)
 
@@ -49,6 +49,7 @@ def build_stage_training(stage: Stage, config: CascadeConfig) -> StageTraining:
         make_evaluation(next_token_loss(strict)),
         optax.constant_schedule(config.learning_rate),
         None,
+        stage.precision,
     )
     return StageTraining(stage, strict, config, optimizer, training)
 
@@ -57,7 +58,7 @@ def next_token_loss(stage: Stage) -> LossFn:
     """The loss of a stage as the update loop needs it; its batch is `(hidden [B, H], targets [B])`."""
 
     def loss(
-        params: Params, batch: Any, present: jax.Array, key: jax.Array | None, carry: None
+        params: Params, batch: Any, present: jax.Array, key: jax.Array | None, carry: None, part: Part | None = None
     ) -> tuple[Sums, None]:  # fmt: skip
         hidden, targets = batch
         _, logits = cast(tuple[jax.Array, jax.Array], stage.apply({"params": params}, hidden))
@@ -68,14 +69,15 @@ def next_token_loss(stage: Stage) -> LossFn:
 
 def stage_updates(stage: Stage, config: CascadeConfig, optimizer: optax.GradientTransformation) -> UpdateFn:
     """The compiled updates of a stage: through GPU kernels of their own where those can compute them."""
-    if kernel_obstacle(stage, config.batch_size):
-        return make_updates(partial(train_step, next_token_loss(stage), optimizer))
+    if kernel_obstacle(stage, config.batch_size, config.micro_batch):
+        plain = partial(train_step, next_token_loss(stage), optimizer, micro_batch=config.micro_batch)
+        return make_updates(plain)
     from newllm_jax.cascade.stage.fused_step import stage_step  # Pallas takes time to import, and may be absent
 
     return make_updates(partial(stage_step, stage, config, optimizer))
 
 
-def kernel_obstacle(stage: Stage, batch_size: int) -> str:
+def kernel_obstacle(stage: Stage, batch_size: int, micro_batch: int | None = None) -> str:
     """Why the kernels of `fused_step.py` cannot compute a stage's updates; "" where they can.
 
     It says nothing of the device: only GPUs that can run the kernels have the precision tf32.
@@ -89,6 +91,8 @@ def kernel_obstacle(stage: Stage, batch_size: int) -> str:
         return f"the widths of the base are no multiples of {WIDTH_MULTIPLE}"
     if batch_size not in KERNEL_BATCHES:
         return f"batch_size must be one of {', '.join(map(str, KERNEL_BATCHES))}"
+    if micro_batch is not None and micro_batch < batch_size:
+        return "micro_batch adds up gradients, which those kernels never write to memory"
     return triton_obstacle()
 
 
@@ -100,5 +104,6 @@ def slow_update_warning(config: CascadeConfig, base: LlamaConfig = LlamaConfig()
     """
     if "tf32" not in supported_precisions() or config.precision not in ("auto", "tf32"):
         return ""  # another device, or a precision whose products the kernels do not have and the user asked for
-    reason = kernel_obstacle(Stage(stage_config(base, config.stage_layers), "tf32"), config.batch_size)
+    stage = Stage(stage_config(base, config.stage_layers), "tf32")
+    reason = kernel_obstacle(stage, config.batch_size, config.micro_batch)
     return reason and f"A stage's updates do without GPU kernels of their own, and are slower: {reason}."

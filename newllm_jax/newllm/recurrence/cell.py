@@ -40,6 +40,8 @@ class CellSpec:
       dropout: share of the activations that is dropped after every ReLU, where a seed is given.
       precision: of the matrix products; state and statistics are float32.
       form: which time loop computes it. All forms give the same numbers but for rounding; see `scan.form_for`.
+      mask_texts: how many texts the dropout masks are drawn for, where those at hand are a part of them; None: those at
+        hand.
     """
 
     hidden_dim: int
@@ -48,6 +50,7 @@ class CellSpec:
     dropout: float = 0.0
     precision: Precision = "fp32"
     form: Form = "plain"
+    mask_texts: int | None = None
 
 
 class CellParams(NamedTuple):
@@ -116,7 +119,8 @@ def compute_layer(
     activations = jax.nn.relu(pre_activations)
     if seeds is None:
         return activations
-    first = (time * spec.num_layers + number) * activations.size
+    size = activations.size if spec.mask_texts is None else spec.mask_texts * spec.hidden_dim
+    first = (time * spec.num_layers + number) * size
     numbers = first.astype(jnp.uint32) + jnp.arange(activations.size, dtype=jnp.uint32).reshape(activations.shape)
     return jnp.where(dropout_mask(seeds, spec.dropout, numbers), activations / (1 - spec.dropout), 0)
 
@@ -132,9 +136,15 @@ def next_context(context: jax.Array, gates: jax.Array, norm: tuple[jax.Array, ja
     return jnp.clip(normed, -CONTEXT_BOUND, CONTEXT_BOUND)
 
 
-def dropout_seeds(key: jax.Array) -> jax.Array:
-    """What `dropout_mask` draws the masks of one piece of text from: uint32 `[2]`."""
-    return jax.random.bits(key, (2,), jnp.uint32)
+def dropout_seeds(key: jax.Array, first: jax.Array | None = None) -> jax.Array:
+    """What `dropout_mask` draws the masks of one piece of text from: uint32 `[2]`.
+
+    Args:
+      first: the number of the first activation of a layer, where the texts at hand are a part of a batch
+        (`CellSpec.mask_texts`).
+    """
+    seeds = jax.random.bits(key, (2,), jnp.uint32)
+    return seeds if first is None else seeds.at[0].add(first.astype(jnp.uint32))  # it is added to all numbers
 
 
 def dropout_mask(seeds: Any, rate: float, numbers: jax.Array) -> jax.Array:

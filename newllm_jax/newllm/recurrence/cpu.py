@@ -53,7 +53,7 @@ def forward(
 
     def body(contexts: list[jax.Array], inputs: tuple[jax.Array, jax.Array]) -> tuple[list[jax.Array], Any]:
         token, time = inputs
-        size = jnp.uint32(token.size)
+        size = jnp.uint32(token.size if spec.mask_texts is None else spec.mask_texts * spec.hidden_dim)
         ordinals = jnp.arange(token.size, dtype=jnp.uint32).reshape(token.shape)
         numbers = time.astype(jnp.uint32) * spec.num_layers * size + ordinals
         halves = zip(contexts, _halves(token), _halves(numbers), strict=True)

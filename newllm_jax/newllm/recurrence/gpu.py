@@ -41,7 +41,7 @@ def obstacle(spec: CellSpec, batch: int, steps: int) -> str:
     if spec.num_layers < 2:
         return "num_layers must be 2 or more"
     if spec.num_layers * (steps + 1) * (batch + 64) * spec.hidden_dim >= 2**31:
-        return "32 bits cannot number the activations; use a smaller batch_size or sequence_length"
+        return "32 bits cannot number the activations; use a smaller micro_batch or sequence_length"
     return triton_obstacle()
 
 
@@ -83,8 +83,9 @@ def forward(
     rows = context.shape[0]
     rate = 0.0 if seeds is None else spec.dropout
     seeds = jnp.zeros((2,), jnp.uint32) if seeds is None else seeds
+    texts = batch if spec.mask_texts is None else spec.mask_texts
     kernel = partial(
-        forward_kernel, tiling=tiling, batch=batch, dropout=rate, precision=PRECISIONS[spec.precision], alone=interpret
+        forward_kernel, tiling=tiling, texts=texts, dropout=rate, precision=PRECISIONS[spec.precision], alone=interpret
     )
     shapes = [
         ((steps, rows, width), jnp.float32),  # contexts

@@ -29,7 +29,7 @@ def _sigmoid(x: jax.Array) -> jax.Array:
 def forward_kernel(
     tokens, seeds, context, w_in, w_hidden, b_hidden, w_gates, b_gates, norm_scale, norm_bias, _,
     contexts, states, outputs, gates, last, mixed, means, squares, counters,
-    *, tiling: Tiling, batch: int, dropout: float, precision: Any, alone: bool,
+    *, tiling: Tiling, texts: int, dropout: float, precision: Any, alone: bool,
 ):  # fmt: skip
     """All steps forward.
 
@@ -66,7 +66,7 @@ def forward_kernel(
       last: c_T, `[B, C]`.
       mixed, means, squares: scratch, see `MixedContexts`.
       counters: of the barriers, see `Group`.
-      batch: without padding; the dropout masks number the activations with it, as `cell.step` does.
+      texts: of the batch that the dropout masks are drawn for, without padding; `cell.step` numbers them likewise.
     """
     steps, padded_batch, hidden = tokens.shape
     width, layers = context.shape[-1], states.shape[0] + 1
@@ -84,7 +84,7 @@ def forward_kernel(
         """This block's columns of the dropout mask of h_layer."""
         if not dropout:
             return None
-        first = ((t * layers + layer) * (batch * hidden)).astype(jnp.uint32)
+        first = ((t * layers + layer) * (texts * hidden)).astype(jnp.uint32)
         return dropout_mask(seed_pair, dropout, numbers + first)
 
     def store_activations(x, mask, layer, t):

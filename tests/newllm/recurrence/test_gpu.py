@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,6 +65,19 @@ def test_equals_the_plain_form(inputs):
     gradients = gpu.backward(spec, params, stored, seeds, *d_results, **alone)
     for ours, plain in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
         close(ours, plain)
+
+
+def test_a_part_of_a_batch_sees_its_rows_of_the_masks(inputs):
+    params, context, tokens, seeds = inputs
+    spec, first = spec_of(params), 4
+    (_, outputs), _ = jax.jit(lambda: reference.forward(spec, params, context, tokens, seeds))()
+    here = seeds.at[0].add(first * HIDDEN)
+    for texts, same in ((BATCH, True), (None, False)):
+        (_, found), _ = gpu.forward(
+            replace(spec, mask_texts=texts), params, context[first:], tokens[:, first:], here,
+            tiling=ALONE, interpret=True,
+        )  # fmt: skip
+        assert np.allclose(found, outputs[:, first:], atol=1e-4) == same
 
 
 def test_bf16_without_dropout_stores_activations_in_bf16_and_the_context_in_float32(inputs):

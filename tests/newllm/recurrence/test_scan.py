@@ -13,7 +13,14 @@ import numpy as np
 import pytest
 
 from newllm_jax.newllm.recurrence import gpu, reference
-from newllm_jax.newllm.recurrence.cell import CellParams, CellSpec, compute_layer, dropout_mask, next_context
+from newllm_jax.newllm.recurrence.cell import (
+    CellParams,
+    CellSpec,
+    compute_layer,
+    dropout_mask,
+    dropout_seeds,
+    next_context,
+)
 from newllm_jax.newllm.recurrence.reference import scan_plain
 from newllm_jax.newllm.recurrence.scan import form_for, scan
 
@@ -103,6 +110,21 @@ def test_dropout_matters(inputs):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_a_part_of_a_batch_sees_its_rows_of_the_masks(form):
+    draw = np.random.default_rng(2)
+    context = jnp.asarray(draw.standard_normal((5, CONTEXT)), jnp.float32)
+    tokens = jnp.asarray(draw.standard_normal((TIME, 5, HIDDEN)), jnp.float32)
+    key, spec = jax.random.key(3), replace(SPEC, form=form)
+    whole = scan(spec, random_params(), context, tokens, dropout_seeds(key))
+    part = context[2:], tokens[:, 2:]
+    for texts, first, same in ((5, 2, True), (5, 1, False), (3, 2, False)):
+        seeds = dropout_seeds(key, jnp.int32(first * HIDDEN))
+        last, outputs = scan(replace(spec, mask_texts=texts), random_params(), *part, seeds)
+        assert np.allclose(last, whole[0][2:], atol=1e-5) == same
+        assert np.allclose(outputs, whole[1][:, 2:], atol=1e-5) == same
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dropped", [False, True])
 def test_own_backward_pass_equals_the_plain_scans(form, dropped, inputs):
     context, tokens, seeds = inputs
@@ -159,7 +181,7 @@ def test_the_gpu_kernels_say_what_they_do_not_support():
         ({"hidden_dim": 384}, 32, 63, "powers of two from 256"),
         ({"context_dim": 128}, 32, 63, "powers of two from 256"),
         ({"num_layers": 1}, 32, 63, "num_layers"),
-        ({}, 512, 8191, "smaller batch_size or sequence_length"),
+        ({}, 512, 8191, "smaller micro_batch or sequence_length"),
     ):
         assert reason in gpu.obstacle(replace(BASELINE, **change), batch, steps), change
         assert not gpu.supports(replace(BASELINE, **change), batch, steps)

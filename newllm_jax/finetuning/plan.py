@@ -1,0 +1,67 @@
+"""What a fine-tuning would be, for `--dry_run`: no weights are read, nothing is trained, no run directory is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from newllm_jax.config import FinetuneConfig, Precision
+from newllm_jax.finetuning.updates import build_training
+from newllm_jax.records.machine import environment, peak_memory_bytes
+from newllm_jax.smollm.alpaca import STRIDE, AlpacaChunks, load_alpaca
+from newllm_jax.smollm.base import describe_base
+from newllm_jax.smollm.model import SmolLM2, parameter_shapes
+from newllm_jax.training.loss_scale import initial_loss_scale
+from newllm_jax.training.memory import ADAM_BYTES, FLOAT, check_memory, update_bytes
+from newllm_jax.training.precision import resolve_precision
+from newllm_jax.training.step import count_parameters, init_state
+
+
+def plan_finetune(config: FinetuneConfig) -> dict[str, Any]:
+    """The resolved configuration, counts of data, parameters and updates, and an estimate of the memory.
+
+    The memory is XLA's own plan of the compiled update, with the data. A CPU also holds what the process has by now,
+    the base as it was read, and a checkpoint that is being written.
+
+    Raises:
+      InputError: a setting or source that cannot be used.
+    """
+    precision = resolve_precision(config.precision)
+    source, llama, tokenizer = describe_base(config)
+    data = load_alpaca(tokenizer, config)
+    check_fits(config, SmolLM2(llama), data, precision)
+    parameters, steps = count_parameters(parameter_shapes(llama)), -(-len(data.train) // config.batch_size)
+    needed = planned_memory(config, SmolLM2(llama), data, precision)
+    if jax.devices()[0].platform == "cpu":
+        needed += peak_memory_bytes() + 4 * parameters * FLOAT
+    return {
+        "system": config.system,
+        "config": config.to_dict(),
+        "environment": environment(precision),
+        "data": data.summary(),
+        "base": {**source.provenance(), "parameters": parameters, "layers": llama.num_layers},
+        "parameters": parameters,
+        "updates_per_epoch": steps,
+        "updates": steps * config.num_epochs,
+        "estimated_memory_bytes": needed,
+    }
+
+
+def check_fits(config: FinetuneConfig, model: SmolLM2, data: AlpacaChunks, precision: Precision) -> None:
+    """Raises InputError where a run would not fit into the memory that is free."""
+    llama = model.config
+    stored = llama.num_layers * (2 * llama.hidden_size + 2 * llama.intermediate_size) + llama.vocab_size
+    check_memory({
+        "base_model": ADAM_BYTES * count_parameters(parameter_shapes(llama)),
+        "micro_batch or batch_size": config.examples_at_once * STRIDE * stored * FLOAT,
+    }, lambda: planned_memory(config, model, data, precision))  # fmt: skip
+
+
+def planned_memory(config: FinetuneConfig, model: SmolLM2, data: AlpacaChunks, precision: Precision) -> int:
+    """The bytes of the device that training takes, by XLA's plan of the update, which is compiled."""
+    training, optimizer = build_training(config, model, precision)
+    shapes = parameter_shapes(model.config)
+    state = jax.eval_shape(lambda params: init_state(params, optimizer, initial_loss_scale(precision)), shapes)
+    steps = -(-len(data.train) // config.batch_size)
+    return update_bytes(training.updates, state, data.train, steps, config.batch_size) + data.validation.nbytes
