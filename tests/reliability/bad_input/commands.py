@@ -21,7 +21,8 @@ COMMANDS = [
     _says("'xxxxx", "x" * 100_000),
     _says("--nothing: no such command", "--nothing"),
     *(_says("--nothing: no such option", command, "--nothing")
-      for command in ("train", "cascade", "finetune", "generate", "evaluate", "compare", "report", "doctor")),
+      for command in ("train", "cascade", "finetune", "doctor")),
+    *(_says("--nothing: no such option", command, "x", "--nothing") for command in (*READERS, "compare")),
     _says("--bach_size: no such option; did you mean batch_size?", "train", "--bach_size", "3"),
     _says("--learning: no such option; did you mean learning_rate?", "train", "--learning=1"),
     _says("advanced: unexpected argument", "train", "advanced"),
