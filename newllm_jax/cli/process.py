@@ -34,6 +34,7 @@ PATH_ERRORS = {
     errno.ELOOP,
 }
 
+NO_DEVICE = "Unable to initialize backend"  # JAX, of a kind of device that it does not have or know
 CACHE_SETTINGS = "JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE"
 
 
@@ -159,7 +160,7 @@ def _fail(message: str, code: int) -> int:
 
 
 def _environment_fault(error: BaseException, command: str) -> str | None:
-    """A line for what is the machine's fault, not the library's: paths, a disk that takes no more, full memory."""
+    """A line for what is the machine's fault, not the library's: paths, a full disk or memory, no such device."""
     fault = disk_fault(error)
     named = next((link for link in causes(error) if isinstance(link, OSError) and link.filename is not None), None)
     if fault:
@@ -167,6 +168,9 @@ def _environment_fault(error: BaseException, command: str) -> str | None:
         return f"{where}: {fault}; make room or choose another place (what was written before is whole)"
     if named and named.errno in PATH_ERRORS:
         return f"{named.filename}: {named.strerror}"
+    no_device = next((str(link) for link in causes(error) if str(link).startswith(NO_DEVICE)), None)
+    if no_device:
+        return f"JAX_PLATFORMS: {no_device}"
     asked = memory_fault(error)
     return None if asked is None else _out_of_memory(error, asked, command)
 

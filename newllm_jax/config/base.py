@@ -78,11 +78,11 @@ class RunConfig:
     learning_rate: float = setting(1e-4, "peak learning rate", **RATE)
     patience: int = setting(15, "epochs without a gain after which training stops early", **EPOCHS)
     minimum_gain: float = setting(
-        0.0, "least fall of the validation loss that counts as a gain (nats)", least=0, most=1e6
+        0.0, "least fall of the validation loss that counts as a gain (nats)", least=0, most=10**6
     )
     checkpoint_every: int = setting(5, "epochs between checkpoints kept beside the best and the latest two", **EPOCHS)
     save_minutes: float | None = setting(
-        None, "minutes between checkpoints within an epoch; none: no such checkpoints", above=0, most=1e6
+        None, "minutes between checkpoints within an epoch; none: no such checkpoints", above=0, most=10**6
     )
     time_limit: str | None = setting(None, "time after which the run stops by itself, resumable: 11h, 90m, 3600s")
     mirror: str = setting(

@@ -19,4 +19,4 @@ class ChunkConfig(RunConfig):
     )
     train_chunks: int = setting(1000, "training chunks of 129 ids, from the first rows", least=1, most=10**8)
     validation_chunks: int = setting(100, "validation chunks, from the rows after those", least=1, most=10**8)
-    weight_decay: float = setting(0.01, "weight decay of AdamW, on all trained parameters", least=0, most=1e6)
+    weight_decay: float = setting(0.01, "weight decay of AdamW, on all trained parameters", least=0, most=10**6)

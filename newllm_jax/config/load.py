@@ -10,7 +10,7 @@ from newllm_jax.config.base import Config, RunConfig
 from newllm_jax.config.checking import check, checked_path
 from newllm_jax.config.newllm import NewLLMConfig
 from newllm_jax.config.parsing import nearest
-from newllm_jax.errors import InputError, shown
+from newllm_jax.errors import InputError, named, shown
 from newllm_jax.files import read_json, read_toml
 
 _PACKAGE = Path(__file__).parent.parent
@@ -48,7 +48,7 @@ def load_config(
         return config_class.from_dict({**settings, **overrides})
     except InputError as error:
         culprit = str(error).split(":", 1)[0]
-        if culprit in settings and culprit not in overrides:
+        if culprit in map(named, settings) and culprit not in overrides:
             raise InputError(f"{path}: {error}") from error
         raise
 

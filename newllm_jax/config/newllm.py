@@ -24,7 +24,7 @@ class NewLLMConfig(RunConfig):
 
     dataset: str = setting("Salesforce/wikitext", "data set: Hub name, local folder or file, or builtin", **SOURCE)
     minimum_gain: float = setting(
-        0.001, "least fall of the validation loss that counts as a gain (nats)", least=0, most=1e6
+        0.001, "least fall of the validation loss that counts as a gain (nats)", least=0, most=10**6
     )
 
     vocabulary_size: int = setting(

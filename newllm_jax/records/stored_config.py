@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from newllm_jax.config import Config, check
+from newllm_jax.config import Config, check, checked, checked_path
 from newllm_jax.errors import InputError
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.mirror import fetch_run
@@ -49,11 +49,12 @@ def resume_or_start(
     """
     check("config", config, f"a {config_class.__name__}", config is None or isinstance(config, config_class))
     run, overrides = None, {} if overrides is None else overrides
+    check("overrides", overrides, "a table of settings by name", isinstance(overrides, Mapping))
     if resume is None:
         config = (config or config_class()).override(overrides)
     else:
-        mirror = overrides.get("mirror") if isinstance(overrides, Mapping) else None
-        fetch_run(Path(resume), mirror if isinstance(mirror, str) else "")
+        resume = checked_path("run_dir", resume)
+        fetch_run(resume, checked("mirror", overrides.get("mirror", ""), str))
         run = stack.enter_context(RunDir.open(resume))
         stored = stored_config(run, config_class)
         config = stored.override(overrides)

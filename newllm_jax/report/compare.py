@@ -21,10 +21,11 @@ def read_results(path: str | Path) -> dict[str, Any]:
       InputError: no such file, a run that is not finished, or no results of ours.
     """
     path = checked_path("run", path)
-    results = read_sealed(path) if path.is_file() else RunDir.open(path).read_json("results.json")
+    is_file = path.is_file()
+    results = read_sealed(path) if is_file else RunDir.open(path).read_json("results.json")
     if isinstance(results, dict):
-        results = {"name": path.stem if path.is_file() else path.name, **results}
-    check_results(results, path)
+        results = {"name": path.stem if is_file else path.name, **results}
+    check_results(results, path if is_file else path / "results.json")
     return results
 
 

@@ -111,6 +111,7 @@ def stream_text(tokenizer: Tokenizer, ids: Iterator[int]) -> Iterator[str]:
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """A prompt as the user's turn of a conversation; as plain text where the model has no chat template."""
+    check("prompt", prompt, "a text in UTF-8", not any("\ud800" <= letter <= "\udfff" for letter in prompt))
     if not tokenizer.chat_template:
         return tokenizer.encode(prompt)
     return tokenizer.encode(tokenizer.chat([{"role": "user", "content": prompt}]))

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from newllm_jax.errors import InputError, disk_fault
+from newllm_jax.errors import InputError, disk_fault, shown
 
 PROBE_SECONDS = 5.0
+ADDRESSES = "HF_ENDPOINT", "HTTPS_PROXY", "https_proxy"
 
 
 class HubOutOfReach(InputError):
@@ -54,8 +55,14 @@ def hub_folder(repository: str, kind: str, patterns: Sequence[str] | None = None
 
     Raises:
       HubOutOfReach: not cached, and the Hub is offline or does not answer.
-      InputError: the Hub answers, and has no such repository (or none that this user may read).
+      InputError: the Hub answers, and has no such repository (or none that this user may read); or a variable of the
+        environment holds no address.
     """
+    for variable in ADDRESSES:
+        try:
+            _ = urlsplit(os.environ.get(variable, "")).port
+        except ValueError as error:
+            raise InputError(f"{variable}: {shown(os.environ[variable])} is no address ({error})") from error
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
