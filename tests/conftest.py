@@ -6,6 +6,7 @@ import atexit
 import os
 import re
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -133,6 +134,14 @@ def hostile_folder(tmp_path, monkeypatch) -> Path:
         (folder / f"{name}.py").write_text(f"open({str(left)!r}, 'a').write({name!r})\n")
     monkeypatch.chdir(folder)
     return left
+
+
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C reaches this process and those that it starts, even where nohup or a script's `&` has them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

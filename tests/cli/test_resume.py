@@ -64,14 +64,6 @@ def test_resuming_a_finished_run_says_what_would_let_it_go_on(newllm, copy):
 # What stops a run, and going on after it
 
 
-@pytest.fixture
-def ctrl_c():
-    """Ctrl-C reaches this process and those that it starts, even where nohup or a script's `&` has them ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.parametrize(
     ("sent", "code", "word"), [(signal.SIGINT, 130, "stopped"), (signal.SIGTERM, 143, "terminated")]
 )

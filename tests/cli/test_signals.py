@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-pytestmark = pytest.mark.quick
+pytestmark = [pytest.mark.quick, pytest.mark.usefixtures("ctrl_c")]
 
 CODES = [(signal.SIGINT, 130, "stopped"), (signal.SIGTERM, 143, "terminated")]
 BUSY = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"  # minutes in C

@@ -98,6 +98,7 @@ def test_arguments_of_a_tokenizer_are_checked():
 
 def test_sequences_that_do_not_fit_into_memory_are_not_made(monkeypatch):
     monkeypatch.setattr(memory, "host_memory", lambda: ("this machine", 10**6))
+    monkeypatch.setattr(memory, "SMALL", 0)
     texts = {split: ["a b c d e f"] * 3 for split in wikitext.SPLITS}
     with pytest.raises(InputError, match=r"memory: .* this machine has 0.00 GiB free; lower sequence_length"):
         prepare(texts, NewLLMConfig(sequence_length=10**6), PROVENANCE)

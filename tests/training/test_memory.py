@@ -22,7 +22,8 @@ GIB = 2**30
 
 @pytest.fixture
 def free(monkeypatch):
-    """Sets what the machine has free, in bytes."""
+    """Sets what the machine has free, in bytes; no run is too small to be refused."""
+    monkeypatch.setattr(memory, "SMALL", 0)
 
     def set_free(size):
         monkeypatch.setattr(memory, "host_memory", lambda: ("this machine", size))
@@ -34,6 +35,13 @@ def test_what_the_machine_has():
     where, free = host_memory()
     assert where == "this machine" and 10**8 < free < 10**14
     assert device_memory()[0] == "this machine"  # a CPU
+
+
+def test_small_runs_are_not_refused(monkeypatch):
+    monkeypatch.setattr(memory, "host_memory", lambda: ("this machine", 0))
+    check_memory({"batch_size": memory.SMALL})
+    with pytest.raises(InputError, match="lower batch_size"):
+        check_memory({"batch_size": memory.SMALL + 1})
 
 
 def test_a_limit_of_a_container_counts(tmp_path, monkeypatch):
