@@ -146,7 +146,7 @@ def _declared(readme: Path) -> dict[str, dict[str, Any]]:
 
 def _header(text: str) -> str:
     """What stands between the first line of a README and the next one, where both are `---`; "" otherwise."""
-    lines = text.strip().splitlines()
+    lines = text.lstrip().splitlines()
     if lines[:1] != ["---"] or "---" not in lines[1:]:
         return ""
     return "\n".join(lines[1 : lines.index("---", 1)])
