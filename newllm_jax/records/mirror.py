@@ -62,18 +62,18 @@ class Mirror:
             self._thread.join()
 
     def _follow(self) -> None:
-        copied, seen, complained = Stamps(), Stamps(), False
-        while not self._over.is_set():
-            self._over.wait(SECONDS)
+        copied, seen, complained, over = Stamps(), Stamps(), False, False
+        while not over:
+            over = self._over.wait(SECONDS)  # before the last look, which then sees all that the run did
             started = time.monotonic()
             try:
                 found = _stamps(self._run)
-                if found == seen and not self._over.is_set():
+                if found == seen and not over:
                     continue
                 seen = found
                 copy_run(self._run, self._copy, copied)
             except Exception as error:  # whatever it is: the run goes on
-                if self._over.is_set() or not complained:
+                if over or not complained:
                     self._narrate(boxed(f"mirror: {self._copy} is not up to date ({error}); the run goes on"))
                 complained = True
             self._took(time.monotonic() - started)

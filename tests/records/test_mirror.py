@@ -289,6 +289,26 @@ def test_an_error_at_the_end_is_told(run, copy, monkeypatch):
     assert len(following.told) == 1
 
 
+def test_what_a_run_does_at_its_end_while_a_copy_is_under_way_is_copied_too(run, copy, monkeypatch):
+    real, looked, ended = mirror.copy_run, threading.Event(), threading.Event()
+
+    def slow(*arguments):
+        real(*arguments)
+        looked.set()
+        assert ended.wait(30)
+
+    monkeypatch.setattr(mirror, "SECONDS", 0.01)
+    monkeypatch.setattr(mirror, "copy_run", slow)
+    following = Followed(run, copy.parent)
+    with following:
+        assert looked.wait(30)
+        write(run / "results.json", "the last")
+        shutil.rmtree(run / "checkpoints" / "epoch_2")
+        following._over.set()  # the run leaves while the copy is still under way
+        ended.set()
+    assert content(run) == content(copy)
+
+
 def test_places_that_are_no_mirror(run, tmp_path, monkeypatch):
     monkeypatch.setattr(mirror, "copy_run", lambda *_: pytest.fail("copied"))
     for folder in ("", str(run.parent), str(run.parent.parent / "runs")):
