@@ -21,7 +21,6 @@ def counts() -> str:
     """One line for each kind of trial."""
     kills, signals, damages, inputs, fuzz = map(_load, ("kills", "signals", "damages", "inputs", "fuzz"))
     readers = fuzz["readers"].values()
-    memory = _load("memory")["processes"]
     rows = [
         ["`kills`", f"{kills['kills']} SIGKILLs of {kills['trials']} runs, resumed to the end",
          f"{kills['bit_equal']} of {kills['trials']} runs equal to the bit"],
@@ -32,10 +31,18 @@ def counts() -> str:
         ["`inputs`", f"{inputs['tried']} bad inputs", f"{inputs['traceback']} tracebacks, {inputs['hang']} hangs"],
         ["`fuzz`", f"{sum(reader['inputs'] for reader in readers):,} inputs of the GGUF, safetensors and JSON readers",
          f"{sum(reader['failed'] for reader in readers)} faults"],
-        ["`memory`", f"{memory['new-llm']['count']:,} epochs of New-LLM, {memory['cascade stage']['count']} of a "
-         f"stage, {memory['generation']['count']} texts", _flat(memory)],
     ]  # fmt: skip
     return markdown_table(["`python -m tests.reliability.`", "tried", "found"], rows)
+
+
+def memory() -> str:
+    """How the memory of long commands grows."""
+    rows = [
+        [name, f"{each['count']:,}", f"{each['growth_by_epoch']['resident_bytes'] / 1024:.1f} KiB",
+         f"{each['last']['resident_bytes'] / 2**20:.0f} MiB"]
+        for name, each in _load("memory")["processes"].items()
+    ]  # fmt: skip
+    return markdown_table(["process", "epochs or texts", "growth of each", "memory at the end"], rows)
 
 
 def damages() -> str:
@@ -95,12 +102,6 @@ def _started(signals: dict[str, Any]) -> int:
     return sum(count for moment, count in signals["by_moment"].items() if moment in ("python", "start"))
 
 
-def _flat(memory: dict[str, Any]) -> str:
-    flat = [each["flat"] for each in memory.values()]
-    growth = max(each["growth_by_epoch"]["resident_bytes"] for each in memory.values())
-    return f"{'flat' if all(flat) else 'not flat'}: at most {growth / 1024:.1f} KiB an epoch"
-
-
 def _cell(text: str) -> str:
     """A text in one line of a table."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")[:160]
@@ -108,6 +109,7 @@ def _cell(text: str) -> str:
 
 RELIABILITY_TABLES: dict[str, Callable[[], str]] = {
     "reliability counts": counts,
+    "reliability memory": memory,
     "reliability damages": damages,
     "reliability kills": kills,
     "reliability inputs": inputs,

@@ -18,7 +18,7 @@ from newllm_jax.files import cache_folder, whole_file
 # of a program in a second file, and reads all of these before it writes a program (28 ms where there are 1000). Where
 # one is missing, because a process was killed between the two writes or ran without the limit, no program is written
 # any more. And it holds a lock, for which others wait up to 10 s, around every read and write.
-LARGEST = 2**30  # bytes of all programs
+LARGEST = 2**28  # bytes of all programs, all of which are hashed when a command starts: 0.2 s
 ENTRIES = "*-cache"  # JAX's name for a program
 SEALS = ".sha256"  # added to it: the hash that a command leaves of the programs it wrote
 
