@@ -218,6 +218,7 @@ class Checkpoints:
         if not found.is_verified:
             narrate(f"note        {of_part}the checkpoint of epoch {found.epoch} is from before checkpoints had "
                     "manifests: damage to its numbers cannot be noticed")  # fmt: skip
+        self._within_epoch.drop(found.epoch)  # of a process that was killed before it did
         for later in [epoch for epoch in self.epochs if epoch > found.epoch]:  # the resumed run fills their places
             delete(self._path(later))
         clock.resume(found.record["seconds"])

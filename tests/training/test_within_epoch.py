@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -172,6 +173,16 @@ def test_one_of_an_epoch_that_is_over_is_not_used(tmp_path, whole):
     found = train(tmp_path / "later")
     assert found[2] == ["stage 1, continuing after epoch 1"]
     assert_same(found, tmp_path / "later", whole)
+
+
+def test_one_of_the_last_epoch_goes_when_the_training_is_over(tmp_path):
+    stop_within(tmp_path)
+    shutil.copytree(tmp_path / "within_epoch", tmp_path / "aside")
+    train(tmp_path)
+    (tmp_path / "aside").rename(tmp_path / "within_epoch")  # as if killed between the last checkpoint and the deletion
+    with Checkpoints(tmp_path, Owner("a run", "stage_1"), every_few_epochs(5)) as checkpoints:
+        checkpoints.resume(init_state({"w": jnp.float32(5)}, ADAM), CONFIG, Clock(), lambda _: None)
+    assert names(tmp_path) == ["epoch_1", "epoch_2"]
 
 
 def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
