@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from newllm_jax.errors import InputError, memory_fault
 from newllm_jax.files import read_json
@@ -23,9 +22,6 @@ from newllm_jax.training.step import TrainState
 
 NAME = re.compile(r"epoch_([1-9]\d{0,8})")
 DELETED = ".deleted-"
-# Orbax (since 0.12) collects TensorStore's metrics at every save, for a line of its log, and TensorStore (0.1.86) never
-# frees them: 30 KB a save, so that long runs would need more and more memory.
-tensorstore_utils.get_tensorstore_raw_bytes = lambda direction: 0
 MANIFEST, RECORD = "manifest", "record"  # the JSON of a checkpoint; version 0.1.0 wrote a record only
 
 
