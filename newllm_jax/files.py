@@ -59,6 +59,7 @@ def whole_file(path: Path) -> Iterator[Path]:
             _remove_leftovers(path)
             yield partial
             partial.chmod(0o644)
+            os.fsync(handle)  # else a power cut may leave an empty file under the name
             partial.replace(path)
         finally:
             os.close(handle)

@@ -149,6 +149,8 @@ def largest_micro_batch(config: Config) -> tuple[Config, str]:
         try:
             needed = call(SYSTEMS[config.system].plan, tried)["estimated_memory_bytes"]
         except DoesNotFit:
+            if size == 1:
+                raise
             needed = math.inf
         told = f"{needed / 2**30:.2f} of {usable / 2**30:.2f} GiB"
         if needed <= usable:

@@ -15,6 +15,7 @@ from newllm_jax.config import NewLLMConfig, config_names, load_config
 from newllm_jax.errors import InputError
 from newllm_jax.newllm import plan as newllm_plan
 from newllm_jax.systems import SYSTEMS, largest_micro_batch, system_of
+from newllm_jax.training.memory import DoesNotFit
 
 FUNCTIONS = "precision", "warning", "train", "plan", "restore", "evaluate", "show", "generate", "report"
 
@@ -63,6 +64,17 @@ def test_the_largest_micro_batch_is_the_first_half_that_fits(monkeypatch, usable
 def test_where_nothing_fits_or_is_known(monkeypatch, usable, message):
     planned(monkeypatch, usable)
     with pytest.raises(InputError, match=f"auto_batch: .*{message}"):
+        largest_micro_batch(NewLLMConfig())
+
+
+def test_what_a_smaller_batch_does_not_change_is_named(monkeypatch):
+    planned(monkeypatch, 100)
+
+    def refuse(config):
+        raise DoesNotFit("memory: the run needs at least 9 GiB; lower train_chunks")
+
+    monkeypatch.setattr(newllm_plan, "plan_newllm", refuse)
+    with pytest.raises(InputError, match="lower train_chunks"):
         largest_micro_batch(NewLLMConfig())
 
 

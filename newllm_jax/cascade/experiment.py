@@ -15,7 +15,7 @@ from newllm_jax.cascade.ensemble import TrainedStage, evaluate_ensemble
 from newllm_jax.cascade.extraction import Pieces, Tokens, extract
 from newllm_jax.cascade.hardness import stage_counts
 from newllm_jax.cascade.plan import check_fits
-from newllm_jax.cascade.run import read_stages, restore_cascade
+from newllm_jax.cascade.run import begun_stages, read_stages, restore_cascade
 from newllm_jax.cascade.stage.model import Stage, stage_config, stage_size
 from newllm_jax.cascade.stage.training import SPLITS, FinishedStage, TokenSplits, hand_on, train_stage
 from newllm_jax.cascade.stage.updates import StageTraining, build_stage_training, slow_update_warning
@@ -79,12 +79,13 @@ def train_cascade(
         check_fits(config, base.model.config, data, precision)
         run = run or stack.enter_context(RunDir.create(run_root, run_name(name, base, data)))
         stopping = Stopping(clock, run.path, config, stop)
-        stack.enter_context(Mirror(run.path, config.mirror, narrate, stopping.timer("mirror")))
         stage = Stage(stage_config(base.model.config, config.stage_layers), precision)
         _narrate(narrate, run, config, base, data, stage)
         if resume is not None:
             check_fingerprints(run, fingerprints(base, data))
+        _check_stages(run, config)
         run.begin(describe_run(config, precision, fingerprints(base, data)))
+        stack.enter_context(Mirror(run.path, config.mirror, narrate, stopping.timer("mirror")))
         if finished := _finished(run, stage, config, narrate):
             narrate(f"finished, all {config.num_stages} stages (raise num_stages to continue)")
             shutil.rmtree(extraction_folder(run), ignore_errors=True)
@@ -114,6 +115,13 @@ def train_cascade(
     narrate(verdict(results))
     narrate(f"report      {run.path / REPORT}")
     return RunResult(run.path, results)
+
+
+def _check_stages(run: RunDir, config: CascadeConfig) -> None:
+    """Raises InputError where a run has begun more stages than it is to have."""
+    begun = max(begun_stages(run), default=0)
+    if begun > config.num_stages:
+        raise InputError(f"num_stages: {run.path} has {begun} stages already, not {config.num_stages}")
 
 
 def _finished(run: RunDir, stage: Stage, config: CascadeConfig, narrate: Narrate) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,6 +52,12 @@ def stage_folder(run: RunDir, number: int) -> Path:
     return run.checkpoints / f"stage_{number}"
 
 
+def begun_stages(run: RunDir) -> list[int]:
+    """The numbers of the stages that have a folder, rising."""
+    names = (re.fullmatch(r"stage_([1-9]\d{0,8})", path.name) for path in run.checkpoints.glob("stage_*"))
+    return sorted(int(name[1]) for name in names if name)
+
+
 def stage_owner(run: RunDir, number: int) -> Owner:
     """Whose the checkpoints of stage `number` are."""
     return Owner(run.run_id, f"stage_{number}", run.description)
@@ -76,10 +83,21 @@ def restore_cascade(run_dir: str | Path) -> CascadeRun:
     stages = read_stages(run, stage, config)
     if not stages:
         raise InputError(f"{run.path}: has no trained stage yet; cascade.py --resume {run.path} continues it")
-    if (run.path / "results.json").exists() and len(stages) < config.num_stages:
+    expected = _stages_in_results(run, config)
+    if len(stages) < expected:
         again = f"cascade.py --resume {run.path} trains the others again"
-        raise InputError(f"{run.path}: has {len(stages)} of its {config.num_stages} stages; {again}")
+        raise InputError(f"{run.path}: has {len(stages)} of its {expected} stages; {again}")
     return CascadeRun(base, stage, tuple(stages), config, run)
+
+
+def _stages_in_results(run: RunDir, config: CascadeConfig) -> int:
+    """How many stages the results of a run are of, which may by now have begun another one; 0 where it has none."""
+    if not (run.path / "results.json").exists():
+        return 0
+    try:
+        return len(run.read_json("results.json")["stages"])
+    except (InputError, KeyError, TypeError):
+        return config.num_stages
 
 
 def read_stages(run: RunDir, stage: Stage, config: CascadeConfig) -> list[TrainedStage]:
@@ -92,7 +110,9 @@ def read_stages(run: RunDir, stage: Stage, config: CascadeConfig) -> list[Traine
     from newllm_jax.training.checkpoint_folder import epochs_in
 
     like, choose = jax.eval_shape(lambda: init_stage(stage, config.seed, 1)), partial(chosen_epoch, config=config)
-    begun = [number for number in range(1, config.num_stages + 1) if epochs_in(stage_folder(run, number))]
+    begun = [
+        number for number in begun_stages(run) if number <= config.num_stages and epochs_in(stage_folder(run, number))
+    ]  # fmt: skip
     stages = list[TrainedStage]()
     for number in range(1, max(begun, default=0) + 1):
         _, params, record = read_chosen(stage_folder(run, number), stage_owner(run, number), like, choose)

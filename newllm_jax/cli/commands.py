@@ -179,8 +179,6 @@ def _train(parser: Parser, argv: Sequence[str], system: System) -> None:
     arguments = parser.parse_all(argv)
     _set_up(arguments)
     overrides, run_root = _overrides(arguments, system.config), checked_path("run_root", arguments.run_root)
-    if arguments.auto_batch and "micro_batch" in overrides:
-        raise InputError("auto_batch: does not go with --micro_batch, which it chooses")
     if arguments.resume is not None:
         for option in ("dry_run", "auto_batch"):
             if getattr(arguments, option):
@@ -191,6 +189,8 @@ def _train(parser: Parser, argv: Sequence[str], system: System) -> None:
         return
     name = system.default if arguments.config is None else arguments.config
     config = load_config(name, overrides, config_class=system.config)
+    if arguments.auto_batch and config.micro_batch is not None:
+        raise InputError("auto_batch: does not go with micro_batch, which it chooses")
     told = ""
     if arguments.auto_batch:
         config, told = systems.largest_micro_batch(config)

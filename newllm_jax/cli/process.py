@@ -162,12 +162,12 @@ def _fail(message: str, code: int) -> int:
 def _environment_fault(error: BaseException, command: str) -> str | None:
     """A line for what is the machine's fault, not the library's: paths, a full disk or memory, no such device."""
     fault = disk_fault(error)
-    named = next((link for link in causes(error) if isinstance(link, OSError) and link.filename is not None), None)
+    with_name = next((link for link in causes(error) if isinstance(link, OSError) and link.filename is not None), None)
     if fault:
-        where = named.filename if named else "disk"
+        where = with_name.filename if with_name else "disk"
         return f"{where}: {fault}; make room or choose another place (what was written before is whole)"
-    if named and named.errno in PATH_ERRORS:
-        return f"{named.filename}: {named.strerror}"
+    if with_name and with_name.errno in PATH_ERRORS:
+        return f"{with_name.filename}: {with_name.strerror}"
     no_device = next((str(link) for link in causes(error) if str(link).startswith(NO_DEVICE)), None)
     if no_device:
         return f"JAX_PLATFORMS: {no_device}"

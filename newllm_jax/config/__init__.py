@@ -2,7 +2,7 @@
 
 from newllm_jax.config.base import AskedPrecision, Config, Precision, RunConfig, check_fields, setting
 from newllm_jax.config.cascade import CascadeConfig, Criterion
-from newllm_jax.config.checking import check, check_seed, checked, checked_path
+from newllm_jax.config.checking import check, check_seed, checked, checked_path, expanded
 from newllm_jax.config.chunks import ChunkConfig
 from newllm_jax.config.finetune import FinetuneConfig
 from newllm_jax.config.load import config_names, load_config
@@ -25,6 +25,7 @@ __all__ = [
     "checked",
     "checked_path",
     "config_names",
+    "expanded",
     "load_config",
     "nearest",
     "parse",

@@ -21,7 +21,7 @@ Tracker = Literal["none", "tensorboard", "wandb"]
 
 # Bounds of settings that several systems have: far above what makes sense, and so low that nothing overflows. Whether a
 # run fits the machine, `training/memory.py` tells.
-EPOCHS = {"least": 1, "most": 10**6}
+EPOCHS = {"least": 1, "most": 30_000}  # a line of each is in every checkpoint
 BATCH = {"least": 1, "most": 2**20}
 RATE = {"above": 0, "most": 1e30}  # float32 ends at 3.4e38
 SOURCE = {"least": 1, "most": 4096}  # characters of a path

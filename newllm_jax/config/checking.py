@@ -65,6 +65,14 @@ def checked_path(name: str, value: Any) -> Path:
     return path
 
 
+def expanded(name: str, value: str) -> Path:
+    """A path whose `~` is the user's home. Raises InputError where there is no such user."""
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{name}: {shown(value)} has no home folder ({error})") from error
+
+
 def check_seed(seed: Any) -> int:
     """A random seed. Raises InputError where it is none."""
     return checked("seed", seed, int, least=0, most=2**31 - 1)

@@ -73,20 +73,21 @@ def finetune(
             check_fingerprints(run, fingerprints(base, data))
         run = run or stack.enter_context(RunDir.create(run_root, run_name(name, base, data)))
         stopping = Stopping(clock, run.path, config, stop)
-        stack.enter_context(Mirror(run.path, config.mirror, narrate, stopping.timer("mirror")))
         parameters = count_parameters(base.params)
         facts = source_facts(base, data) | {"parameters": f"{parameters:,}, all of them trained"}
         narrate_start(narrate, run, precision, facts, source_warnings(base, data, config))
-        run.begin(describe_run(config, precision, fingerprints(base, data)))
 
         training, optimizer = build_training(config, base.model, precision)
         state = init_state(jax.tree.map(jnp.array, base.params), optimizer, initial_loss_scale(precision))
         splits = {"train": Split.from_arrays(data.train), "validation": Split.from_arrays(data.validation)}
         before = evaluate(training.evaluate, state.params, splits["validation"], config.examples_at_once)
         narrate(f"base        validation loss {before['loss']:.4f}, PPL {before['ppl']:.2f}")
-        owner = Owner(run.run_id, description=run.description)
+        description = describe_run(config, precision, fingerprints(base, data))
+        owner = Owner(run.run_id, description=description)
         with Checkpoints(run.checkpoints, owner, every_few_epochs(config.checkpoint_every)) as checkpoints:
             state, history = checkpoints.resume(state, config, clock, narrate)
+            run.begin(description)
+            stack.enter_context(Mirror(run.path, config.mirror, narrate, stopping.timer("mirror")))
             run.write_metrics(history)
             if is_finished(history, config):
                 narrate("finished (raise num_epochs or patience to continue)")

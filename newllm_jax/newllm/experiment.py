@@ -79,7 +79,6 @@ def train_newllm(
 
         run = run or stack.enter_context(RunDir.create(run_root, f"{name}-builtin" if data.fallback else name))
         stopping = Stopping(clock, run.path, config, stop)
-        stack.enter_context(Mirror(run.path, config.mirror, narrate, stopping.timer("mirror")))
         _narrate(narrate, run, config, data, state)
         files = {"vocabulary.json": data.tokenizer.words}
         description = describe_run(config, precision, data.fingerprints(), files)
@@ -89,6 +88,7 @@ def train_newllm(
             check_fingerprints(run, data.fingerprints(), before_0_2(checkpoints.record()))
         state, history = checkpoints.resume(state, config, clock, narrate)
         run.begin(description, files)
+        stack.enter_context(Mirror(run.path, config.mirror, narrate, stopping.timer("mirror")))
         if history and is_finished(history, config):
             narrate(f"finished {how_it_stopped(history, config)}")
             if finished := finished_results(run, "epochs", len(history)):

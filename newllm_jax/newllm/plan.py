@@ -7,13 +7,12 @@ from typing import Any
 import jax
 
 from newllm_jax.config import NewLLMConfig, Precision
+from newllm_jax.config.newllm import LAST_UPDATE
 from newllm_jax.errors import InputError
 from newllm_jax.newllm.updates import build_training, initial_state, training_model, training_precision
 from newllm_jax.newllm.wikitext import SPLITS, Wikitext, load_wikitext
 from newllm_jax.records.machine import environment, peak_memory_bytes
 from newllm_jax.training.memory import ADAM_BYTES, FLOAT, check_memory, update_bytes
-
-LAST_UPDATE = 2**31 - 1  # Optax counts updates in int32
 
 
 def plan_newllm(config: NewLLMConfig) -> dict[str, Any]:

@@ -28,7 +28,8 @@ def training_precision(config: NewLLMConfig) -> Precision:
     Raises:
       InputError: a precision that the default device does not have.
     """
-    if config.precision == "auto" and "bf16" in supported_precisions() and not kernel_obstacle(config, "bf16"):
+    obstacle = kernel_obstacle(config, "bf16", config.batch_size)  # so that no `micro_batch` changes the precision
+    if config.precision == "auto" and "bf16" in supported_precisions() and not obstacle:
         return "bf16"
     return resolve_precision(config.precision)
 
@@ -43,14 +44,15 @@ def slow_loop_warning(config: NewLLMConfig) -> str:
     """Why a GPU that could run the time loop as kernels will not; "" where it will, or is none of those."""
     if "bf16" not in supported_precisions() or config.precision in ("fp32", "fp16"):
         return ""  # another device, or a precision whose products the kernels do not have and the user asked for
-    reason = kernel_obstacle(config, "bf16" if config.precision == "auto" else config.precision)
+    precision = "bf16" if config.precision == "auto" else config.precision
+    reason = kernel_obstacle(config, precision, config.examples_at_once)
     return reason and f"The time loop runs step by step, slower than as one GPU kernel: {reason}."
 
 
-def kernel_obstacle(config: NewLLMConfig, precision: Precision) -> str:
-    """`gpu.obstacle` of a configuration."""
+def kernel_obstacle(config: NewLLMConfig, precision: Precision, batch: int) -> str:
+    """`gpu.obstacle` of a configuration, for `batch` texts at a time."""
     spec = ContextVectorLM.from_config(config, config.vocabulary_size, precision).spec
-    return gpu.obstacle(spec, config.examples_at_once, config.sequence_length - 1)
+    return gpu.obstacle(spec, batch, config.sequence_length - 1)
 
 
 def initial_state(

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from newllm_jax.config import check, checked, checked_path
 from newllm_jax.content import check_seal, finite, json_sha256, sealed
 from newllm_jax.errors import InputError, Note
-from newllm_jax.files import naming, read_json, whole_file
+from newllm_jax.files import LARGEST_JSON, naming, read_json, whole_file
 
 COPY = "checkpoints/config.json"  # a run whose settings are lost could not go on
 
@@ -70,12 +70,13 @@ class RunDir:
         """An existing run directory.
 
         Raises:
-          InputError: it does not exist or is not a run directory, or its `config.json` is damaged and so is the copy.
+          InputError: it does not exist or is not a run directory, or its `config.json` is damaged or gone, and so is
+            the copy.
         """
         path = checked_path("run_dir", path)
         if not path.is_dir():
             raise InputError(f"{path}: not a run directory" if path.exists() else f"{path}: no such run directory")
-        if not (path / "config.json").is_file():
+        if not any((path / name).is_file() for name in ("config.json", COPY)):
             raise InputError(f"{path}: not a run directory (it has no config.json)")
         return cls(path, _read_description(path))
 
@@ -123,7 +124,12 @@ class RunDir:
     def write_json(self, name: str, content: Any) -> Any:
         """Writes a JSON file, whole or not at all; an object with the hash of its content. Returns what it holds."""
         content = sealed(content) if isinstance(content, dict) else finite(content)
-        self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        if (size := len(text.encode())) > LARGEST_JSON:
+            raise InputError(
+                f"{self.path / name}: would have {size:,} bytes, and no more than {LARGEST_JSON:,} are read"
+            )
+        self.write_text(name, text)
         return content
 
     def write_text(self, name: str, content: str) -> Path:
@@ -181,7 +187,7 @@ def read_sealed(path: Path) -> Any:
 
 
 def _read_description(path: Path) -> dict[str, Any]:
-    """The content of `config.json`, or of its copy where it is damaged. Raises InputError."""
+    """The content of `config.json`, or of its copy where it is damaged or gone. Raises InputError."""
     try:
         return _object(path / "config.json")
     except InputError as error:

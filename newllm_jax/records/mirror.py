@@ -1,7 +1,11 @@
 """A copy of a run directory in a second place, Drive for instance, brought up to date while the run goes on.
 
 Each file, and each checkpoint as one, is copied under another name, read back, and gets its own name only if it is what
-was read. What the run deletes is deleted in the copy too, after what is new is there.
+was read. The copy may be all that is left of a run, so it loses nothing to a run that has less:
+
+* Nothing is written where something else lies, or the copy of a run that has come further.
+* A checkpoint that is there is replaced only by one that was written later: another content of the same age is damage.
+* A checkpoint is deleted only when the run has a later one, or when the run had it in this process and deleted it.
 """
 
 from __future__ import annotations
@@ -12,14 +16,17 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+from newllm_jax.config import expanded
 from newllm_jax.errors import InputError
 from newllm_jax.files import naming, read_json
 from newllm_jax.records.progress import Narrate, boxed
 
+IDENTITY = "config.json", "checkpoints/config.json"  # tell whose a copy is, so they are copied first
 PARTIAL = ".mirror"  # the folder of what is being copied; files with such names are no part of a run
 LAST = ("results.json", "curves.png", "report.md")  # a run that has them is finished
 PIECE = 2**20  # bytes
@@ -38,16 +45,20 @@ class Mirror:
         """Copies nothing where `folder`, the parent of the copy, is "" or that of the run itself.
 
         Args:
+          run: a directory that has its `config.json` already.
           took: told how many seconds each update took.
 
         Raises:
-          InputError: the folder lies in the run directory.
+          InputError: the folder lies in the run directory, or has in the place of the copy something else than a copy
+            of this run, or a copy of it that has come further.
         """
         self._run, self._narrate, self._took = run, narrate, took
-        self._copy = Path(folder).expanduser() / run.name if folder else run
+        self._copy = _copy_of(run, folder) if folder else run
         place, own = self._copy.resolve(), run.resolve()
         if place != own and place.is_relative_to(own):
             raise InputError(f"mirror: {folder} lies in {run}, which is to be copied there")
+        if place != own:
+            _check_place(run, self._copy)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="mirror", daemon=True) if place != own else None
 
@@ -88,10 +99,12 @@ def fetch_run(run: Path, folder: str) -> None:
     Raises:
       InputError: the copy cannot be read, or `run` not be written.
     """
-    copy = Path(folder).expanduser() / run.name
-    if not folder or run.exists() or not (copy / "config.json").is_file():
+    if not folder or run.exists():
         return
-    partial = run.parent / f".{run.name}{PARTIAL}"
+    copy = _copy_of(run, folder)
+    if not any((copy / name).is_file() for name in IDENTITY):
+        return
+    partial = run.parent / f".{copy.name}{PARTIAL}"
     try:
         shutil.rmtree(partial, ignore_errors=True)
         copy_run(copy, partial)
@@ -101,40 +114,111 @@ def fetch_run(run: Path, folder: str) -> None:
 
 
 def copy_run(run: Path, copy: Path, copied: Stamps | None = None) -> None:
-    """Makes `copy` what `run` is.
+    """Makes `copy` what `run` is, but for what the copy must not lose: see the top of this file.
 
     Args:
       copied: what is known to be copied; brought up to date.
 
     Raises:
-      OSError: a file cannot be copied, or is not what was written when it is read back; `copy` is another run's, or
-        there is a link in it.
+      OSError: a file cannot be copied, or is not what was written when it is read back; in the place of the copy is
+        something else, or there is a link in it; a checkpoint differs from the copy, and is not later.
     """
     copied = Stamps() if copied is None else copied
-    if _run_id(copy) not in (None, _run_id(run)):
-        raise OSError(f"{copy} is the copy of another run")
+    if _is_foreign(run, copy):
+        raise OSError(f"{copy} is there, and is no copy of this run")
     for path in (copy, *copy.rglob("*")):
         if path.is_symlink():
             raise OSError(f"{path} is a link, and a mirror is written into its own folder only")
     partial = copy / PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
-    found = _stamps(run)
+    found, damaged = _stamps(run), list[str]()
     for unit in sorted(found, key=_rank):
         is_there = (copy / unit).exists()
         if is_there and copied.get(unit) == found[unit]:
             continue
         try:
             if not is_there or _digests(run / unit) != _digests(copy / unit):
+                if is_there and _is_checkpoint(unit) and unit not in copied and not _is_later(run / unit, copy / unit):
+                    damaged.append(unit.as_posix())
+                    continue
                 _copy_unit(run / unit, copy / unit, partial)
             copied[unit] = found[unit]
         except FileNotFoundError:
             if (run / unit).exists():  # else the run deleted it meanwhile
                 raise
+    furthest = _furthest(found)
     for unit in set(_units(copy)) - set(found):
-        _remove(copy / unit, partial)
+        if unit in copied or not _is_checkpoint(unit) or _progress(unit) < furthest.get(_training(unit), (0, 0)):
+            _remove(copy / unit, partial)
+            copied.pop(unit, None)
+    if damaged:
+        raise OSError(f"{', '.join(damaged)} differs from its copy and is not later: one of the two is damaged")
     for folder in sorted((path for path in copy.rglob("*") if path.is_dir()), reverse=True):
         if not any(folder.iterdir()):
             folder.rmdir()
+
+
+def _copy_of(run: Path, folder: str) -> Path:
+    """Where the copy of a run lies: under the name that its directory really has, which "." and ".." hide."""
+    name = run.resolve().name
+    if not name:
+        raise InputError(f"mirror: {run} has no name that its copy could have")
+    return expanded("mirror", folder) / name
+
+
+def _check_place(run: Path, copy: Path) -> None:
+    """Raises InputError where the copy of a run cannot be made without losing what is there."""
+    if _is_foreign(run, copy):
+        raise InputError(f"mirror: {copy} is there, and is no copy of this run; move it away, or choose another folder")
+    ours = _furthest(_units(run))
+    ahead = [place for folder, place in _furthest(_units(copy)).items() if place > ours.get(folder, (0, 0))]
+    if ahead and _lines(copy / "metrics.jsonl") > _lines(run / "metrics.jsonl"):  # else damage or a finished training
+        raise InputError(
+            f"mirror: {copy} has come further than {run}, to epoch {max(ahead)[0]}; move the latter away to go on from "
+            "the former, or the former to make another copy"
+        )
+
+
+def _is_foreign(run: Path, copy: Path) -> bool:
+    """Whether in the place of a copy lies something that is no copy of this run."""
+    identity = _run_id(copy)
+    if identity is None:
+        return copy.exists() and (not copy.is_dir() or any(path.name != PARTIAL for path in copy.iterdir()))
+    return identity != _run_id(run)
+
+
+def _is_checkpoint(unit: Path) -> bool:
+    return unit.name.startswith("epoch_")
+
+
+def _is_later(unit: Path, copy: Path) -> bool:
+    """Whether a checkpoint was written after its copy: the run went back and trained this epoch again."""
+    own, copied = ([path.stat().st_mtime_ns for path in _files(each).values()] for each in (unit, copy))
+    return not copied or max(own, default=0) > min(copied)
+
+
+def _progress(unit: Path) -> tuple[int, float]:
+    """How far a checkpoint has come: its epoch, and within it the update, infinity where the epoch is whole."""
+    name = re.match(r"epoch_(\d{1,18})(?:_update_(\d{1,18}))?", unit.name)
+    return (int(name[1]), float(name[2] or "inf")) if name else (0, 0)
+
+
+def _training(unit: Path) -> Path:
+    """The folder of a checkpoint's training; those within epochs lie a folder below."""
+    return unit.parent.parent if unit.parent.name == "within_epoch" else unit.parent
+
+
+def _furthest(units: Iterable[Path]) -> dict[Path, tuple[int, float]]:
+    """How far each training has come, by its folder."""
+    furthest = dict[Path, tuple[int, float]]()
+    for unit in filter(_is_checkpoint, units):
+        folder = _training(unit)
+        furthest[folder] = max(_progress(unit), furthest.get(folder, (0, 0)))
+    return furthest
+
+
+def _lines(file: Path) -> int:
+    return file.read_bytes().count(b"\n") if file.is_file() else 0
 
 
 def _units(run: Path) -> Iterator[Path]:
@@ -151,14 +235,15 @@ def _units(run: Path) -> Iterator[Path]:
             ]
             for each in (names, files)
         )
-        units = [*files, *(name for name in names if name.startswith("epoch_"))]
-        yield from (Path(folder, name).relative_to(run) for name in units)
-        names[:] = [name for name in names if not name.startswith("epoch_")]
+        checkpoints = [name for name in names if _is_checkpoint(Path(name))]
+        yield from (Path(folder, name).relative_to(run) for name in (*files, *checkpoints))
+        names[:] = [name for name in names if name not in checkpoints]
 
 
 def _rank(unit: Path) -> tuple[int, list[tuple[int, str]]]:
     """The order of copying. An epoch comes after those before it, so that what a checkpoint needs is always there."""
-    place = 2 if unit.name in LAST else 1 if unit.name.startswith("epoch_") else 0
+    first = unit.as_posix() in IDENTITY
+    place = 0 if first else 3 if unit.name in LAST else 2 if _is_checkpoint(unit) else 1
     numbers = [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", unit.as_posix())]
     return place, numbers
 
@@ -229,7 +314,7 @@ def _remove(unit: Path, partial: Path) -> None:
 
 def _run_id(run: Path) -> str | None:
     """The identity of a run; None where there is none, "" for one of version 0.1.0."""
-    try:
-        return read_json(run / "config.json").get("run_id", "")
-    except (InputError, AttributeError):
-        return None
+    for name in IDENTITY:
+        with suppress(InputError, AttributeError):
+            return str(read_json(run / name).get("run_id", ""))
+    return None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from newllm_jax.config import Config, check, checked, checked_path
-from newllm_jax.errors import InputError
+from newllm_jax.errors import InputError, Note
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.mirror import fetch_run
 from newllm_jax.records.trackers import check_tracker
@@ -41,7 +42,8 @@ def resume_or_start(
     Args:
       config: of a new run; None for the defaults.
       config_class: the system's.
-      overrides: settings to change: any for a new run, the `resumable` ones for another.
+      overrides: settings to change: any for a new run, the `resumable` ones for another. A mirror is asked for anew
+        whenever a run is resumed.
 
     Raises:
       InputError: a setting or directory that cannot be used, an override that would make a run another experiment (the
@@ -57,7 +59,12 @@ def resume_or_start(
         fetch_run(resume, checked("mirror", overrides.get("mirror", ""), str))
         run = stack.enter_context(RunDir.open(resume))
         stored = stored_config(run, config_class)
-        config = stored.override(overrides)
+        config = stored.override({"mirror": "", **overrides})  # of a stranger's run it would be any folder of the user
         config.check_resumption(stored, str(run.path))
+        is_mirror = bool(stored.mirror) and Path(stored.mirror).resolve() == run.path.resolve().parent
+        if stored.mirror and not config.mirror and not is_mirror:
+            warnings.warn(
+                f"{run.path} had a mirror in {stored.mirror}; --mirror keeps it up to date", Note, stacklevel=2
+            )
     check_tracker(config.tracker)
     return run, config

@@ -80,7 +80,7 @@ def _parts(part: Any, file: Path) -> Iterator[dict[str, Any]]:
     if part is None:
         return
     kind = part.get("type") if isinstance(part, dict) else part
-    if not isinstance(kind, str) or kind not in PARTS:
+    if not (isinstance(part, dict) and isinstance(kind, str) and kind in PARTS):
         raise InputError(f"{file}: a tokenizer with {shown(kind)} is not supported")
     yield part
     for key in SEQUENCES:

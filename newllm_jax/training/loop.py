@@ -128,7 +128,7 @@ def fit(
       InputError: no room for a checkpoint, or a `state` that was restored from a damaged one.
       Stopped: after a piece or an epoch, as `stopping` says; the checkpoints of the epochs by then become whole.
     """
-    if history and not _all_finite(state):
+    if (history or checkpoints.is_within_epoch) and not _all_finite(state):
         raise InputError(_damaged(checkpoints, len(history)))
     train, validation = splits["train"], splits["validation"]
     history, steps = list(history), train.steps(config.batch_size)
@@ -207,9 +207,10 @@ def _entry(training: Training, place: Place, steps: int, validated: Mapping[str,
 
 
 def _damaged(checkpoints: Checkpoints, epoch: int) -> str:
+    which = f"within epoch {epoch + 1}" if checkpoints.is_within_epoch else f"of epoch {epoch}"
     return (
-        f"{checkpoints.folder}: the checkpoint of epoch {epoch} is damaged: some of its numbers are not finite, which "
-        "training never saves; delete it to resume from the one before"
+        f"{checkpoints.folder}: the checkpoint {which} is damaged: some of its numbers are not finite, which training "
+        "never saves; delete it to resume from the one before"
     )
 
 

@@ -75,6 +75,9 @@ def read_manifest(file: Path, owner: Owner, epoch: int) -> dict[str, Any]:
     for name, value in expected.items():
         if content.get(name) != value:
             raise Damaged(f"it is another's: {name} {content.get(name)!r}, not {value!r}")
+    record = content.get("record")
+    if not isinstance(record, dict) or not isinstance(record.get("history"), list):
+        raise Damaged("its manifest has no record of the epochs before")
     return content
 
 

@@ -18,7 +18,7 @@ from newllm_jax.cascade.plan import plan_cascade
 from newllm_jax.cascade.run import stage_owner
 from newllm_jax.cascade.stage.model import init_stage
 from newllm_jax.config import CascadeConfig
-from newllm_jax.errors import InputError, Note
+from newllm_jax.errors import InputError, Note, Stopped
 from newllm_jax.records.directory import RunDir
 from newllm_jax.smollm.base import load_base_and_data, source_warnings
 from newllm_jax.smollm.pretrained import load_smollm2
@@ -229,6 +229,21 @@ def test_more_stages_can_follow(tiny, whole, tmp_path):
     again = train_cascade(resume=short.run_dir, narrate=told.append)
     assert again.results == json.loads((short.run_dir / "results.json").read_text())
     assert any("raise num_stages" in line for line in told)
+    before = (short.run_dir / "config.json").read_text()
+    with pytest.raises(InputError, match=r"num_stages: .* has 3 stages already, not 2"):
+        train_cascade(resume=short.run_dir, overrides={"num_stages": 2}, narrate=quiet)
+    assert (short.run_dir / "config.json").read_text() == before
+    with pytest.raises(Stopped):  # before a fourth one begins
+        train_cascade(resume=short.run_dir, overrides={"num_stages": 4}, narrate=quiet, stop=lambda: True)
+    assert len(newllm_jax.restore(short.run_dir).stages) == 3
+
+
+def test_a_folder_that_looks_like_a_stage_is_none(tiny, tmp_path):
+    short = train(tiny.override({"num_stages": 1}), tmp_path)
+    stages = short.run_dir / "checkpoints"
+    shutil.copytree(stages / "stage_1", stages / "stage_2_backup")
+    train_cascade(resume=short.run_dir, overrides={"num_stages": 2}, narrate=quiet)
+    assert (stages / "stage_2_backup").exists()
 
 
 def test_fp16_gives_each_stage_a_loss_scale_of_its_own(tiny, tmp_path, fp16_on_a_cpu):

@@ -69,7 +69,7 @@ def test_resuming_a_finished_run_says_what_would_let_it_go_on(newllm, copy):
 )
 @pytest.mark.usefixtures("ctrl_c")
 def test_signals_and_a_run_in_use(refused, newllm, only_run, options, sent, code, word):
-    forever = ["--num_epochs", "100000", "--patience", "100000", "--checkpoint_every", "100000"]
+    forever = ["--num_epochs", "30000", "--patience", "30000", "--checkpoint_every", "30000"]
     command = [sys.executable, str(CHECKOUT / "train.py"), *options[1:], *forever]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stdout:

@@ -73,6 +73,17 @@ def test_a_run_comes_back_from_its_mirror(newllm, refused, options, small_run, t
     assert len(results_of(run)["epochs"]) == 2
 
 
+@pytest.mark.filterwarnings("always::newllm_jax.errors.Note")
+def test_a_mirror_is_asked_for_anew(newllm, options, only_run, tmp_path):
+    """What a stranger's run directory names would be any folder of the user."""
+    newllm(*options, "--num_epochs", "1", "--mirror", "drive")
+    run = only_run()
+    shutil.rmtree("drive")
+    code, _, err = newllm("train", "--resume", run, "--num_epochs", 2)
+    assert (code, err) == (0, f"note: {run} had a mirror in drive; --mirror keeps it up to date\n")
+    assert not Path("drive").exists()
+
+
 def test_a_mirror_that_cannot_be_written_stops_nothing(newllm, options, only_run, small_run):
     Path("drive").write_text("a file")
     code, out, err = newllm(*options, "--mirror", "drive")

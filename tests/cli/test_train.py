@@ -55,7 +55,7 @@ pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
         (["--resume", "missing"], "missing: no such run directory"),
         (["--resume", "missing", "--dry_run"], "dry_run: does not go with --resume"),
         (["--resume", "missing", "--auto_batch"], "auto_batch: does not go with --resume"),
-        (["--auto_batch", "--micro_batch", "8"], "auto_batch: does not go with --micro_batch, which it chooses"),
+        (["--auto_batch", "--micro_batch", "8"], "auto_batch: does not go with micro_batch, which it chooses"),
         (["--micro_batch", "33"], "micro_batch: must be at most batch_size (32), or none, not 33"),
         (["--tracker", "tensorbord"], "tracker: must be one of none, tensorboard, wandb, not 'tensorbord'"),
     ],

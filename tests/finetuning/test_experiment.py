@@ -101,6 +101,10 @@ def test_extending_equals_one_go(config, whole, tmp_path):
     assert losses(resumed.results) == losses(whole.results)
     with pytest.raises(InputError, match=r"learning_rate: .* was trained with 0.3, not 0.5"):
         finetune(resume=short.run_dir, overrides={"learning_rate": 0.5}, narrate=quiet)
+    before = (short.run_dir / "config.json").read_text()
+    with pytest.raises(InputError, match=r"num_epochs: .* has 4 epochs already, not 3"):
+        finetune(resume=short.run_dir, overrides={"num_epochs": 3}, narrate=quiet)
+    assert (short.run_dir / "config.json").read_text() == before
 
 
 def test_fp16_skips_what_overflows_and_resumes_bit_for_bit(config, tmp_path, fp16_on_a_cpu):

@@ -12,6 +12,7 @@ import pytest
 
 from newllm_jax.content import json_sha256, sealed
 from newllm_jax.errors import InputError, Note
+from newllm_jax.records import directory
 from newllm_jax.records.directory import RunDir
 
 
@@ -109,6 +110,15 @@ def test_files_that_are_missing_or_damaged_are_named(tmp_path):
             run.read_json("results.json")
 
 
+def test_what_could_not_be_read_again_is_not_written(tmp_path, monkeypatch):
+    run = RunDir.create(tmp_path, "mine")
+    monkeypatch.setattr(directory, "LARGEST_JSON", 200)
+    run.write_json("small.json", {"text": "a" * 50})
+    with pytest.raises(InputError, match=r"large\.json: would have [23]\d\d bytes, and no more than 200 are read"):
+        run.write_json("large.json", {"text": "a" * 150})
+    assert not (run.path / "large.json").exists()
+
+
 def test_an_edited_file_is_not_what_the_run_wrote(tmp_path):
     run = RunDir.create(tmp_path, "mine")
     run.write_json("results.json", {"schema_version": 2, "val_loss": 3.25})
@@ -129,8 +139,12 @@ def test_settings_are_read_from_the_copy_where_they_are_damaged(tmp_path):
     with pytest.warns(Note, match=r"config\.json: damaged .* read .*checkpoints/config\.json instead"):
         again = RunDir.open(run.path)
     assert (again.description["config"], again.run_id) == ({"seed": 3}, run.run_id)
+    file.unlink()
+    with pytest.warns(Note, match=r"config\.json: .* read .*checkpoints/config\.json instead"):
+        assert RunDir.open(run.path).run_id == run.run_id
+    file.write_text("{")
     (run.path / "checkpoints" / "config.json").unlink()
-    with pytest.raises(InputError, match=r"mine-.*/config\.json: damaged"):
+    with pytest.raises(InputError, match=r"mine-.*/config\.json: not valid JSON"):
         RunDir.open(run.path)
 
 

@@ -203,18 +203,103 @@ def test_what_is_copied_is_not_read_again(run, copy, monkeypatch):
     assert content(run) == content(copy)
 
 
-def test_the_copy_of_another_run_is_left_alone(run, copy):
-    write(copy / "config.json", json.dumps({"run_id": "b"}))
-    with pytest.raises(OSError, match="the copy of another run"):
+def start(run: Path, folder: Path) -> Mirror:
+    return Mirror(run, str(folder), lambda _: None, lambda _: None)
+
+
+@pytest.mark.parametrize("there", ["config.json", "thesis.txt", "checkpoints/epoch_3/params"])
+@pytest.mark.parametrize("text", [json.dumps({"run_id": "b"}), "", "[1]", "[" * 100_000])
+def test_what_is_no_copy_of_the_run_is_left_alone(run, copy, there, text):
+    write(copy / there, text)
+    with pytest.raises(InputError, match="is there, and is no copy of this run; move it away"):
+        start(run, copy.parent)
+    with pytest.raises(OSError, match="is there, and is no copy of this run"):
         copy_run(run, copy)
-    assert content(copy) == {"config.json": json.dumps({"run_id": "b"})}
+    assert content(copy) == {there: text}
 
 
-@pytest.mark.parametrize("damaged", ["", "[1]", "[" * 100_000])
-def test_a_copy_whose_identity_is_damaged_is_made_anew(run, copy, damaged):
-    write(copy / "config.json", damaged)
+def test_a_copy_whose_settings_are_damaged_is_known_by_their_copy(run, copy):
+    write(run / "checkpoints" / "config.json", json.dumps({"run_id": "a"}))
     copy_run(run, copy)
+    write(copy / "config.json", "")
+    with start(run, copy.parent):
+        pass
     assert content(run) == content(copy)
+
+
+def test_a_copy_that_was_cut_short_at_its_first_file_goes_on(run, copy):
+    write(copy / ".mirror" / "config.json", "half")
+    with start(run, copy.parent):
+        pass
+    assert content(run) == content(copy)
+
+
+def test_a_run_that_is_named_by_a_dot_has_its_copy_under_its_name(run, copy, monkeypatch):
+    write(copy.parent / "thesis.txt", "years")
+    monkeypatch.chdir(run)
+    with start(Path(), copy.parent):
+        pass
+    assert content(copy) == content(run)
+    assert (copy.parent / "thesis.txt").read_text() == "years"
+    monkeypatch.chdir(run / "checkpoints")
+    with start(Path(".."), copy.parent):
+        pass
+    assert sorted(path.name for path in copy.parent.iterdir()) == ["some", "thesis.txt"]
+
+
+def test_a_copy_that_has_come_further_is_not_thrown_away(run, copy):
+    copy_run(run, copy)
+    write_epoch(copy, 45)
+    write(copy / "metrics.jsonl", "{}\n" * 45)
+    before = content(copy)
+    with pytest.raises(InputError, match=r"has come further than .*, to epoch 45; move the latter away"):
+        start(run, copy.parent)
+    assert content(copy) == before
+
+
+def test_a_checkpoint_that_only_the_copy_has_stays_until_the_run_is_past_it(run, copy):
+    write_epoch(run, 13)
+    copy_run(run, copy)
+    shutil.rmtree(run / "checkpoints" / "epoch_13")  # lost, in another process
+    shutil.rmtree(run / "checkpoints" / "epoch_2")  # pruned
+    copy_run(run, copy)
+    assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == ["epoch_10", "epoch_13", "epoch_9"]
+    write_epoch(run, 14)
+    copy_run(run, copy)
+    assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == ["epoch_10", "epoch_14", "epoch_9"]
+
+
+def test_checkpoints_within_epochs_go_when_the_run_is_past_them(run, copy):
+    for update in (3, 5):
+        write(run / "checkpoints" / "within_epoch" / f"epoch_11_update_{update}" / "totals", str(update))
+    copy_run(run, copy)
+    shutil.rmtree(run / "checkpoints" / "within_epoch" / "epoch_11_update_3")
+    copy_run(run, copy)
+    assert [path.name for path in (copy / "checkpoints" / "within_epoch").iterdir()] == ["epoch_11_update_5"]
+    shutil.rmtree(run / "checkpoints" / "within_epoch")
+    copy_run(run, copy)
+    assert (copy / "checkpoints" / "within_epoch" / "epoch_11_update_5").exists()  # lost, for all that is known
+    write_epoch(run, 11)
+    copy_run(run, copy)
+    assert not (copy / "checkpoints" / "within_epoch").exists()
+
+
+def test_a_damaged_checkpoint_does_not_replace_its_copy_and_one_trained_again_does(run, copy):
+    copy_run(run, copy)
+    whole = content(copy)
+    file = run / "checkpoints" / "epoch_9" / "params" / "d" / "0"
+    status = file.stat()
+    file.write_text("damaged")
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    write_epoch(run, 11)
+    with pytest.raises(OSError, match=r"checkpoints/epoch_9 differs from its copy and is not later"):
+        copy_run(run, copy)
+    assert content(copy) == whole | {f"checkpoints/epoch_11/{name}": f"11 {name} " for name in
+                                     ("manifest/metadata", "params/d/0")}  # fmt: skip
+    shutil.rmtree(run / "checkpoints" / "epoch_9")
+    write_epoch(run, 9, "on another device")
+    copy_run(run, copy)
+    assert content(copy) == content(run)
 
 
 def test_nothing_is_written_or_read_through_a_link(run, copy, tmp_path):

@@ -109,6 +109,12 @@ def command(kind: str, folder: Path) -> list[str]:
     return [*start(kind), *options({**settings(folder)[name], **changed})]
 
 
+def resume(kind: str, run: Path) -> list[str]:
+    """What continues a run of a kind. A mirror is asked for each time."""
+    mirror = ["--mirror", MIRRORED["mirror"]] if "mirrored" in kind else []
+    return [*start(kind), "--resume", str(run), *mirror]
+
+
 def only_run(home: Path) -> Path | None:
     """The run directory, if a run has begun."""
     found = [file.parent for file in (home / "runs").glob("*/config.json")]
@@ -161,11 +167,11 @@ def run_trial(number: int, seed: int, folder: Path, whole: Mapping[str, Whole]) 
             killed += [phase] if kill(typed, home, folder, patterns[phase], after) else []
             run = only_run(home)
             if run is not None:
-                typed = [*start(kind), "--resume", str(run.relative_to(home))]
+                typed = resume(kind, run.relative_to(home))
         run = only_run(home)
         if run is not None and (home / "drive" / run.name / "config.json").is_file() and draw.random() < 0.5:
             shutil.rmtree(run)
-            typed, fetched = [*typed, "--mirror", "drive"], True
+            fetched = True
         done = subprocess.run(typed, cwd=home, env=environment(folder), capture_output=True, text=True)
         run = only_run(home)
         if done.returncode or run is None:

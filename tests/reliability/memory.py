@@ -1,10 +1,11 @@
 """Whether long runs need more and more memory: `python -m tests.reliability.memory`, about twelve minutes on two cores.
 
 Four processes, each watched from outside: a New-LLM of 2,000 epochs with a checkpoint after each, a CASCADE stage of
-300, generation in a loop, and Orbax alone, which saves as many arrays as the New-LLM 1,000 times. Resident memory, open
-files and threads are read as the processes go. What counts is how they grow by epoch (text, save), after the first
-quarter. TensorStore, by which Orbax writes, never frees some memory of each array that it saves (0.1.75 to 0.1.86: the
-result of `Spec.to_json`). So a run is called flat where it grows by no more than Orbax alone does for as many arrays.
+300, generation in a loop, and Orbax alone, which saves trees of as many arrays as the New-LLM has, 1,000 times.
+Resident memory, open files and threads are read as the processes go. What counts is how they grow by epoch (text,
+save), after the first quarter. TensorStore, by which Orbax writes, never frees some memory of each array and tree that
+it saves (0.1.75 to 0.1.86: what `Spec.to_json` and its metrics return). So a run is called flat where it grows by no
+more than Orbax alone does for as many arrays.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ for number in range(int(sys.argv[2])):
     print("epoch", number + 1, flush=True)
 """
 ORBAX = """
-import pathlib, shutil, sys
+import json, pathlib, shutil, sys
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-folder, count, arrays = pathlib.Path(sys.argv[1]).absolute(), int(sys.argv[2]), int(sys.argv[3])
-trees = {"arrays": {str(number): jnp.zeros((16, 16)) for number in range(arrays)}}
+folder, count, trees = pathlib.Path(sys.argv[1]).absolute(), int(sys.argv[2]), json.loads(sys.argv[3])
+trees = {name: {str(number): jnp.zeros((16, 16)) for number in range(arrays)} for name, arrays in trees.items()}
 with ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
     for epoch in range(1, count + 1):
         content = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
@@ -108,10 +109,10 @@ def is_flat(process: dict[str, Any], by_array: float) -> bool:
     )
 
 
-def arrays_saved(run: Path) -> int:
-    """How many arrays the latest checkpoint of a run has."""
+def arrays_saved(run: Path) -> dict[str, int]:
+    """How many arrays each tree of the latest checkpoint of a run has."""
     manifest = max(run.rglob("checkpoints/**/manifest/metadata"), key=lambda file: file.stat().st_mtime)
-    return sum(map(len, json.loads(manifest.read_text())["arrays"].values()))
+    return {name: len(arrays) for name, arrays in json.loads(manifest.read_text())["arrays"].items()}
 
 
 def main() -> None:
@@ -124,19 +125,20 @@ def main() -> None:
         write_sources(folder)
         tiny, python = settings(folder), [sys.executable, "-u"]
         counts = {"train": arguments.epochs, "cascade": 300}
-        found: dict[str, dict[str, Any]] = {}
+        found, saved = dict[str, dict[str, Any]](), dict[str, dict[str, int]]()
         for name, count in counts.items():
             of_run = {**tiny[name], "num_epochs": count, "patience": count, "checkpoint_every": count}
             if name == "cascade":
                 of_run |= {"num_stages": 1, "learning_rate": 1e-3}
             command = [*python, "-m", "newllm_jax", name, *options(of_run), "--run_root", str(folder / name)]
             found[name] = measure(command, count, folder)
-            found[name]["arrays_by_epoch"] = arrays_saved(folder / name)
+            saved[name] = arrays_saved(folder / name)
+            found[name]["arrays_by_epoch"] = sum(saved[name].values())
         (run,) = (folder / "train").iterdir()
         found["generate"] = measure([*python, "-c", GENERATE, str(run), "300"], 300, folder) | {"arrays_by_epoch": 0}
         arrays, saves = found["train"]["arrays_by_epoch"], max(arguments.epochs // 2, 1)
         (folder / "orbax").mkdir()
-        command = [*python, "-c", ORBAX, str(folder / "orbax"), str(saves), str(arrays)]
+        command = [*python, "-c", ORBAX, str(folder / "orbax"), str(saves), json.dumps(saved["train"])]
         found["Orbax alone"] = measure(command, saves, folder) | {"arrays_by_epoch": arrays}
     by_array = found["Orbax alone"]["growth_by_epoch"]["resident_bytes"] / arrays
     for process in found.values():

@@ -29,7 +29,7 @@ LATEST = 3.0  # seconds after its start that a command gets its signal
 LATEST_IN_A_RUN = 4.0  # seconds after a run has begun
 SECONDS_TO_END = 5.0
 LIMIT = 30  # seconds, of the runs with a time limit
-FOREVER = {"num_epochs": 100000, "patience": 100000, "checkpoint_every": 100000}
+FOREVER = {"num_epochs": 30000, "patience": 30000, "checkpoint_every": 30000}
 OUTPUT = CHECKOUT / "docs" / "results" / "reliability" / "signals.json"
 
 
@@ -165,7 +165,7 @@ def resumption(typed: Sequence[str], home: str, folder: Path) -> str:
         left = [path.name for path in runs.glob("*")]
         return f"it left {left}" if left else ""
     again = [*(word for word in typed if not word.startswith("--")), "--resume", str(begun[0])]
-    if "--num_epochs=100000" in typed:
+    if "--num_epochs=30000" in typed:
         metrics = begun[0] / "metrics.jsonl"
         done = len(metrics.read_text().splitlines()) if metrics.is_file() else 0
         again += ["--num_epochs", str(done + 1)]

@@ -216,6 +216,7 @@ def test_parts_of_tokenizers_of_llamas(folder, section, part):
         ("pre_tokenizer", {"pattern": {"Regex": "a*"}}, "a tokenizer with None is not supported"),
         ("pre_tokenizer", {"type": ["Split"]}, r"a tokenizer with \['Split'\] is not supported"),
         ("pre_tokenizer", [], r"a tokenizer with \[\] is not supported"),
+        ("decoder", "ByteLevel", "a tokenizer with 'ByteLevel' is not supported"),
         ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAAA"}, "with 'Precompiled' is not supported"),
         ("normalizer", replace("a", "aa"), "may take any time or memory"),
         ("normalizer", replace("", ""), "may take any time or memory"),

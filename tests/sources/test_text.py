@@ -174,6 +174,8 @@ def test_nothing_there(tmp_path):
     assert complaint(tmp_path / "gone").startswith(f"dataset: '{tmp_path}/gone' does not exist")
     assert complaint("").startswith("dataset: '' does not exist")
     assert complaint("no/file.txt").startswith("dataset: 'no/file.txt' does not exist")
+    assert complaint("~nobody-of-that-name/x").startswith("dataset: '~nobody-of-that-name/x' has no home folder")
+    assert complaint("owner/name", "/x").startswith("dataset_config: must be a name without folders, not '/x'")
     assert "has no data files (.parquet, .jsonl" in complaint(tmp_path)
     fill(tmp_path / ".hidden" / "train.txt")
     (tmp_path / "README.md").write_text("# Words about words\n")

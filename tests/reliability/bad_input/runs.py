@@ -59,10 +59,12 @@ RESUME = {kind: (kind, "--resume", "run") for kind in COMMAND}
 OTHER_DATA = "dataset: corpus.txt is not what the run was trained on (fingerprint"
 OTHER_CORPUS = {"../corpus.txt": "".join(f"other words than those of the run, line {line}\n" for line in range(99))}
 
+BOTH = ("config.json", "checkpoints/config.json")
+
 RUNS = [
-    *(_run("not a run directory (it has no config.json)", "train", {"config.json": GONE}, *typed)
+    *(_run("not a run directory (it has no config.json)", "train", dict.fromkeys(BOTH, GONE), *typed)
       for typed in (RESUME["train"], ("generate", "run"), ("evaluate", "run"), ("report", "run"), ("compare", "run"))),
-    *(_run("not a run directory (it has no config.json)", "train", {"config.json": content}, "generate", "run")
+    *(_run("not a run directory (it has no config.json)", "train", dict.fromkeys(BOTH, content), "generate", "run")
       for content in (FOLDER, PIPE)),
     *(_run(f"not a {name} run", kind, {}, command, "--resume", "run") for kind, command, name in (
         ("train", "cascade", "cascade"), ("cascade", "finetune", "finetune"), ("finetune", "train", "new-llm"))),
