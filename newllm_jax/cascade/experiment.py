@@ -79,13 +79,14 @@ def train_cascade(
         check_fits(config, base.model.config, data, precision)
         run = run or stack.enter_context(RunDir.create(run_root, run_name(name, base, data)))
         stopping = Stopping(clock, run.path, config, stop)
+        mirror = stack.enter_context(Mirror(run, config.mirror, narrate, stopping.timer("mirror")))
         stage = Stage(stage_config(base.model.config, config.stage_layers), precision)
         _narrate(narrate, run, config, base, data, stage)
         if resume is not None:
             check_fingerprints(run, fingerprints(base, data))
         _check_stages(run, config)
         run.begin(describe_run(config, precision, fingerprints(base, data)))
-        stack.enter_context(Mirror(run.path, config.mirror, narrate, stopping.timer("mirror")))
+        mirror.start()
         if finished := _finished(run, stage, config, narrate):
             narrate(f"finished, all {config.num_stages} stages (raise num_stages to continue)")
             shutil.rmtree(extraction_folder(run), ignore_errors=True)

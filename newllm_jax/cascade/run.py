@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from newllm_jax.smollm.base import fingerprints, load_base
 from newllm_jax.smollm.pretrained import Pretrained
 from newllm_jax.smollm.tokenizer import Tokenizer
 from newllm_jax.training.history import History, best_epoch, is_finished
-from newllm_jax.training.manifest import Owner
+from newllm_jax.training.manifest import Owner, tree_sha256
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,10 @@ def begun_stages(run: RunDir) -> list[int]:
     return sorted(int(name[1]) for name in names if name)
 
 
-def stage_owner(run: RunDir, number: int) -> Owner:
-    """Whose the checkpoints of stage `number` are."""
-    return Owner(run.run_id, f"stage_{number}", run.description)
+def stage_owner(run: RunDir, earlier: Sequence[TrainedStage]) -> Owner:
+    """Whose the checkpoints of the next stage are: it was trained on what the stages before it handed on."""
+    after = tree_sha256(earlier[-1].params) if earlier else ""
+    return Owner(run.run_id, f"stage_{len(earlier) + 1}", after, run.description)
 
 
 def chosen_epoch(history: History, config: CascadeConfig) -> int:
@@ -115,7 +117,7 @@ def read_stages(run: RunDir, stage: Stage, config: CascadeConfig) -> list[Traine
     ]  # fmt: skip
     stages = list[TrainedStage]()
     for number in range(1, max(begun, default=0) + 1):
-        _, params, record = read_chosen(stage_folder(run, number), stage_owner(run, number), like, choose)
+        _, params, record = read_chosen(stage_folder(run, number), stage_owner(run, stages), like, choose)
         if not is_finished(record["history"], config):
             if number < max(begun):
                 raise InputError(f"{run.path}: stage {number} is not finished, although later ones are there")

@@ -73,6 +73,7 @@ def finetune(
             check_fingerprints(run, fingerprints(base, data))
         run = run or stack.enter_context(RunDir.create(run_root, run_name(name, base, data)))
         stopping = Stopping(clock, run.path, config, stop)
+        mirror = stack.enter_context(Mirror(run, config.mirror, narrate, stopping.timer("mirror")))
         parameters = count_parameters(base.params)
         facts = source_facts(base, data) | {"parameters": f"{parameters:,}, all of them trained"}
         narrate_start(narrate, run, precision, facts, source_warnings(base, data, config))
@@ -87,7 +88,7 @@ def finetune(
         with Checkpoints(run.checkpoints, owner, every_few_epochs(config.checkpoint_every)) as checkpoints:
             state, history = checkpoints.resume(state, config, clock, narrate)
             run.begin(description)
-            stack.enter_context(Mirror(run.path, config.mirror, narrate, stopping.timer("mirror")))
+            mirror.start()
             run.write_metrics(history)
             if is_finished(history, config):
                 narrate("finished (raise num_epochs or patience to continue)")

@@ -58,8 +58,7 @@ def train_newllm(
     Args:
       config: a new run's settings.
       name, run_root: a new run goes to `run_root/name-time`.
-      resume: a run directory to continue instead; `overrides` may raise `num_epochs` or `patience`. The result is
-        that of a run which was never stopped.
+      resume: a run directory to continue, as if it was never stopped; `overrides` may raise `num_epochs` or `patience`.
       narrate: receives the lines that tell what was resolved.
       stop: whether the run should stop; asked between pieces of work.
 
@@ -79,6 +78,7 @@ def train_newllm(
 
         run = run or stack.enter_context(RunDir.create(run_root, f"{name}-builtin" if data.fallback else name))
         stopping = Stopping(clock, run.path, config, stop)
+        mirror = stack.enter_context(Mirror(run, config.mirror, narrate, stopping.timer("mirror")))
         _narrate(narrate, run, config, data, state)
         files = {"vocabulary.json": data.tokenizer.words}
         description = describe_run(config, precision, data.fingerprints(), files)
@@ -88,7 +88,7 @@ def train_newllm(
             check_fingerprints(run, data.fingerprints(), before_0_2(checkpoints.record()))
         state, history = checkpoints.resume(state, config, clock, narrate)
         run.begin(description, files)
-        stack.enter_context(Mirror(run.path, config.mirror, narrate, stopping.timer("mirror")))
+        mirror.start()
         if history and is_finished(history, config):
             narrate(f"finished {how_it_stopped(history, config)}")
             if finished := finished_results(run, "epochs", len(history)):

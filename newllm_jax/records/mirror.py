@@ -3,9 +3,10 @@
 Each file, and each checkpoint as one, is copied under another name, read back, and gets its own name only if it is what
 was read. The copy may be all that is left of a run, so it loses nothing to a run that has less:
 
-* Nothing is written where something else lies, or the copy of a run that has come further.
-* A checkpoint that is there is replaced only by one that was written later: another content of the same age is damage.
-* A checkpoint is deleted only when the run has a later one, or when the run had it in this process and deleted it.
+* Nothing is written where something else lies, or a copy that has come further than the run.
+* A checkpoint is replaced only by one with another manifest that is whole: a damaged one keeps the manifest it had.
+* A checkpoint is deleted only where this process has added one to its training, or has seen the run delete it and keep
+  a later one. Another file is deleted only if this process copied it.
 """
 
 from __future__ import annotations
@@ -18,15 +19,19 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from newllm_jax.config import expanded
+from newllm_jax.content import check_seal
 from newllm_jax.errors import InputError
 from newllm_jax.files import naming, read_json
+from newllm_jax.records.directory import RunDir
 from newllm_jax.records.progress import Narrate, boxed
 
 IDENTITY = "config.json", "checkpoints/config.json"  # tell whose a copy is, so they are copied first
+MANIFEST = Path("manifest", "metadata")  # of a checkpoint
 PARTIAL = ".mirror"  # the folder of what is being copied; files with such names are no part of a run
 LAST = ("results.json", "curves.png", "report.md")  # a run that has them is finished
 PIECE = 2**20  # bytes
@@ -35,45 +40,64 @@ SECONDS = 10.0  # between looks at what is new
 Stamps = dict[Path, dict[str, tuple[int, int]]]  # of units, by their paths in the run directory
 
 
-class Mirror:
-    """Keeps a copy of a run directory up to date, in a thread. Use it as a context: leaving waits for the last of it.
+@dataclass
+class Known:
+    """What a process knows of a run and its copy.
 
-    An error stops nothing: it is told once, and the next change of the run is another attempt.
+    Attributes:
+      first: the run as this process found it.
+      copied: what is in the copy, by this process or as it was found there.
     """
 
-    def __init__(self, run: Path, folder: str, narrate: Narrate, took: Callable[[float], None]) -> None:
+    first: Stamps = field(default_factory=Stamps)
+    copied: Stamps = field(default_factory=Stamps)
+
+
+class Mirror:
+    """Keeps a copy of a run directory up to date, in a thread, from `start` on.
+
+    Use it as a context, around all that writes: leaving waits for the last of it. An error stops nothing: it is told
+    once, and the next change of the run is another attempt.
+    """
+
+    def __init__(self, run: RunDir, folder: str, narrate: Narrate, took: Callable[[float], None]) -> None:
         """Copies nothing where `folder`, the parent of the copy, is "" or that of the run itself.
 
         Args:
-          run: a directory that has its `config.json` already.
+          run: as it was found; what resuming deletes in it is still there.
           took: told how many seconds each update took.
 
         Raises:
           InputError: the folder lies in the run directory, or has in the place of the copy something else than a copy
             of this run, or a copy of it that has come further.
         """
-        self._run, self._narrate, self._took = run, narrate, took
-        self._copy = _copy_of(run, folder) if folder else run
-        place, own = self._copy.resolve(), run.resolve()
-        if place != own and place.is_relative_to(own):
-            raise InputError(f"mirror: {folder} lies in {run}, which is to be copied there")
-        if place != own:
-            _check_place(run, self._copy)
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="mirror", daemon=True) if place != own else None
+        self._run, self._narrate, self._took = run.path, narrate, took
+        self._copy = _copy_of(run.path, folder) if folder else run.path
+        self._over, self._thread = threading.Event(), None
+        place, own = self._copy.resolve(), run.path.resolve()
+        if place == own:
+            return
+        if place.is_relative_to(own):
+            raise InputError(f"mirror: {folder} lies in {run.path}, which is to be copied there")
+        _check_place(run, self._copy)
+        self._known = Known(_stamps(run.path))
+        self._thread = threading.Thread(target=self._follow, name="mirror", daemon=True)
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
+        """Begins to copy. By now the run has its `config.json`."""
         if self._thread:
             self._thread.start()
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._thread:
+        if self._thread and self._thread.ident:
             self._over.set()
             self._thread.join()
 
     def _follow(self) -> None:
-        copied, seen, complained, over = Stamps(), Stamps(), False, False
+        seen, complained, over = Stamps(), False, False
         while not over:
             over = self._over.wait(SECONDS)  # before the last look, which then sees all that the run did
             started = time.monotonic()
@@ -82,7 +106,7 @@ class Mirror:
                 if found == seen and not over:
                     continue
                 seen = found
-                copy_run(self._run, self._copy, copied)
+                copy_run(self._run, self._copy, self._known)
             except Exception as error:  # whatever it is: the run goes on
                 if over or not complained:
                     self._narrate(boxed(f"mirror: {self._copy} is not up to date ({error}); the run goes on"))
@@ -113,18 +137,18 @@ def fetch_run(run: Path, folder: str) -> None:
         raise InputError(f"mirror: {copy} cannot be copied to {run} ({error})") from error
 
 
-def copy_run(run: Path, copy: Path, copied: Stamps | None = None) -> None:
+def copy_run(run: Path, copy: Path, known: Known | None = None) -> None:
     """Makes `copy` what `run` is, but for what the copy must not lose: see the top of this file.
 
     Args:
-      copied: what is known to be copied; brought up to date.
+      known: brought up to date.
 
     Raises:
       OSError: a file cannot be copied, or is not what was written when it is read back; in the place of the copy is
-        something else, or there is a link in it; a checkpoint differs from the copy, and is not later.
+        something else, or there is a link in it; a checkpoint is damaged, here or there.
     """
-    copied = Stamps() if copied is None else copied
-    if _is_foreign(run, copy):
+    known = known or Known()
+    if _is_foreign(copy, _owner(run)):
         raise OSError(f"{copy} is there, and is no copy of this run")
     for path in (copy, *copy.rglob("*")):
         if path.is_symlink():
@@ -134,28 +158,38 @@ def copy_run(run: Path, copy: Path, copied: Stamps | None = None) -> None:
     found, damaged = _stamps(run), list[str]()
     for unit in sorted(found, key=_rank):
         is_there = (copy / unit).exists()
-        if is_there and copied.get(unit) == found[unit]:
+        if is_there and known.copied.get(unit) == found[unit]:
             continue
         try:
             if not is_there or _digests(run / unit) != _digests(copy / unit):
-                if is_there and _is_checkpoint(unit) and unit not in copied and not _is_later(run / unit, copy / unit):
+                if is_there and _is_checkpoint(unit) and not _is_another(run / unit, copy / unit):
                     damaged.append(unit.as_posix())
                     continue
                 _copy_unit(run / unit, copy / unit, partial)
-            copied[unit] = found[unit]
+            known.copied[unit] = found[unit]
         except FileNotFoundError:
             if (run / unit).exists():  # else the run deleted it meanwhile
                 raise
-    furthest = _furthest(found)
     for unit in set(_units(copy)) - set(found):
-        if unit in copied or not _is_checkpoint(unit) or _progress(unit) < furthest.get(_training(unit), (0, 0)):
+        if _is_given_up(unit, found, known):
             _remove(copy / unit, partial)
-            copied.pop(unit, None)
-    if damaged:
-        raise OSError(f"{', '.join(damaged)} differs from its copy and is not later: one of the two is damaged")
+            known.copied.pop(unit, None)
     for folder in sorted((path for path in copy.rglob("*") if path.is_dir()), reverse=True):
         if not any(folder.iterdir()):
             folder.rmdir()
+    if damaged:
+        raise OSError(f"{', '.join(damaged)}: the checkpoint or its copy is damaged, and neither replaces the other; "
+                      "delete the damaged one")  # fmt: skip
+
+
+def _is_given_up(unit: Path, found: Stamps, known: Known) -> bool:
+    """Whether the run deleted a unit of the copy, and did not only lose it; see the top of this file."""
+    if not _is_checkpoint(unit):
+        return unit in known.copied
+    siblings = [other for other in found if _is_checkpoint(other) and _training(other) == _training(unit)]
+    has_later = any(_progress(other) > _progress(unit) for other in siblings)
+    has_new = any(found[other] != known.first.get(other) for other in siblings)
+    return has_new or (has_later and unit in known.copied)
 
 
 def _copy_of(run: Path, folder: str) -> Path:
@@ -166,35 +200,56 @@ def _copy_of(run: Path, folder: str) -> Path:
     return expanded("mirror", folder) / name
 
 
-def _check_place(run: Path, copy: Path) -> None:
+def _check_place(run: RunDir, copy: Path) -> None:
     """Raises InputError where the copy of a run cannot be made without losing what is there."""
-    if _is_foreign(run, copy):
+    owner = run.run_id, run.description.get("system", "")
+    if _is_foreign(copy, owner) or (not run.run_id and _description(copy) not in (None, run.description)):
         raise InputError(f"mirror: {copy} is there, and is no copy of this run; move it away, or choose another folder")
-    ours = _furthest(_units(run))
-    ahead = [place for folder, place in _furthest(_units(copy)).items() if place > ours.get(folder, (0, 0))]
-    if ahead and _lines(copy / "metrics.jsonl") > _lines(run / "metrics.jsonl"):  # else damage or a finished training
+    ours, theirs = (_furthest(_units(path)) for path in (run.path, copy))
+    ahead = [place for folder, place in theirs.items() if place > ours.get(folder, (0, 0))]
+    if ahead:
         raise InputError(
-            f"mirror: {copy} has come further than {run}, to epoch {max(ahead)[0]}; move the latter away to go on from "
-            "the former, or the former to make another copy"
+            f"mirror: {copy} has come further than {run.path} (to epoch {max(ahead)[0]}); move the latter away to go "
+            "on from the former, or the former to make another copy"
         )
 
 
-def _is_foreign(run: Path, copy: Path) -> bool:
-    """Whether in the place of a copy lies something that is no copy of this run."""
-    identity = _run_id(copy)
-    if identity is None:
-        return copy.exists() and (not copy.is_dir() or any(path.name != PARTIAL for path in copy.iterdir()))
-    return identity != _run_id(run)
+def _owner(run: Path) -> tuple[str, str] | None:
+    """The identity and system of a run; None where there is none. The identity is "" for one of version 0.1.0."""
+    found = _description(run)
+    return None if found is None else (str(found.get("run_id", "")), str(found.get("system", "")))
+
+
+def _description(run: Path) -> dict[str, Any] | None:
+    """The content of `config.json`, or of its copy; None where neither is an object."""
+    for name in IDENTITY:
+        with suppress(InputError):
+            content = read_json(run / name)
+            if isinstance(content, dict):
+                return content
+    return None
+
+
+def _is_foreign(copy: Path, owner: tuple[str, str] | None) -> bool:
+    """Whether in the place of a copy lies something that is no copy of the owner's run."""
+    there = _owner(copy)
+    if there is None:
+        return copy.exists() and (not copy.is_dir() or any(_units(copy)))
+    return there != owner
 
 
 def _is_checkpoint(unit: Path) -> bool:
     return unit.name.startswith("epoch_")
 
 
-def _is_later(unit: Path, copy: Path) -> bool:
-    """Whether a checkpoint was written after its copy: the run went back and trained this epoch again."""
-    own, copied = ([path.stat().st_mtime_ns for path in _files(each).values()] for each in (unit, copy))
-    return not copied or max(own, default=0) > min(copied)
+def _is_another(unit: Path, copy: Path) -> bool:
+    """Whether a checkpoint is whole, by its manifest, and another than its copy: the run trained this epoch again."""
+    manifest = unit / MANIFEST
+    try:
+        check_seal(read_json(manifest), required=True)
+        return not (copy / MANIFEST).is_file() or manifest.read_bytes() != (copy / MANIFEST).read_bytes()
+    except (ValueError, OSError):  # InputError is the former
+        return False
 
 
 def _progress(unit: Path) -> tuple[int, float]:
@@ -217,16 +272,12 @@ def _furthest(units: Iterable[Path]) -> dict[Path, tuple[int, float]]:
     return furthest
 
 
-def _lines(file: Path) -> int:
-    return file.read_bytes().count(b"\n") if file.is_file() else 0
-
-
 def _units(run: Path) -> Iterator[Path]:
     """The files of a run directory and, as one each, its checkpoints, by their paths in it.
 
     Temporary ones are none, and links are not followed.
     """
-    for folder, names, files in os.walk(run):  # what vanishes meanwhile is passed over
+    for folder, names, files in _walk(run):
         names[:], files = (
             [
                 name
@@ -240,11 +291,23 @@ def _units(run: Path) -> Iterator[Path]:
         names[:] = [name for name in names if name not in checkpoints]
 
 
+def _walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk`, for which a folder that cannot be read is empty. Here only one that vanishes meanwhile is."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise error
+
+    return os.walk(folder, onerror=refuse)
+
+
 def _rank(unit: Path) -> tuple[int, list[tuple[int, str]]]:
     """The order of copying. An epoch comes after those before it, so that what a checkpoint needs is always there."""
-    first = unit.as_posix() in IDENTITY
-    place = 0 if first else 3 if unit.name in LAST else 2 if _is_checkpoint(unit) else 1
-    numbers = [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", unit.as_posix())]
+    name = unit.as_posix()
+    if name in IDENTITY:
+        return IDENTITY.index(name) - len(IDENTITY), []
+    place = 2 if unit.name in LAST else 1 if _is_checkpoint(unit) else 0
+    numbers = [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", name)]
     return place, numbers
 
 
@@ -252,7 +315,7 @@ def _files(unit: Path) -> dict[str, Path]:
     """The files of a unit by their paths in it; "" for a file."""
     if unit.is_file():
         return {"": unit}
-    paths = (Path(folder, name) for folder, _, names in os.walk(unit) for name in names)
+    paths = (Path(folder, name) for folder, _, names in _walk(unit) for name in names)
     return {path.relative_to(unit).as_posix(): path for path in paths}
 
 
@@ -310,11 +373,3 @@ def _remove(unit: Path, partial: Path) -> None:
     doomed = partial / f"deleted-{unit.name}"
     unit.rename(doomed)
     shutil.rmtree(doomed) if doomed.is_dir() else doomed.unlink()
-
-
-def _run_id(run: Path) -> str | None:
-    """The identity of a run; None where there is none, "" for one of version 0.1.0."""
-    for name in IDENTITY:
-        with suppress(InputError, AttributeError):
-            return str(read_json(run / name).get("run_id", ""))
-    return None

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from newllm_jax.config import Config, check, checked, checked_path
+from newllm_jax.config import Config, check, checked, checked_path, expanded
 from newllm_jax.errors import InputError, Note
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.mirror import fetch_run
@@ -61,7 +61,7 @@ def resume_or_start(
         stored = stored_config(run, config_class)
         config = stored.override({"mirror": "", **overrides})  # of a stranger's run it would be any folder of the user
         config.check_resumption(stored, str(run.path))
-        is_mirror = bool(stored.mirror) and Path(stored.mirror).resolve() == run.path.resolve().parent
+        is_mirror = bool(stored.mirror) and expanded("mirror", stored.mirror).resolve() == run.path.resolve().parent
         if stored.mirror and not config.mirror and not is_mirror:
             warnings.warn(
                 f"{run.path} had a mirror in {stored.mirror}; --mirror keeps it up to date", Note, stacklevel=2

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
-from newllm_jax.content import array_sha256, check_seal, sealed
+from newllm_jax.content import array_sha256, check_seal, json_sha256, sealed
 from newllm_jax.files import read_json
 
 FORMAT = 1
@@ -34,11 +34,13 @@ class Owner:
     Attributes:
       run_id: the identity of the run; "" for a run of version 0.1.0, whose checkpoints may lack a manifest.
       part: which training of the run: "" where there is one, else `stage_2`.
+      after: the hash of the weights whose outputs it is trained on; "" where they are no part of the run.
       description: what a manifest tells of the run (JSON): settings, fingerprints, versions.
     """
 
     run_id: str = ""
     part: str = ""
+    after: str = ""
     description: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -53,6 +55,7 @@ def manifest(owner: Owner, epoch: int, trees: Trees, record: Mapping[str, Any]) 
         "format": FORMAT,
         "run_id": owner.run_id,
         "part": owner.part,
+        "after": owner.after,
         "epoch": epoch,
         "run": dict(owner.description),
         "record": dict(record),
@@ -71,9 +74,11 @@ def read_manifest(file: Path, owner: Owner, epoch: int) -> dict[str, Any]:
         check_seal(content, required=True)
     except ValueError as error:  # InputError is one
         raise Damaged(f"its manifest is damaged ({error})") from error
-    expected = {"format": FORMAT, "run_id": owner.run_id, "part": owner.part, "epoch": epoch}
+    expected = {
+        "format": FORMAT, "run_id": owner.run_id, "part": owner.part, "after": owner.after, "epoch": epoch,
+    }  # fmt: skip
     for name, value in expected.items():
-        if content.get(name) != value:
+        if content.get(name, "") != value:
             raise Damaged(f"it is another's: {name} {content.get(name)!r}, not {value!r}")
     record = content.get("record")
     if not isinstance(record, dict) or not isinstance(record.get("history"), list):
@@ -97,6 +102,11 @@ def check_arrays(found: Mapping[str, Any], trees: Trees) -> None:
         for path, entry in _describe(tree, hashed=True).items():
             if found["arrays"][name].get(path) != entry:
                 raise Damaged(f"{name}{path} is not what was written")
+
+
+def tree_sha256(tree: Any) -> str:
+    """A hash of all arrays of a tree and their names."""
+    return json_sha256(_describe(tree, hashed=True))
 
 
 def _describe(tree: Any, hashed: bool = False) -> dict[str, dict[str, Any]]:

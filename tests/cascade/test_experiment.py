@@ -122,7 +122,7 @@ def test_last_and_best_weights_are_both_kept(tiny, whole, tmp_path):
     kept = {path.name for path in (whole.run_dir / "checkpoints" / "stage_1").iterdir() if path.is_dir()}
     assert kept == {f"epoch_{stage['last']['epoch']}", f"epoch_{stage['best']['epoch']}"}
     restored = newllm_jax.restore(whole.run_dir).stages[0].params
-    owner = stage_owner(RunDir.open(whole.run_dir), 1)
+    owner = stage_owner(RunDir.open(whole.run_dir), [])
     for which, equal in (("last", True), ("best", False)):
         folder = whole.run_dir / "checkpoints" / "stage_1" / f"epoch_{stage[which]['epoch']}"
         trees, _, _ = read_trees(folder, owner, stage[which]["epoch"], {"params": restored})

@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from newllm_jax.content import sealed
 from newllm_jax.errors import InputError
+from newllm_jax.files import read_json
 from newllm_jax.records import mirror
-from newllm_jax.records.mirror import Mirror, copy_run, fetch_run
+from newllm_jax.records.directory import RunDir
+from newllm_jax.records.mirror import Known, Mirror, copy_run, fetch_run
 
 pytestmark = pytest.mark.quick
 
@@ -24,9 +27,27 @@ def write(file: Path, text: str) -> None:
     file.write_text(text)
 
 
-def write_epoch(run: Path, epoch: int, text: str = "") -> None:
-    for name in ("manifest/metadata", "params/d/0"):
-        write(run / "checkpoints" / f"epoch_{epoch}" / name, f"{epoch} {name} {text}")
+def write_epoch(run: Path, epoch: int, text: str = "", folder: str = "checkpoints") -> None:
+    checkpoint = run / folder / f"epoch_{epoch}"
+    write(checkpoint / "manifest" / "metadata", json.dumps(sealed({"epoch": epoch, "text": text})))
+    write(checkpoint / "params" / "d" / "0", f"{epoch} {text}")
+
+
+def epochs(run: Path, folder: str = "checkpoints") -> list[str]:
+    return sorted(
+        path.name.removeprefix("epoch_") for path in (run / folder).glob("epoch_*") if "-tmp" not in path.name
+    )
+
+
+def begun(run: Path) -> RunDir:
+    """A run as its process finds it."""
+    file = run / "config.json"
+    return RunDir(run, read_json(file) if file.exists() else {})
+
+
+def known(run: Path) -> Known:
+    """What a process knows that has just found a run."""
+    return Known(mirror._stamps(run))
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +59,7 @@ def looks_often(monkeypatch):
 def run(tmp_path) -> Path:
     """A directory like that of a run."""
     folder = tmp_path / "runs" / "some"
-    write(folder / "config.json", json.dumps({"run_id": "a"}))
+    write(folder / "config.json", json.dumps({"run_id": "a", "system": "new-llm"}))
     write(folder / "metrics.jsonl", "{}\n")
     for epoch in (2, 9, 10):
         write_epoch(folder, epoch)
@@ -65,7 +86,8 @@ class Followed(Mirror):
 
     def __init__(self, run, folder):
         self.told, self.updates = [], threading.Semaphore(0)
-        super().__init__(run, str(folder), self.told.append, lambda seconds: self.updates.release())
+        super().__init__(begun(run), str(folder), self.told.append, lambda seconds: self.updates.release())
+        self.start()
 
     def wait(self):
         assert self.updates.acquire(timeout=30)
@@ -78,7 +100,7 @@ def test_all_of_a_run_and_nothing_temporary_is_copied_and_what_is_pruned_goes(ru
 
     shutil.rmtree(run / "checkpoints" / "epoch_2")
     write_epoch(run, 12)
-    write_epoch(run, 10, "another")
+    write_epoch(run, 10, "another")  # trained again
     write(run / "metrics.jsonl", "{}\n{}\n")
     copy_run(run, copy)
     assert content(run) == content(copy)
@@ -179,7 +201,7 @@ def test_a_look_that_fails_is_told_and_the_next_one_copies(run, copy, monkeypatc
 
     def broken(folder):
         looks.append(folder)
-        if len(looks) == 1:
+        if len(looks) == 2:  # the first is that of the beginning
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
         return stamps(folder)
 
@@ -191,115 +213,197 @@ def test_a_look_that_fails_is_told_and_the_next_one_copies(run, copy, monkeypatc
 
 
 def test_what_is_copied_is_not_read_again(run, copy, monkeypatch):
-    copied = {}
-    copy_run(run, copy, copied)
+    of_process = known(run)
+    copy_run(run, copy, of_process)
     write_epoch(run, 12)
     read, sha256 = [], mirror._sha256
     monkeypatch.setattr(mirror, "_sha256", lambda path: (read.append(path), sha256(path))[1])
-    copy_run(run, copy, copied)
+    copy_run(run, copy, of_process)
     assert len(read) == 2  # the files of one checkpoint
     shutil.rmtree(copy / "checkpoints" / "epoch_9")
-    copy_run(run, copy, copied)
+    copy_run(run, copy, of_process)
     assert content(run) == content(copy)
 
 
-def start(run: Path, folder: Path) -> Mirror:
-    return Mirror(run, str(folder), lambda _: None, lambda _: None)
+def follow(run: Path, folder: Path) -> None:
+    """A process that finds a run, copies it, and ends."""
+    with Mirror(begun(run), str(folder), lambda _: None, lambda _: None) as following:
+        following.start()
 
 
 @pytest.mark.parametrize("there", ["config.json", "thesis.txt", "checkpoints/epoch_3/params"])
-@pytest.mark.parametrize("text", [json.dumps({"run_id": "b"}), "", "[1]", "[" * 100_000])
+@pytest.mark.parametrize("text", [json.dumps({"run_id": "b", "system": "new-llm"}), "", "[1]", "[" * 100_000])
 def test_what_is_no_copy_of_the_run_is_left_alone(run, copy, there, text):
     write(copy / there, text)
     with pytest.raises(InputError, match="is there, and is no copy of this run; move it away"):
-        start(run, copy.parent)
+        follow(run, copy.parent)
     with pytest.raises(OSError, match="is there, and is no copy of this run"):
         copy_run(run, copy)
     assert content(copy) == {there: text}
 
 
+@pytest.mark.parametrize("run_id", [{}, {"run_id": "a"}])
+def test_a_model_folder_is_no_copy_of_a_run(run, copy, run_id):
+    """Runs of version 0.1.0 have no identity, and neither has another's config.json."""
+    write(run / "config.json", json.dumps({"system": "new-llm", "config": {"seed": 1}, **run_id}))
+    for other in ({"model_type": "llama"}, {"system": "new-llm", "config": {"seed": 2}}):
+        write(copy / "config.json", json.dumps(other))
+        with pytest.raises(InputError, match="is no copy of this run"):
+            follow(run, copy.parent)
+    shutil.rmtree(copy)
+    follow(run, copy.parent)
+    follow(run, copy.parent)
+    assert content(run) == content(copy)
+
+
 def test_a_copy_whose_settings_are_damaged_is_known_by_their_copy(run, copy):
-    write(run / "checkpoints" / "config.json", json.dumps({"run_id": "a"}))
+    shutil.copy(run / "config.json", run / "checkpoints" / "config.json")
     copy_run(run, copy)
     write(copy / "config.json", "")
-    with start(run, copy.parent):
-        pass
+    follow(run, copy.parent)
     assert content(run) == content(copy)
 
 
 def test_a_copy_that_was_cut_short_at_its_first_file_goes_on(run, copy):
+    shutil.copy(run / "config.json", run / "checkpoints" / "config.json")
+    (copy / "checkpoints").mkdir(parents=True)
     write(copy / ".mirror" / "config.json", "half")
-    with start(run, copy.parent):
-        pass
+    follow(run, copy.parent)
     assert content(run) == content(copy)
 
 
 def test_a_run_that_is_named_by_a_dot_has_its_copy_under_its_name(run, copy, monkeypatch):
     write(copy.parent / "thesis.txt", "years")
     monkeypatch.chdir(run)
-    with start(Path(), copy.parent):
-        pass
+    follow(Path(), copy.parent)
     assert content(copy) == content(run)
     assert (copy.parent / "thesis.txt").read_text() == "years"
     monkeypatch.chdir(run / "checkpoints")
-    with start(Path(".."), copy.parent):
-        pass
+    follow(Path(".."), copy.parent)
     assert sorted(path.name for path in copy.parent.iterdir()) == ["some", "thesis.txt"]
 
 
-def test_a_copy_that_has_come_further_is_not_thrown_away(run, copy):
+@pytest.mark.parametrize("further", ["checkpoints", "checkpoints/stage_2"])
+def test_a_copy_that_has_come_further_is_not_thrown_away(run, copy, further):
     copy_run(run, copy)
-    write_epoch(copy, 45)
-    write(copy / "metrics.jsonl", "{}\n" * 45)
+    write_epoch(copy, 45, folder=further)
     before = content(copy)
-    with pytest.raises(InputError, match=r"has come further than .*, to epoch 45; move the latter away"):
-        start(run, copy.parent)
+    with pytest.raises(InputError, match=r"has come further than .* \(to epoch 45\); move the latter away"):
+        follow(run, copy.parent)
     assert content(copy) == before
 
 
-def test_a_checkpoint_that_only_the_copy_has_stays_until_the_run_is_past_it(run, copy):
-    write_epoch(run, 13)
+def test_a_new_run_that_is_refused_a_mirror_has_no_settings_yet(tmp_path):
+    write(tmp_path / "drive" / "mine" / "thesis.txt", "years")
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    with pytest.raises(InputError, match="is no copy of this run"):
+        follow(tmp_path / "runs" / "mine", tmp_path / "drive")
+
+
+def test_what_the_run_lost_stays_in_the_copy_until_the_run_has_a_new_checkpoint(run, copy):
     copy_run(run, copy)
-    shutil.rmtree(run / "checkpoints" / "epoch_13")  # lost, in another process
-    shutil.rmtree(run / "checkpoints" / "epoch_2")  # pruned
+    for lost in (run / "checkpoints" / "epoch_2", run / "checkpoints" / "epoch_9"):
+        shutil.rmtree(lost)
+    of_process = known(run)
+    copy_run(run, copy, of_process)
+    assert epochs(copy) == ["10", "2", "9"]
+    write_epoch(run, 11)
+    copy_run(run, copy, of_process)
+    assert epochs(copy) == ["10", "11"]
+
+
+def test_a_training_that_ends_earlier_than_before_leaves_no_later_epochs(run, copy):
     copy_run(run, copy)
-    assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == ["epoch_10", "epoch_13", "epoch_9"]
-    write_epoch(run, 14)
-    copy_run(run, copy)
-    assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == ["epoch_10", "epoch_14", "epoch_9"]
+    of_process = known(run)
+    for epoch in (9, 10):
+        shutil.rmtree(run / "checkpoints" / f"epoch_{epoch}")
+    write_epoch(run, 9, "on another device, where it stopped early")
+    copy_run(run, copy, of_process)
+    assert content(run) == content(copy)
+
+
+def test_stages_that_the_run_deletes_stay_until_they_are_trained_again(run, copy):
+    """That a stage follows another one is in its manifest, so none is taken for that of another."""
+    for stage in (1, 2):
+        write_epoch(run, 3, folder=f"checkpoints/stage_{stage}")
+    of_process = known(run)
+    copy_run(run, copy, of_process)
+    shutil.rmtree(run / "checkpoints" / "stage_2")
+    write_epoch(run, 4, folder="checkpoints/stage_1")
+    copy_run(run, copy, of_process)
+    assert (epochs(copy, "checkpoints/stage_1"), epochs(copy, "checkpoints/stage_2")) == (["3", "4"], ["3"])
+    write_epoch(run, 1, folder="checkpoints/stage_2")
+    copy_run(run, copy, of_process)
+    assert content(run) == content(copy)
 
 
 def test_checkpoints_within_epochs_go_when_the_run_is_past_them(run, copy):
+    of_process = known(run)
     for update in (3, 5):
         write(run / "checkpoints" / "within_epoch" / f"epoch_11_update_{update}" / "totals", str(update))
-    copy_run(run, copy)
-    shutil.rmtree(run / "checkpoints" / "within_epoch" / "epoch_11_update_3")
-    copy_run(run, copy)
+        copy_run(run, copy, of_process)
+        shutil.rmtree(run / "checkpoints" / "within_epoch" / "epoch_11_update_3", ignore_errors=True)
+    copy_run(run, copy, of_process)
     assert [path.name for path in (copy / "checkpoints" / "within_epoch").iterdir()] == ["epoch_11_update_5"]
     shutil.rmtree(run / "checkpoints" / "within_epoch")
-    copy_run(run, copy)
-    assert (copy / "checkpoints" / "within_epoch" / "epoch_11_update_5").exists()  # lost, for all that is known
     write_epoch(run, 11)
-    copy_run(run, copy)
-    assert not (copy / "checkpoints" / "within_epoch").exists()
+    copy_run(run, copy, of_process)
+    assert content(run) == content(copy)
 
 
-def test_a_damaged_checkpoint_does_not_replace_its_copy_and_one_trained_again_does(run, copy):
+def test_files_that_this_process_did_not_copy_stay(run, copy):
     copy_run(run, copy)
-    whole = content(copy)
-    file = run / "checkpoints" / "epoch_9" / "params" / "d" / "0"
-    status = file.stat()
-    file.write_text("damaged")
-    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
-    write_epoch(run, 11)
-    with pytest.raises(OSError, match=r"checkpoints/epoch_9 differs from its copy and is not later"):
-        copy_run(run, copy)
-    assert content(copy) == whole | {f"checkpoints/epoch_11/{name}": f"11 {name} " for name in
-                                     ("manifest/metadata", "params/d/0")}  # fmt: skip
-    shutil.rmtree(run / "checkpoints" / "epoch_9")
+    write(copy / "tensorboard" / "events", "of an earlier process")
+    write(run / "notes.txt", "for a while")
+    of_process = known(run)
+    copy_run(run, copy, of_process)
+    (run / "notes.txt").unlink()
+    copy_run(run, copy, of_process)
+    assert content(copy) == content(run) | {"tensorboard/events": "of an earlier process"}
+
+
+@pytest.mark.parametrize("damage", ["params", "manifest", "lost", "emptied"])
+def test_a_damaged_checkpoint_does_not_replace_its_copy_and_one_trained_again_does(run, copy, damage):
+    of_process = known(run)
+    copy_run(run, copy, of_process)
+    whole, checkpoint = content(copy), run / "checkpoints" / "epoch_9"
+    if damage == "params":
+        (checkpoint / "params" / "d" / "0").write_text("damaged")
+    elif damage == "manifest":
+        (checkpoint / "manifest" / "metadata").write_text('{"epoch": 9, "sha256": "another"}')
+    elif damage == "lost":
+        shutil.rmtree(checkpoint / "params")
+    else:
+        shutil.rmtree(checkpoint)
+        checkpoint.mkdir()
+    with pytest.raises(OSError, match=r"checkpoints/epoch_9: the checkpoint or its copy is damaged, .*delete the"):
+        copy_run(run, copy, of_process)
+    assert content(copy) == whole
+    shutil.rmtree(checkpoint)
     write_epoch(run, 9, "on another device")
-    copy_run(run, copy)
+    copy_run(run, copy, of_process)
     assert content(copy) == content(run)
+
+
+@pytest.mark.parametrize("place", ["checkpoints", "checkpoints/epoch_9/params"])
+def test_a_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(run, copy, place, monkeypatch):
+    of_process = known(run)
+    copy_run(run, copy, of_process)
+    whole, scandir = content(copy), os.scandir
+
+    def broken(path):
+        if Path(path) in (run / place, copy / place):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return scandir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", broken)
+        with pytest.raises(OSError, match="Input/output error"):
+            copy_run(run, copy, of_process)
+        with pytest.raises(InputError, match=r"cannot be copied to .*Input/output error"):
+            fetch_run(run.parent / "elsewhere" / run.name, str(copy.parent))
+    assert content(copy) == whole
+    assert not (run.parent / "elsewhere" / run.name).exists()
 
 
 def test_nothing_is_written_or_read_through_a_link(run, copy, tmp_path):
@@ -397,11 +501,12 @@ def test_what_a_run_does_at_its_end_while_a_copy_is_under_way_is_copied_too(run,
 def test_places_that_are_no_mirror(run, tmp_path, monkeypatch):
     monkeypatch.setattr(mirror, "copy_run", lambda *_: pytest.fail("copied"))
     for folder in ("", str(run.parent), str(run.parent.parent / "runs")):
-        with Mirror(run, folder, lambda _: None, lambda _: None):
+        with Mirror(begun(run), folder, lambda _: None, lambda _: None) as none:
+            none.start()
             time.sleep(0.03)
     for folder in (str(run), str(run / "checkpoints")):
         with pytest.raises(InputError, match=f"mirror: {folder} lies in {run}"):
-            Mirror(run, folder, lambda _: None, lambda _: None)
+            Mirror(begun(run), folder, lambda _: None, lambda _: None)
 
 
 def test_a_run_comes_back_whole_or_not_at_all(run, copy, monkeypatch):

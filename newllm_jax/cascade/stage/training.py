@@ -76,7 +76,7 @@ def train_stage(
     state = init_state(
         init_stage(shared.stage, config.seed, number), shared.optimizer, initial_loss_scale(shared.stage.precision)
     )
-    owner, chosen_of = stage_owner(run, number), partial(chosen_epoch, config=config)
+    owner, chosen_of = stage_owner(run, [stage.trained for stage in earlier]), partial(chosen_epoch, config=config)
     with Checkpoints(stage_folder(run, number), owner, every_few_epochs(config.checkpoint_every)) as checkpoints:
         state, history = checkpoints.resume(state, config, stopping.clock, narrate, chosen_of)
         before = _numbered([stage.entry["epochs"] for stage in earlier])
