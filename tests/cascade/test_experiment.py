@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -18,6 +19,7 @@ from newllm_jax.cascade.plan import plan_cascade
 from newllm_jax.cascade.run import stage_owner
 from newllm_jax.cascade.stage.model import init_stage
 from newllm_jax.config import CascadeConfig
+from newllm_jax.content import sealed
 from newllm_jax.errors import InputError, Note, Stopped
 from newllm_jax.records.directory import RunDir
 from newllm_jax.smollm.base import load_base_and_data, source_warnings
@@ -153,6 +155,21 @@ def test_stages_that_are_swapped_or_missing_are_told(whole, tmp_path):
         newllm_jax.restore(run_dir)
     assert figures(train_cascade(resume=run_dir, narrate=quiet).results) == figures(whole.results)
     assert len(newllm_jax.restore(run_dir).stages) == 3
+
+
+def test_a_stage_that_followed_other_weights_is_told(whole, tmp_path):
+    """As where stage 1 was trained again on another device, and stage 2 came back from a mirror."""
+    run = RunDir.open(whole.run_dir)
+    first = newllm_jax.restore(whole.run_dir).stages[0]
+    owner = stage_owner(run, [first])
+    assert stage_owner(run, [replace(first, params=jax.tree.map(lambda leaf: leaf + 1e-6, first.params))]) != owner
+    shutil.copytree(whole.run_dir, tmp_path / "run")
+    for file in (tmp_path / "run" / "checkpoints" / "stage_2").rglob("manifest/metadata"):
+        content = json.loads(file.read_text())
+        del content["sha256"]
+        file.write_text(json.dumps(sealed({**content, "after": "of other weights"})))
+    with pytest.raises(InputError, match=f"stage_2: none of the .* after 'of other weights', not '{owner.after}'"):
+        newllm_jax.restore(tmp_path / "run")
 
 
 def interrupt(monkeypatch, stage: int, epoch: int) -> None:

@@ -208,7 +208,10 @@ def test_no_bit_of_an_array_is_read_as_another(tmp_path):
 
 def test_checkpoints_of_another_run_or_stage_are_refused(tmp_path):
     save_all(tmp_path, [3.0])
-    for owner, said in ((Owner("another"), "run_id 'a run', not 'another'"), (Owner("a run", "stage_2"), "part ''")):
+    for owner, said in (
+        (Owner("another"), "run_id 'a run', not 'another'"), (Owner("a run", "stage_2"), "part ''"),
+        (Owner("a run", after="other weights"), "after '', not 'other weights'"),
+    ):  # fmt: skip
         with Checkpoints(tmp_path, owner) as checkpoints, pytest.raises(InputError, match=f"epoch 1: .*{said}"):
             checkpoints.latest(state_of(0))
 
