@@ -6,7 +6,7 @@ was read. The copy may be all that is left of a run, so it loses nothing to a ru
 * Nothing is written where something else lies, or a copy that has come further than the run.
 * A checkpoint is replaced only by one with another manifest that is whole: a damaged one keeps the manifest it had.
 * A checkpoint is deleted only where this process has added one to its training, or has seen the run delete it and keep
-  a later one. Another file is deleted only if this process copied it.
+  a later one. Another file is deleted only if this process has seen it in the run.
 """
 
 from __future__ import annotations
@@ -184,12 +184,13 @@ def copy_run(run: Path, copy: Path, known: Known | None = None) -> None:
 
 def _is_given_up(unit: Path, found: Stamps, known: Known) -> bool:
     """Whether the run deleted a unit of the copy, and did not only lose it; see the top of this file."""
+    was_seen = unit in known.first or unit in known.copied
     if not _is_checkpoint(unit):
-        return unit in known.copied
+        return was_seen
     siblings = [other for other in found if _is_checkpoint(other) and _training(other) == _training(unit)]
     has_later = any(_progress(other) > _progress(unit) for other in siblings)
     has_new = any(found[other] != known.first.get(other) for other in siblings)
-    return has_new or (has_later and unit in known.copied)
+    return has_new or (has_later and was_seen)
 
 
 def _copy_of(run: Path, folder: str) -> Path:

@@ -302,6 +302,7 @@ def test_a_new_run_that_is_refused_a_mirror_has_no_settings_yet(tmp_path):
 
 def test_what_the_run_lost_stays_in_the_copy_until_the_run_has_a_new_checkpoint(run, copy):
     copy_run(run, copy)
+    assert epochs(copy) == ["10", "2", "9"]
     for lost in (run / "checkpoints" / "epoch_2", run / "checkpoints" / "epoch_9"):
         shutil.rmtree(lost)
     of_process = known(run)
@@ -351,11 +352,14 @@ def test_checkpoints_within_epochs_go_when_the_run_is_past_them(run, copy):
     assert content(run) == content(copy)
 
 
-def test_files_that_this_process_did_not_copy_stay(run, copy):
+def test_files_that_this_process_has_not_seen_in_the_run_stay(run, copy):
     copy_run(run, copy)
     write(copy / "tensorboard" / "events", "of an earlier process")
     write(run / "notes.txt", "for a while")
+    write(run / "extraction" / "rows", "found and deleted")
+    copy_run(run, copy)
     of_process = known(run)
+    (run / "extraction" / "rows").unlink()
     copy_run(run, copy, of_process)
     (run / "notes.txt").unlink()
     copy_run(run, copy, of_process)
