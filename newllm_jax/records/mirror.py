@@ -6,7 +6,7 @@ was read. The copy may be all that is left of a run, so it loses nothing to a ru
 * Nothing is written where something else lies, or a copy that has come further than the run.
 * A checkpoint is replaced only by one with another manifest that is whole: a damaged one keeps the manifest it had.
 * A checkpoint is deleted only where this process has added one to its training, or has seen the run delete it and keep
-  a later one. Another file is deleted only if this process has seen it in the run.
+  a later one. Another file is deleted only if this process has seen it in the run. A finished run has what it needs.
 """
 
 from __future__ import annotations
@@ -47,10 +47,12 @@ class Known:
     Attributes:
       first: the run as this process found it.
       copied: what is in the copy, by this process or as it was found there.
+      is_finished: whether the run has ended well, with its results, for which it had to be whole.
     """
 
     first: Stamps = field(default_factory=Stamps)
     copied: Stamps = field(default_factory=Stamps)
+    is_finished: bool = False
 
 
 class Mirror:
@@ -91,8 +93,9 @@ class Mirror:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._thread and self._thread.ident:
+            self._known.is_finished = kind is None and (self._run / LAST[0]).is_file()
             self._over.set()
             self._thread.join()
 
@@ -184,6 +187,8 @@ def copy_run(run: Path, copy: Path, known: Known | None = None) -> None:
 
 def _is_given_up(unit: Path, found: Stamps, known: Known) -> bool:
     """Whether the run deleted a unit of the copy, and did not only lose it; see the top of this file."""
+    if known.is_finished:
+        return True
     was_seen = unit in known.first or unit in known.copied
     if not _is_checkpoint(unit):
         return was_seen

@@ -8,6 +8,7 @@ import os
 import shutil
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -311,6 +312,20 @@ def test_what_the_run_lost_stays_in_the_copy_until_the_run_has_a_new_checkpoint(
     write_epoch(run, 11)
     copy_run(run, copy, of_process)
     assert epochs(copy) == ["10", "11"]
+
+
+@pytest.mark.parametrize("ends", ["finished", "stopped", "without results"])
+def test_the_copy_of_a_finished_run_is_what_the_run_is(run, copy, ends):
+    """A process that was killed may have deleted what the copy still has."""
+    copy_run(run, copy)
+    shutil.rmtree(run / "checkpoints" / "epoch_2")
+    if ends != "without results":
+        write(run / "results.json", "{}")
+    with suppress(KeyboardInterrupt), Mirror(begun(run), str(copy.parent), lambda _: None, lambda _: None) as following:
+        following.start()
+        if ends == "stopped":
+            raise KeyboardInterrupt
+    assert epochs(copy) == (["10", "9"] if ends == "finished" else ["10", "2", "9"])
 
 
 def test_a_training_that_ends_earlier_than_before_leaves_no_later_epochs(run, copy):

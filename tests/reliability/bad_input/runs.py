@@ -74,7 +74,8 @@ RUNS = [
     _run("num_epochs: ... has 3 epochs already, not 1", "train", {}, *RESUME["train"], "--num_epochs=1"),
     *(_run("no checkpoint", "train", {"checkpoints": content}, command, "run")
       for content in (GONE, FOLDER, PIPE, "file") for command in ("generate", "evaluate")),
-    *(_run("has no checkpoint", kind, {"checkpoints": GONE}, "generate", "run") for kind in ("cascade", "finetune")),
+    _run("has no trained stage yet", "cascade", {"checkpoints": GONE}, "generate", "run"),
+    _run("has no checkpoint", "finetune", {"checkpoints": GONE}, "generate", "run"),
     *(_run("checkpoints: is a link", kind, {"checkpoints": Link("../elsewhere"), "../elsewhere": FOLDER}, *RESUME[kind])
       for kind in COMMAND),
     _run("metrics.jsonl: is a link", "train", {"metrics.jsonl": Link("../corpus.txt")}, *RESUME["train"]),

@@ -82,7 +82,7 @@ SETTINGS = [
     Case("train_chunks: must be from 1 to 100000000", ("cascade", "--train_chunks", "1" + "0" * 22)),
     Case("stage_layers: must be from 1 to 1000, not 100000", ("cascade", "--stage_layers", "100000")),
     Case("memory: the run needs at least",
-         ("train", "--dataset=corpus.txt", "--batch_size=1048576", "--hidden_dim=65536")),
+         ("train", "--dataset=corpus.txt", "--batch_size=1048576", "--hidden_dim=2000")),
     Case("lower hidden_dim, context_dim, embed_dim or num_layers (",
          ("train", "--dataset=corpus.txt", "--hidden_dim=65536", "--num_layers=256", "--dry_run")),
     Case("lower micro_batch or batch_size (",
