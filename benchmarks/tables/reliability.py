@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.tables.files import RESULTS, load
+from benchmarks.tables.files import load
 from newllm_jax.report.tables import markdown_table
 
 OUTCOMES = {  # of `python -m tests.reliability.damages`
@@ -96,21 +96,6 @@ def cost() -> str:
     return markdown_table([found["environment"]["device"], f"medians of {found['epochs_each']} epochs each"], rows)
 
 
-def determinism() -> str:
-    """How many commands and operations gave the same bits in another process, for every device that was tried."""
-    rows = []
-    for file in sorted((RESULTS / "reliability").glob("determinism*.json")):
-        found = load(f"reliability/{file.name}")
-        device, differ = found["environment"]["device"], found["not_the_same"]
-        cases = {f"{device}, {mode}": (found["modes"][mode], differ[mode]) for mode in found["modes"]}
-        if "not_the_same_on_one_core" in found:
-            cases[f"{device}, another number of cores"] = (found["modes"]["default"], found["not_the_same_on_one_core"])
-        for name, (mode, different) in cases.items():
-            commands, operations = (len(mode[key]) for key in ("commands", "operations"))
-            rows.append([name, str(commands), str(operations), ", ".join(f"`{each}`" for each in different) or "none"])
-    return markdown_table(["device and mode", "commands", "operations", "not the same bits"], rows)
-
-
 def _load(name: str) -> Any:
     return load(f"reliability/{name}.json")
 
@@ -132,5 +117,4 @@ RELIABILITY_TABLES: dict[str, Callable[[], str]] = {
     "reliability inputs": inputs,
     "reliability cases": cases,
     "reliability cost": cost,
-    "reliability determinism": determinism,
 }
