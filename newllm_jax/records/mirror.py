@@ -1,23 +1,20 @@
 """A copy of a run directory in a second place, Drive for instance, brought up to date while the run goes on.
 
-Each file, and each checkpoint as one, is copied under another name, read back, and gets its own name only if it is what
-was read. The copy may be all that is left of a run, so it loses nothing to a run that has less:
+The copy may be all that is left of a run, so it loses nothing to a run that has less:
 
 * Nothing is written where something else lies, or a copy that has come further than the run.
 * A checkpoint is replaced only by one with another manifest that is whole: a damaged one keeps the manifest it had.
 * A checkpoint is deleted only where this process has added one to its training, or has seen the run delete it and keep
-  a later one. Another file is deleted only if this process has seen it in the run. A finished run has what it needs.
+  a later one. Another file is deleted only if this process has seen it in the run.
+* When a run ends well, with its results, the copy becomes what the run is.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,18 +23,28 @@ from typing import Any, Self
 from newllm_jax.config import expanded
 from newllm_jax.content import check_seal
 from newllm_jax.errors import InputError
-from newllm_jax.files import naming, read_json
+from newllm_jax.files import read_json
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.progress import Narrate, boxed
+from newllm_jax.records.units import (
+    IDENTITY,
+    LAST,
+    Stamps,
+    copy_unit,
+    copying_rank,
+    digests_of,
+    furthest_of,
+    is_checkpoint,
+    progress_of,
+    remove_unit,
+    stamps_of,
+    training_of,
+    units_of,
+)
 
-IDENTITY = "config.json", "checkpoints/config.json"  # tell whose a copy is, so they are copied first
 MANIFEST = Path("manifest", "metadata")  # of a checkpoint
 PARTIAL = ".mirror"  # the folder of what is being copied; files with such names are no part of a run
-LAST = ("results.json", "curves.png", "report.md")  # a run that has them is finished
-PIECE = 2**20  # bytes
 SECONDS = 10.0  # between looks at what is new
-
-Stamps = dict[Path, dict[str, tuple[int, int]]]  # of units, by their paths in the run directory
 
 
 @dataclass
@@ -82,7 +89,7 @@ class Mirror:
         if place.is_relative_to(own):
             raise InputError(f"mirror: {folder} lies in {run.path}, which is to be copied there")
         _check_place(run, self._copy)
-        self._known = Known(_stamps(run.path))
+        self._known = Known(stamps_of(run.path))
         self._thread = threading.Thread(target=self._follow, name="mirror", daemon=True)
 
     def start(self) -> None:
@@ -105,7 +112,7 @@ class Mirror:
             over = self._over.wait(SECONDS)  # before the last look, which then sees all that the run did
             started = time.monotonic()
             try:
-                found = _stamps(self._run)
+                found = stamps_of(self._run)
                 if found == seen and not over:
                     continue
                 seen = found
@@ -158,24 +165,24 @@ def copy_run(run: Path, copy: Path, known: Known | None = None) -> None:
             raise OSError(f"{path} is a link, and a mirror is written into its own folder only")
     partial = copy / PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
-    found, damaged = _stamps(run), list[str]()
-    for unit in sorted(found, key=_rank):
+    found, damaged = stamps_of(run), list[str]()
+    for unit in sorted(found, key=copying_rank):
         is_there = (copy / unit).exists()
         if is_there and known.copied.get(unit) == found[unit]:
             continue
         try:
-            if not is_there or _digests(run / unit) != _digests(copy / unit):
-                if is_there and _is_checkpoint(unit) and not _is_another(run / unit, copy / unit):
+            if not is_there or digests_of(run / unit) != digests_of(copy / unit):
+                if is_there and is_checkpoint(unit) and not _is_another(run / unit, copy / unit):
                     damaged.append(unit.as_posix())
                     continue
-                _copy_unit(run / unit, copy / unit, partial)
+                copy_unit(run / unit, copy / unit, partial)
             known.copied[unit] = found[unit]
         except FileNotFoundError:
             if (run / unit).exists():  # else the run deleted it meanwhile
                 raise
-    for unit in set(_units(copy)) - set(found):
+    for unit in set(units_of(copy)) - set(found):
         if _is_given_up(unit, found, known):
-            _remove(copy / unit, partial)
+            remove_unit(copy / unit, partial)
             known.copied.pop(unit, None)
     for folder in sorted((path for path in copy.rglob("*") if path.is_dir()), reverse=True):
         if not any(folder.iterdir()):
@@ -190,10 +197,10 @@ def _is_given_up(unit: Path, found: Stamps, known: Known) -> bool:
     if known.is_finished:
         return True
     was_seen = unit in known.first or unit in known.copied
-    if not _is_checkpoint(unit):
+    if not is_checkpoint(unit):
         return was_seen
-    siblings = [other for other in found if _is_checkpoint(other) and _training(other) == _training(unit)]
-    has_later = any(_progress(other) > _progress(unit) for other in siblings)
+    siblings = [other for other in found if is_checkpoint(other) and training_of(other) == training_of(unit)]
+    has_later = any(progress_of(other) > progress_of(unit) for other in siblings)
     has_new = any(found[other] != known.first.get(other) for other in siblings)
     return has_new or (has_later and was_seen)
 
@@ -211,7 +218,7 @@ def _check_place(run: RunDir, copy: Path) -> None:
     owner = run.run_id, run.description.get("system", "")
     if _is_foreign(copy, owner) or (not run.run_id and _description(copy) not in (None, run.description)):
         raise InputError(f"mirror: {copy} is there, and is no copy of this run; move it away, or choose another folder")
-    ours, theirs = (_furthest(_units(path)) for path in (run.path, copy))
+    ours, theirs = (furthest_of(units_of(path)) for path in (run.path, copy))
     ahead = [place for folder, place in theirs.items() if place > ours.get(folder, (0, 0))]
     if ahead:
         raise InputError(
@@ -240,12 +247,8 @@ def _is_foreign(copy: Path, owner: tuple[str, str] | None) -> bool:
     """Whether in the place of a copy lies something that is no copy of the owner's run."""
     there = _owner(copy)
     if there is None:
-        return copy.exists() and (not copy.is_dir() or any(_units(copy)))
+        return copy.exists() and (not copy.is_dir() or any(units_of(copy)))
     return there != owner
-
-
-def _is_checkpoint(unit: Path) -> bool:
-    return unit.name.startswith("epoch_")
 
 
 def _is_another(unit: Path, copy: Path) -> bool:
@@ -256,126 +259,3 @@ def _is_another(unit: Path, copy: Path) -> bool:
         return not (copy / MANIFEST).is_file() or manifest.read_bytes() != (copy / MANIFEST).read_bytes()
     except (ValueError, OSError):  # InputError is the former
         return False
-
-
-def _progress(unit: Path) -> tuple[int, float]:
-    """How far a checkpoint has come: its epoch, and within it the update, infinity where the epoch is whole."""
-    name = re.match(r"epoch_(\d{1,18})(?:_update_(\d{1,18}))?", unit.name)
-    return (int(name[1]), float(name[2] or "inf")) if name else (0, 0)
-
-
-def _training(unit: Path) -> Path:
-    """The folder of a checkpoint's training; those within epochs lie a folder below."""
-    return unit.parent.parent if unit.parent.name == "within_epoch" else unit.parent
-
-
-def _furthest(units: Iterable[Path]) -> dict[Path, tuple[int, float]]:
-    """How far each training has come, by its folder."""
-    furthest = dict[Path, tuple[int, float]]()
-    for unit in filter(_is_checkpoint, units):
-        folder = _training(unit)
-        furthest[folder] = max(_progress(unit), furthest.get(folder, (0, 0)))
-    return furthest
-
-
-def _units(run: Path) -> Iterator[Path]:
-    """The files of a run directory and, as one each, its checkpoints, by their paths in it.
-
-    Temporary ones are none, and links are not followed.
-    """
-    for folder, names, files in _walk(run):
-        names[:], files = (
-            [
-                name
-                for name in each
-                if not (name.startswith(".") or ".orbax-checkpoint-tmp" in name or Path(folder, name).is_symlink())
-            ]
-            for each in (names, files)
-        )
-        checkpoints = [name for name in names if _is_checkpoint(Path(name))]
-        yield from (Path(folder, name).relative_to(run) for name in (*files, *checkpoints))
-        names[:] = [name for name in names if name not in checkpoints]
-
-
-def _walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """`os.walk`, for which a folder that cannot be read is empty. Here only one that vanishes meanwhile is."""
-
-    def refuse(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError | NotADirectoryError):
-            raise error
-
-    return os.walk(folder, onerror=refuse)
-
-
-def _rank(unit: Path) -> tuple[int, list[tuple[int, str]]]:
-    """The order of copying. An epoch comes after those before it, so that what a checkpoint needs is always there."""
-    name = unit.as_posix()
-    if name in IDENTITY:
-        return IDENTITY.index(name) - len(IDENTITY), []
-    place = 2 if unit.name in LAST else 1 if _is_checkpoint(unit) else 0
-    numbers = [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", name)]
-    return place, numbers
-
-
-def _files(unit: Path) -> dict[str, Path]:
-    """The files of a unit by their paths in it; "" for a file."""
-    if unit.is_file():
-        return {"": unit}
-    paths = (Path(folder, name) for folder, _, names in _walk(unit) for name in names)
-    return {path.relative_to(unit).as_posix(): path for path in paths}
-
-
-def _stamps(run: Path) -> Stamps:
-    """Sizes and times of change of the files of a run's units."""
-    stamps = Stamps()
-    for unit in _units(run):
-        try:
-            found = {name: path.stat() for name, path in _files(run / unit).items()}
-        except FileNotFoundError:
-            continue  # deleted meanwhile
-        stamps[unit] = {name: (status.st_size, status.st_mtime_ns) for name, status in found.items()}
-    return stamps
-
-
-def _digests(unit: Path) -> dict[str, str]:
-    return {name: _sha256(path) for name, path in _files(unit).items()}
-
-
-def _copy_unit(source: Path, target: Path, partial: Path) -> None:
-    """Copies a unit to `target` by way of the folder `partial`. Raises OSError; FileNotFoundError where it vanishes."""
-    new = partial / target.name
-    try:
-        for name, path in _files(source).items():
-            _copy_file(path, new / name if name else new)
-        if target.is_dir():
-            _remove(target, partial)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        new.replace(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _copy_file(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256()
-    with naming(target), source.open("rb") as read, target.open("wb") as written:
-        while piece := read.read(PIECE):
-            digest.update(piece)
-            written.write(piece)
-        written.flush()
-        os.fsync(written.fileno())
-    if _sha256(target) != digest.hexdigest():
-        raise OSError(f"{target}: read back, it is not what was written")
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _remove(unit: Path, partial: Path) -> None:
-    """Takes a unit's name first: a deletion that is cut short leaves nothing that looks like a checkpoint."""
-    partial.mkdir(parents=True, exist_ok=True)
-    doomed = partial / f"deleted-{unit.name}"
-    unit.rename(doomed)
-    shutil.rmtree(doomed) if doomed.is_dir() else doomed.unlink()

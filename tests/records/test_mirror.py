@@ -16,7 +16,7 @@ import pytest
 from newllm_jax.content import sealed
 from newllm_jax.errors import InputError
 from newllm_jax.files import read_json
-from newllm_jax.records import mirror
+from newllm_jax.records import mirror, units
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.mirror import Known, Mirror, copy_run, fetch_run
 
@@ -48,7 +48,7 @@ def begun(run: Path) -> RunDir:
 
 def known(run: Path) -> Known:
     """What a process knows that has just found a run."""
-    return Known(mirror._stamps(run))
+    return Known(mirror.stamps_of(run))
 
 
 @pytest.fixture(autouse=True)
@@ -110,16 +110,16 @@ def test_all_of_a_run_and_nothing_temporary_is_copied_and_what_is_pruned_goes(ru
 
 def test_earlier_checkpoints_are_copied_before_later_ones_and_results_last(run, copy, monkeypatch):
     write(run / "results.json", "{}")
-    order, copy_unit = [], mirror._copy_unit
-    monkeypatch.setattr(mirror, "_copy_unit", lambda a, b, c: (order.append(b.name), copy_unit(a, b, c)))
+    order, copy_unit = [], mirror.copy_unit
+    monkeypatch.setattr(mirror, "copy_unit", lambda a, b, c: (order.append(b.name), copy_unit(a, b, c)))
     copy_run(run, copy)
     assert order == ["config.json", "metrics.jsonl", "epoch_2", "epoch_9", "epoch_10", "results.json"]
 
 
 @pytest.mark.parametrize("file", ["config.json", "params/d/0"])
 def test_what_reads_back_as_something_else_gets_no_name(run, copy, monkeypatch, file):
-    sha256 = mirror._sha256
-    monkeypatch.setattr(mirror, "_sha256", lambda path: "wrong" if path.as_posix().endswith(file) else sha256(path))
+    sha256 = units._sha256
+    monkeypatch.setattr(units, "_sha256", lambda path: "wrong" if path.as_posix().endswith(file) else sha256(path))
     with pytest.raises(OSError, match="read back, it is not what was written"):
         copy_run(run, copy)
     assert not (copy / "config.json").exists() or not (copy / "checkpoints").exists()
@@ -129,7 +129,7 @@ def test_a_copy_that_is_killed_at_any_file_is_whole_up_to_there_and_goes_on(run,
     class Killed(BaseException):
         pass
 
-    copy_file, whole = mirror._copy_file, content(run)
+    copy_file, whole = units._copy_file, content(run)
     for number in range(len(whole)):
         shutil.rmtree(copy, ignore_errors=True)
         done = []
@@ -143,7 +143,7 @@ def test_a_copy_that_is_killed_at_any_file_is_whole_up_to_there_and_goes_on(run,
             copy_file(source, target)
 
         with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(mirror, "_copy_file", killed)
+            patch.setattr(units, "_copy_file", killed)
             patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # a killed process tidies nothing up
             copy_run(run, copy)
         seen = content(copy)
@@ -166,20 +166,20 @@ def test_nothing_has_its_name_before_it_is_whole(run, copy, monkeypatch):
 
 
 def test_a_checkpoint_that_is_pruned_while_it_is_copied_is_no_error(run, copy, monkeypatch):
-    copy_file = mirror._copy_file
+    copy_file = units._copy_file
 
     def prune(source, target):
         if source.match("epoch_9/params/d/0"):
             shutil.rmtree(run / "checkpoints" / "epoch_9")
         copy_file(source, target)
 
-    monkeypatch.setattr(mirror, "_copy_file", prune)
+    monkeypatch.setattr(units, "_copy_file", prune)
     copy_run(run, copy)
     assert content(run) == content(copy)
 
 
 def test_a_checkpoint_that_is_pruned_between_two_of_its_files_is_not_copied_in_part(run, copy, monkeypatch):
-    files, stamps = mirror._files, mirror._stamps(run)
+    files, stamps = units._files, mirror.stamps_of(run)
 
     def prune(unit):
         found = files(unit)
@@ -188,8 +188,8 @@ def test_a_checkpoint_that_is_pruned_between_two_of_its_files_is_not_copied_in_p
             found = {}
         return found
 
-    monkeypatch.setattr(mirror, "_stamps", lambda _: stamps)
-    monkeypatch.setattr(mirror, "_files", prune)
+    monkeypatch.setattr(mirror, "stamps_of", lambda _: stamps)
+    monkeypatch.setattr(units, "_files", prune)
     copy_run(run, copy)
     assert content(run).keys() - content(copy).keys() == {
         "checkpoints/.deleted-epoch_9/manifest/metadata", "checkpoints/.deleted-epoch_9/params/d/0",
@@ -198,7 +198,7 @@ def test_a_checkpoint_that_is_pruned_between_two_of_its_files_is_not_copied_in_p
 
 
 def test_a_look_that_fails_is_told_and_the_next_one_copies(run, copy, monkeypatch):
-    stamps, looks = mirror._stamps, []
+    stamps, looks = mirror.stamps_of, []
 
     def broken(folder):
         looks.append(folder)
@@ -206,7 +206,7 @@ def test_a_look_that_fails_is_told_and_the_next_one_copies(run, copy, monkeypatc
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
         return stamps(folder)
 
-    monkeypatch.setattr(mirror, "_stamps", broken)
+    monkeypatch.setattr(mirror, "stamps_of", broken)
     with Followed(run, copy.parent) as following:
         following.wait()
     assert "Permission denied" in following.told[0]
@@ -217,8 +217,8 @@ def test_what_is_copied_is_not_read_again(run, copy, monkeypatch):
     of_process = known(run)
     copy_run(run, copy, of_process)
     write_epoch(run, 12)
-    read, sha256 = [], mirror._sha256
-    monkeypatch.setattr(mirror, "_sha256", lambda path: (read.append(path), sha256(path))[1])
+    read, sha256 = [], units._sha256
+    monkeypatch.setattr(units, "_sha256", lambda path: (read.append(path), sha256(path))[1])
     copy_run(run, copy, of_process)
     assert len(read) == 2  # the files of one checkpoint
     shutil.rmtree(copy / "checkpoints" / "epoch_9")
@@ -452,14 +452,14 @@ def test_what_is_new_is_copied_while_the_run_goes_on_and_the_last_before_it_ends
 
 
 def test_a_slow_mirror_does_not_slow_the_run(run, copy, monkeypatch):
-    may_go_on, begun, copy_file = threading.Event(), threading.Event(), mirror._copy_file
+    may_go_on, begun, copy_file = threading.Event(), threading.Event(), units._copy_file
 
     def slow(source, target):
         begun.set()
         assert may_go_on.wait(30)
         copy_file(source, target)
 
-    monkeypatch.setattr(mirror, "_copy_file", slow)
+    monkeypatch.setattr(units, "_copy_file", slow)
     with Followed(run, copy.parent) as following:
         assert begun.wait(30)
         write_epoch(run, 12)  # what the run does while the first file is not copied yet
@@ -470,7 +470,7 @@ def test_a_slow_mirror_does_not_slow_the_run(run, copy, monkeypatch):
 
 
 def test_an_error_is_told_once_and_tried_again(run, copy, monkeypatch):
-    copy_file, tries = mirror._copy_file, []
+    copy_file, tries = units._copy_file, []
 
     def full(source, target):
         tries.append(source)
@@ -478,7 +478,7 @@ def test_an_error_is_told_once_and_tried_again(run, copy, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
         copy_file(source, target)
 
-    monkeypatch.setattr(mirror, "_copy_file", full)
+    monkeypatch.setattr(units, "_copy_file", full)
     with Followed(run, copy.parent) as following:
         for epoch in (12, 13, 14):
             following.wait()
@@ -532,9 +532,9 @@ def test_a_run_comes_back_whole_or_not_at_all(run, copy, monkeypatch):
     copy_run(run, copy)
     whole = content(run)
     shutil.rmtree(run)
-    sha256 = mirror._sha256
+    sha256 = units._sha256
     with monkeypatch.context() as patch, pytest.raises(InputError, match="mirror: .* cannot be copied to"):
-        patch.setattr(mirror, "_sha256", lambda path: "wrong" if "epoch_10" in path.parts else sha256(path))
+        patch.setattr(units, "_sha256", lambda path: "wrong" if "epoch_10" in path.parts else sha256(path))
         fetch_run(run, str(copy.parent))
     assert not run.exists()
     fetch_run(run, str(copy.parent))

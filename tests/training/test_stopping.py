@@ -73,6 +73,7 @@ def test_no_limit_never_stops():
     stopping = limited(None)
     stopping.took("epoch", 1e9)
     stopping.clock.now = 1e9
+    assert not stopping.reason("epoch")
     stopping.check("epoch")
 
 
