@@ -23,7 +23,7 @@ from typing import Any
 
 from tests.reliability.tiny import CHECKOUT, CUTTABLE_LLAMA, environment, write_base
 
-TIMES = {"seconds", "tokens_per_second", "command", "name", "peak_memory_bytes"}
+VARYING = {"seconds", "tokens_per_second", "command", "name", "run_id", "sha256", "peak_memory_bytes"}
 ASKED_PLATFORMS = os.environ.get("JAX_PLATFORMS", "")  # before this process takes a CPU
 NEWLLM = [
     "train.py", "--config=quickstart", "--hidden_dim=256", "--context_dim=256", "--num_layers=2", "--num_epochs=2",
@@ -106,7 +106,7 @@ def trained_arrays(run_dir: Path) -> dict[str, str]:
 def figures(content: Any) -> Any:
     """All of the results that should be the same in another process."""
     if isinstance(content, dict):
-        return {key: figures(value) for key, value in content.items() if key not in TIMES}
+        return {key: figures(value) for key, value in content.items() if key not in VARYING}
     return [figures(item) for item in content] if isinstance(content, list) else content
 
 
