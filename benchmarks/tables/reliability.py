@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from benchmarks.tables.files import load
@@ -96,6 +96,20 @@ def cost() -> str:
     return markdown_table([found["environment"]["device"], f"medians of {found['epochs_each']} epochs each"], rows)
 
 
+def determinism() -> str:
+    """What did not give the same bits in another process, and on one core."""
+    found = _load("determinism")
+    differ = set(found["not_the_same_on_one_core"])
+
+    def row(kind: str, tried: Collection[str]) -> list[Any]:
+        again = len(set(found["not_the_same"]["default"]) & set(tried))
+        return [kind, len(tried), again, len(differ & set(tried)), ", ".join(f"`{x}`" for x in tried if x in differ)]
+
+    rows = [row(kind, found["modes"]["default"][kind]) for kind in ("commands", "operations")]
+    columns = [found["environment"]["device"], "tried", "differ in another process", "differ on one core", "which"]
+    return markdown_table(columns, rows)
+
+
 def _load(name: str) -> Any:
     return load(f"reliability/{name}.json")
 
@@ -117,4 +131,5 @@ RELIABILITY_TABLES: dict[str, Callable[[], str]] = {
     "reliability inputs": inputs,
     "reliability cases": cases,
     "reliability cost": cost,
+    "reliability determinism": determinism,
 }
