@@ -13,6 +13,7 @@ import pytest
 from newllm_jax.config import CascadeConfig, FinetuneConfig, NewLLMConfig, config_names, load_config, parse
 from newllm_jax.config.parsing import field_types
 from newllm_jax.errors import InputError
+from newllm_jax.newllm.model import DROPOUTS
 
 
 def test_published_configurations():
@@ -101,8 +102,9 @@ WRONG = [
     "a\0b",
     "\udcff",
 ]
-ACCEPTED = {str: "x", float: 1.5}  # of these values, by the type of a setting
-NARROWER = {"hard_ratio", "dropout", "time_limit"}  # which refuse some values of their types
+ACCEPTED = {str: "x", float: 1.5, bool: True}  # of these values, by the type of a setting
+NARROWER = {"hard_ratio", "time_limit", "ema_decay", *DROPOUTS}  # which refuse some values of their types
+SIGNED = {"forget_bias"}  # which may be below 0
 
 
 @pytest.mark.parametrize("config_class", CONFIGS)
@@ -111,7 +113,9 @@ def test_every_setting_refuses_what_it_cannot_be(config_class, wrong):
     for name, declared in field_types(config_class).items():
         optional = type(None) in typing.get_args(declared)
         declared = typing.get_args(declared)[0] if optional else declared
-        if (wrong is None and optional) or (name not in NARROWER and wrong == ACCEPTED.get(declared, "none of them")):
+        accepted = [] if name in NARROWER else [ACCEPTED[declared]] if declared in ACCEPTED else []
+        accepted += [-1] if name in SIGNED else []
+        if (wrong is None and optional) or any(wrong is value for value in accepted):
             config_class(**{name: wrong})
             continue
         with pytest.raises(InputError) as raised:
@@ -167,5 +171,6 @@ def test_parse_reads_command_line_texts():
     assert parse(NewLLMConfig, "decay_epochs", "none") is None
     assert parse(NewLLMConfig, "decay_epochs", "7") == 7
     assert parse(NewLLMConfig, "learning_rate", "3e-4") == 3e-4
+    assert [parse(NewLLMConfig, "tie_embeddings", text) for text in ("true", "False", "1")] == [True, False, "1"]
     with pytest.raises(InputError, match=r"num_epochs: '3.5' is not an integer"):
         parse(NewLLMConfig, "num_epochs", "3.5")

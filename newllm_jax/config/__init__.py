@@ -6,16 +6,18 @@ from newllm_jax.config.checking import check, check_seed, checked, checked_path,
 from newllm_jax.config.chunks import ChunkConfig
 from newllm_jax.config.finetune import FinetuneConfig
 from newllm_jax.config.load import config_names, load_config
-from newllm_jax.config.newllm import NewLLMConfig
+from newllm_jax.config.newllm import Cell, Initialization, NewLLMConfig
 from newllm_jax.config.parsing import nearest, parse
 
 __all__ = [
     "AskedPrecision",
     "CascadeConfig",
+    "Cell",
     "ChunkConfig",
     "Config",
     "Criterion",
     "FinetuneConfig",
+    "Initialization",
     "NewLLMConfig",
     "Precision",
     "RunConfig",

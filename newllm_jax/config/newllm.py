@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from newllm_jax.config.base import EPOCHS, EVERYWHERE, RATE, SOURCE, RunConfig, Schedule, setting
 from newllm_jax.config.checking import check
 from newllm_jax.errors import InputError
 
+Cell = Literal["plain", "residual"]
+Initialization = Literal["normal", "he"]
+
 WIDTH = {"least": 1, "most": 2**16}
+SHARE = {"least": 0, "below": 1}
 LAST_UPDATE = 2**31 - 1  # Optax counts in int32
 MOST_NORMS = 100
 
@@ -40,7 +44,23 @@ class NewLLMConfig(RunConfig):
     hidden_dim: int = setting(512, "size of the feed-forward layers", **WIDTH)
     context_dim: int = setting(256, "size of the context vector", **WIDTH)
     num_layers: int = setting(6, "number of feed-forward layers", least=1, most=256)
-    dropout: float = setting(0.1, "dropout rate after every ReLU, in training", least=0, below=1)
+    cell: Cell = setting("plain", "hidden layers that replace their input (plain) or add to it (residual, RMSNorm)")
+    initialization: Initialization = setting(
+        "normal", "random weights: of standard deviation 0.02 (normal), or by the size of a layer's input (he)"
+    )
+    forget_bias: float = setting(0.0, "initial bias of the forget gate", least=-100, most=100)
+    tie_embeddings: bool = setting(False, "whether the output layer uses the embeddings, after a projection to them")
+
+    dropout: float = setting(0.1, "dropout rate after every ReLU, in training", **SHARE)
+    variational_dropout: float = setting(0.0, "dropout rate after every ReLU with one mask a text", **SHARE)
+    input_dropout: float = setting(0.0, "dropout rate of the embeddings with one mask a text", **SHARE)
+    output_dropout: float = setting(0.0, "dropout rate of what the output layer reads with one mask a text", **SHARE)
+    weight_dropout: float = setting(0.0, "dropout rate of the cell's weights with one mask an update", **SHARE)
+    word_dropout: float = setting(0.0, "dropout rate of whole words' embeddings with one mask an update", **SHARE)
+    weight_decay: float = setting(0.0, "weight decay of AdamW; 0: Adam", least=0, most=1000)
+    ema_decay: float = setting(
+        0.0, "decay of a moving average of the parameters, which is evaluated instead of them; 0: none", **SHARE
+    )
 
     schedule: Schedule = setting("constant", "learning rate after the warm-up: constant, or cosine decay to 0")
     warmup_steps: int = setting(0, "updates of linear warm-up of the learning rate", least=0, most=LAST_UPDATE)

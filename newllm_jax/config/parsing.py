@@ -51,4 +51,6 @@ def _parse(declared: Any, text: str) -> Any:
         return None if text.lower() == "none" else _parse(arguments[0], text)
     if origin is tuple:
         return tuple(_parse(arguments[0], item) for item in text.split(",") if item.strip())
+    if declared is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)  # `checked` refuses any other text
     return declared(text) if declared in (int, float) else text

@@ -36,7 +36,7 @@ def next_word_loss(model: ContextVectorLM) -> LossFn:
             variables, ids[:, :-1], deterministic=key is None, first_text=None if part is None else part.first,
             method="hidden_states", rngs=None if key is None else {"dropout": key},
         )  # fmt: skip
-        kernel, bias = model.apply(variables, method="head")  # type: ignore[misc]
+        states, kernel, bias = model.apply(variables, states, method="head")  # type: ignore[misc]
         targets = ids[:, 1:].T
         counted = (targets != PAD) & present
         return cross_entropy(model.precision, kernel, bias, states, targets, counted), carry

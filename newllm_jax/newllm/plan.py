@@ -90,4 +90,5 @@ def parameter_count(config: NewLLMConfig, vocabulary_size: int) -> int:
     embed, hidden, context = config.embed_dim, config.hidden_dim, config.context_dim
     token_in = vocabulary_size * embed + (embed + 1) * hidden
     cell = context * hidden + (config.num_layers - 1) * (hidden + 1) * hidden + (hidden + 1) * 3 * context + 2 * context
-    return token_in + cell + (hidden + 1) * vocabulary_size
+    head = hidden * embed if config.tie_embeddings else hidden * vocabulary_size
+    return token_in + cell + head + vocabulary_size

@@ -59,7 +59,8 @@ def initial_state(
     config: NewLLMConfig, model: ContextVectorLM, optimizer: optax.GradientTransformation
 ) -> TrainState:  # fmt: skip
     """The state before the first update."""
-    return init_state(init_params(model, config.seed), optimizer, initial_loss_scale(model.precision))
+    params, scale = init_params(model, config.seed), initial_loss_scale(model.precision)
+    return init_state(params, optimizer, scale, averaged=config.ema_decay > 0)
 
 
 def build_training(
@@ -69,9 +70,9 @@ def build_training(
     horizon = (config.decay_epochs or config.num_epochs) * steps_per_epoch
     rate = learning_rate_schedule(config.schedule, config.learning_rate, config.warmup_steps, horizon)
     clip = clipping_schedule(config.clip_norms, config.clip_epochs, steps_per_epoch)
-    optimizer = clipped_adam(rate, clip)
+    optimizer = clipped_adam(rate, clip, config.weight_decay)
     strict = training_model(config, model.vocabulary_size, "fp32")
-    updates = make_updates(
-        partial(train_step, next_word_loss(model), optimizer, micro_batch=config.micro_batch)
+    step = partial(
+        train_step, next_word_loss(model), optimizer, micro_batch=config.micro_batch, ema_decay=config.ema_decay
     )  # fmt: skip
-    return Training(updates, make_evaluation(next_word_loss(strict)), rate, clip, model.precision), optimizer
+    return Training(make_updates(step), make_evaluation(next_word_loss(strict)), rate, clip, model.precision), optimizer

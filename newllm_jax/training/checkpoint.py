@@ -24,6 +24,7 @@ from newllm_jax.training.checkpoint_folder import (
     delete,
     epoch_folder,
     epochs_in,
+    read_evaluated,
     read_record,
     read_trees,
     remove_leftovers,
@@ -257,7 +258,7 @@ class Checkpoints:
         return {}
 
     def params(self, epoch: int, like: Params) -> Params:
-        """The parameters after `epoch`, on the default device.
+        """The parameters that the validation of `epoch` measured, on the default device.
 
         Raises:
           InputError: that checkpoint is missing or damaged.
@@ -287,7 +288,7 @@ class Checkpoints:
         return read_record(self._path(epoch), self._owner, epoch)
 
     def _read_params(self, epoch: int, like: Params) -> Params:
-        return read_trees(self._path(epoch), self._owner, epoch, {"params": like})[0]["params"]
+        return read_evaluated(self._path(epoch), self._owner, epoch, like)
 
 
 def read_chosen(
@@ -310,14 +311,14 @@ def read_chosen(
         try:
             record = read_record(epoch_folder(folder, epoch), owner, epoch)
             wanted = choose(record["history"])
-            trees, _, _ = read_trees(epoch_folder(folder, wanted), owner, wanted, {"params": like})
+            params = read_evaluated(epoch_folder(folder, wanted), owner, wanted, like)
         except Damaged as fault:
             damaged[epoch] = str(fault)
             continue
         if damaged:
             used = f"the parameters of epoch {wanted} are used"
             warnings.warn(f"{folder}: {_listed(damaged)}; {used}", Note, stacklevel=2)
-        return wanted, trees["params"], record
+        return wanted, params, record
     if damaged:
         raise InputError(f"{folder}: none of the checkpoints can be used: {_listed(damaged)}")
     raise InputError(f"{folder.parent}: has no checkpoint yet")

@@ -17,8 +17,9 @@ import orbax.checkpoint as ocp
 
 from newllm_jax.errors import InputError, memory_fault
 from newllm_jax.files import read_json
+from newllm_jax.training.average import Average
 from newllm_jax.training.manifest import Damaged, Owner, Trees, check_arrays, check_shapes, read_manifest
-from newllm_jax.training.step import TrainState
+from newllm_jax.training.step import Params, TrainState
 
 NAME = re.compile(r"epoch_([1-9]\d{0,8})")
 DELETED = ".deleted-"
@@ -97,6 +98,22 @@ def read_trees(folder: Path, owner: Owner, epoch: int, like: Trees) -> tuple[dic
         if manifest:
             check_arrays(manifest, trees)
     return trees, record, manifest is not None
+
+
+def read_evaluated(folder: Path, owner: Owner, epoch: int, like: Params) -> Params:
+    """The parameters that validation measured, on the default device: their moving average where there is one.
+
+    Args:
+      like: a tree of arrays, or of their shapes and types.
+
+    Raises:
+      Damaged: as `read_trees` does.
+    """
+    _, manifest = _read_json(folder, owner, epoch)
+    if manifest is None or "ema" not in manifest["arrays"]:
+        return read_trees(folder, owner, epoch, {"params": like})[0]["params"]
+    average = Average(like, jax.ShapeDtypeStruct((), jnp.int32))
+    return read_trees(folder, owner, epoch, {"ema": average})[0]["ema"].params
 
 
 def _read_json(folder: Path, owner: Owner, epoch: int) -> tuple[dict[str, Any], dict[str, Any] | None]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
+import jax
 import optax
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # of Adam and AdamW
@@ -29,10 +31,19 @@ def learning_rate_schedule(name: str, peak: float, warmup_steps: int, decay_step
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), main], [warmup_steps])
 
 
-def clipped_adam(learning_rate: optax.Schedule, clip_norm: optax.Schedule) -> optax.GradientTransformation:
-    """Adam (0.9, 0.999, 1e-8; Kingma & Ba 2015) on gradients clipped to a scheduled global norm."""
+def clipped_adam(
+    learning_rate: optax.Schedule, clip_norm: optax.Schedule, weight_decay: float = 0.0
+) -> optax.GradientTransformation:
+    """Adam (0.9, 0.999, 1e-8; Kingma & Ba 2015) on gradients clipped to a scheduled global norm.
+
+    Args:
+      weight_decay: of AdamW (Loshchilov & Hutter 2019), for kernels and embeddings; biases and norms are not decayed.
+    """
     clip = optax.inject_hyperparams(optax.clip_by_global_norm)(max_norm=clip_norm)
-    return optax.chain(clip, optax.adam(learning_rate, *BETAS, EPSILON))
+    if not weight_decay:
+        return optax.chain(clip, optax.adam(learning_rate, *BETAS, EPSILON))
+    decayed = partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
+    return optax.chain(clip, optax.adamw(learning_rate, *BETAS, EPSILON, weight_decay=weight_decay, mask=decayed))
 
 
 def adamw(learning_rate: float, weight_decay: float) -> optax.GradientTransformation:

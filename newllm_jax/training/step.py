@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from newllm_jax.errors import InputError
+from newllm_jax.training.average import Average
 from newllm_jax.training.loss_scale import LossScale, next_loss_scale, unscale
 from newllm_jax.training.losses import Sums
 from newllm_jax.training.split import Data, take
@@ -30,19 +31,19 @@ class TrainState:
       loss_scale: in fp16; None in the other precisions.
       carry: what the loss returned beside its sums after the last batch, in a dict or tuple, for Orbax saves no bare
         array; None where it returns nothing.
-      ema: an exponential moving average of the parameters; None where the training has none.
+      ema: a moving average of the parameters; None where the training has none.
     """
 
     params: Params
     opt_state: optax.OptState
     loss_scale: LossScale | None = None
     carry: Carry = None
-    ema: Params | None = None
+    ema: Average | None = None
 
     @property
     def evaluated(self) -> Params:
         """The parameters that validation measures: their average where there is one."""
-        return self.params if self.ema is None else self.ema
+        return self.params if self.ema is None else self.ema.params
 
 
 class Part(NamedTuple):
@@ -112,10 +113,18 @@ class Totals:
 
 
 def init_state(
-    params: Params, optimizer: optax.GradientTransformation, loss_scale: LossScale | None = None
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    loss_scale: LossScale | None = None,
+    averaged: bool = False,
 ) -> TrainState:
-    """The state before the first update."""
-    return TrainState(params, jax.jit(optimizer.init)(params), loss_scale)
+    """The state before the first update.
+
+    Args:
+      averaged: whether a moving average of the parameters is kept; see `train_step`.
+    """
+    ema = jax.jit(Average.start)(params) if averaged else None
+    return TrainState(params, jax.jit(optimizer.init)(params), loss_scale, ema=ema)
 
 
 def count_parameters(params: Params) -> int:
@@ -131,12 +140,14 @@ def train_step(
     present: jax.Array,
     key: jax.Array,
     micro_batch: int | None = None,
+    ema_decay: float = 0.0,
 ) -> tuple[TrainState, Totals]:
     """One update on the mean loss over the targets of a batch; one without targets has a gradient of 0.
 
     Args:
       micro_batch: examples computed at a time, their gradients added up; None: all of them. Less memory, and the same
         update but for rounding.
+      ema_decay: of the moving average, where the state has one.
 
     Raises:
       InputError: a `micro_batch` for a loss with a carry.
@@ -150,7 +161,8 @@ def train_step(
         grads = unscale(grads, scale)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    after = dataclasses.replace(state, params=params, opt_state=opt_state, carry=carry)
+    ema = state.ema and state.ema.update(params, ema_decay)
+    after = dataclasses.replace(state, params=params, opt_state=opt_state, carry=carry, ema=ema)
     totals = Totals(sums, optax.tree.norm(grads))
     return (after, totals) if scale is None else _unless_overflown(state, scale, after, totals)
 

@@ -23,10 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-TIME, DROPOUT = 12, 0.1
+TIME = 12
+CELLS = ["plain", "residual"]
 SHAPES = [(33, 256, 256, 2), (300, 512, 256, 6), (200, 256, 512, 2)]  # batch, H, C, L: groups of 16, 64 and 32 rows
 RESULTS, PARAMETERS, ROWS = {"tf32": 4e-3, "bf16": 8e-3}, 5e-2, 0.3  # the largest errors allowed
-SEEDS = np.array([3, 2**31 + 4], np.uint32)
+RATES = {"step": 0.1, "text": 0.2}
 
 
 @cache
@@ -52,14 +53,22 @@ def inputs(batch, hidden, context, layers):
     return params, normal(batch, context), tokens + normal(TIME, batch, hidden, scale=0.3)
 
 
-def loop(form, precision, shape, dropped):
+def dropout_of(kinds, first=0):
+    """Masks of these kinds, of a part of a batch that begins with this place."""
+    from newllm_jax.newllm.dropout import Dropout, Rate
+    from newllm_jax.newllm.recurrence.cell import CellDropout
+
+    keys = dict(zip(RATES, jax.random.split(jax.random.key(3)), strict=True))
+    return CellDropout(**{kind: Dropout.from_key(keys[kind], Rate.of(RATES[kind]), first) for kind in kinds})
+
+
+def loop(form, precision, shape, cell="plain", kinds=()):
     """The compiled loop: (params, context, tokens) -> its results and all gradients of a weighted sum of those."""
     from newllm_jax.newllm.recurrence.cell import CellSpec
     from newllm_jax.newllm.recurrence.scan import scan
 
     _, hidden, context, layers = shape
-    spec = CellSpec(hidden, context, layers, DROPOUT, precision, form)
-    seeds = jnp.asarray(SEEDS) if dropped else None
+    spec, dropout = CellSpec(hidden, context, layers, cell, precision, form), dropout_of(kinds)
     # bf16 numbers, so that no form has to round them; the same for all texts and steps
     to_last, to_outputs = (
         jax.random.normal(jax.random.key(index), (width,), jnp.bfloat16).astype(jnp.float32)
@@ -67,7 +76,7 @@ def loop(form, precision, shape, dropped):
     )
 
     def weighted_sum(params, context, tokens):
-        last, outputs = scan(spec, params, context, tokens, seeds)
+        last, outputs = scan(spec, params, context, tokens, dropout)
         outputs = outputs.astype(jnp.float32)
         return jnp.sum(last * to_last) + jnp.sum(outputs * to_outputs), (last, outputs)
 
@@ -92,9 +101,9 @@ def errors(ours, reference):
 
 
 @cache
-def strict(shape, dropped):
+def strict(shape, cell, kinds):
     """The reference, and its errors against that of a model whose second layer has another bias."""
-    run, (params, context, tokens) = loop("plain", "fp32", shape, dropped), inputs(*shape)
+    run, (params, context, tokens) = loop("plain", "fp32", shape, cell, kinds), inputs(*shape)
     (kernel, bias), *others = params.hidden
     changed = params._replace(hidden=((kernel, bias + 1), *others))
     reference = run(params, context, tokens)
@@ -102,11 +111,12 @@ def strict(shape, dropped):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids="batch {0[0]} H {0[1]} C {0[2]} L {0[3]}".format)
-@pytest.mark.parametrize("dropped", [False, True], ids=["no dropout", "dropout"])
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("kinds", [(), ("step",), ("step", "text")], ids="-".join)
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
-def test_results_and_gradients_equal_the_plain_loops(precision, dropped, shape):
-    reference, of_change = strict(shape, dropped)
-    ours = errors(loop("gpu", precision, shape, dropped)(*inputs(*shape)), reference)
+def test_results_and_gradients_equal_the_plain_loops(precision, kinds, cell, shape):
+    reference, of_change = strict(shape, cell, kinds)
+    ours = errors(loop("gpu", precision, shape, cell, kinds)(*inputs(*shape)), reference)
     for found, wrong, allowed in zip(ours, of_change, (RESULTS[precision], PARAMETERS, ROWS), strict=True):
         assert max(found) < allowed
         assert max(wrong) > 2 * allowed  # such a mistake would be seen
@@ -114,22 +124,23 @@ def test_results_and_gradients_equal_the_plain_loops(precision, dropped, shape):
 
 def test_results_have_the_rounding_of_their_precision():
     """The loops of tf32 and bf16 are different programs, and neither of them is in float32."""
-    reference, _ = strict(SHAPES[0], False)
+    reference, _ = strict(SHAPES[0], "plain", ())
     tf32, bf16 = (
-        max(errors(loop("gpu", precision, SHAPES[0], False)(*inputs(*SHAPES[0])), reference)[0])
+        max(errors(loop("gpu", precision, SHAPES[0])(*inputs(*SHAPES[0])), reference)[0])
         for precision in ("tf32", "bf16")
     )
     assert 1e-5 < tf32 < bf16
 
 
+@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
-def test_a_run_gives_the_same_bits_every_time(precision):
+def test_a_run_gives_the_same_bits_every_time(precision, cell):
     """Blocks that read before others have written would give different numbers from run to run.
 
     The gradients of parameters are sums that XLA forms outside the kernels, in an order that may differ.
     """
     shape = SHAPES[1]
-    run, arguments = loop("gpu", precision, shape, True), inputs(*shape)
+    run, arguments = loop("gpu", precision, shape, cell, ("step",)), inputs(*shape)
 
     def bits():
         results, (_, *rows) = run(*arguments)
@@ -152,11 +163,11 @@ def test_a_part_of_a_batch_sees_its_rows_of_the_masks(precision):
 
     batch, hidden, width, layers = SHAPES[0]
     params, context, tokens = inputs(*SHAPES[0])
-    spec, first = CellSpec(hidden, width, layers, DROPOUT, precision, "gpu"), 10
-    _, whole = scan(spec, params, context, tokens, jnp.asarray(SEEDS))
-    seeds = jnp.asarray(SEEDS).at[0].add(first * hidden)
-    for texts, same in ((batch, True), (None, False)):
-        part = replace(spec, mask_texts=texts)
-        _, outputs = scan(part, params, context[first:], tokens[:, first:], seeds)
-        found = error(outputs.astype(jnp.float32), whole[:, first:].astype(jnp.float32))
-        assert (found < RESULTS[precision]) == same
+    spec, first = CellSpec(hidden, width, layers, "plain", precision, "gpu"), 10
+    for kinds in (("step",), ("text",)):
+        _, whole = scan(spec, params, context, tokens, dropout_of(kinds))
+        for texts, same in ((batch, True), (None, False)):
+            part, dropout = replace(spec, mask_texts=texts), dropout_of(kinds, first * hidden)
+            _, outputs = scan(part, params, context[first:], tokens[:, first:], dropout)
+            found = error(outputs.astype(jnp.float32), whole[:, first:].astype(jnp.float32))
+            assert (found < RESULTS[precision]) == same

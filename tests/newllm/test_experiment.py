@@ -18,10 +18,14 @@ from newllm_jax.content import sealed
 from newllm_jax.errors import InputError, NumericalError
 from newllm_jax.newllm import experiment, updates
 from newllm_jax.newllm.experiment import train_newllm
+from newllm_jax.newllm.model import DROPOUTS
 from newllm_jax.newllm.plan import plan_newllm
-from newllm_jax.newllm.run import init_params
+from newllm_jax.newllm.run import evaluate_run, init_params
+from newllm_jax.records.directory import RunDir
 from newllm_jax.training import loss_scale
 from newllm_jax.training.checkpoint import Checkpoints
+from newllm_jax.training.checkpoint_folder import epoch_folder, read_trees
+from newllm_jax.training.manifest import Owner
 
 TIMINGS = {"tokens_per_second", "seconds"}
 
@@ -305,3 +309,27 @@ def test_a_run_stopped_between_its_last_epoch_and_its_results_gets_them(half, wh
 def test_epochs_that_are_done_cannot_be_undone(whole):
     with pytest.raises(InputError, match="num_epochs: .* has 4 epochs already, not 3"):
         train_newllm(resume=whole.run_dir, overrides={"num_epochs": 3}, narrate=quiet)
+
+
+OPTIONS = {
+    "cell": "residual", "initialization": "he", "forget_bias": 1.0, "tie_embeddings": True, "weight_decay": 0.1,
+    "ema_decay": 0.9, "num_layers": 2, **dict.fromkeys(DROPOUTS, 0.1),
+}  # fmt: skip
+
+
+@pytest.mark.quick
+def test_a_run_with_every_option_resumes_bit_for_bit_and_gives_back_the_average(small, tmp_path):
+    config = load_config("quickstart", small | OPTIONS | {"num_epochs": 2})
+    whole = train(config, tmp_path)
+    half = train(config.override({"num_epochs": 1}), tmp_path)
+    resumed = train_newllm(resume=half.run_dir, overrides={"num_epochs": 2}, narrate=quiet)
+    assert without_timings(resumed.results) == without_timings(whole.results)
+    best = whole.results["best"]
+    run = newllm_jax.restore(whole.run_dir)
+    assert run.epoch == best["epoch"]
+    assert evaluate_run(whole.run_dir)["validation"]["loss"] == pytest.approx(best["val_loss"], rel=1e-5)
+    directory = RunDir.open(whole.run_dir)
+    folder, like = epoch_folder(directory.checkpoints, run.epoch), {"params": run.params}
+    last = read_trees(folder, Owner(directory.run_id), run.epoch, like)[0]["params"]
+    apart = jax.tree.map(lambda one, other: float(jnp.abs(one - other).max()), last, run.params)
+    assert all(distance > 1e-6 for distance in jax.tree.leaves(apart))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,8 +22,9 @@ from newllm_jax.cascade.stage.updates import build_stage_training
 from newllm_jax.config import CascadeConfig
 from newllm_jax.decoding.sampling import Sampling, choose, narrow
 from newllm_jax.finetuning.loss import sequence_loss
+from newllm_jax.newllm.dropout import Dropout, Rate
 from newllm_jax.newllm.loss import cross_entropy
-from newllm_jax.newllm.recurrence.cell import CellParams, CellSpec
+from newllm_jax.newllm.recurrence.cell import CellDropout, CellParams, CellSpec
 from newllm_jax.newllm.recurrence.gradients import bias_gradient, kernel_gradient
 from newllm_jax.newllm.recurrence.scan import form_for, scan
 from newllm_jax.smollm.llama_config import LlamaConfig
@@ -46,8 +48,9 @@ def ids(limit: int, *shape: int) -> jax.Array:
 
 
 def time_loop(precision: Any) -> tuple[Callable[..., Any], list[Any]]:
-    spec = CellSpec(HIDDEN, CONTEXT, 2, 0.1, precision)
-    spec = CellSpec(HIDDEN, CONTEXT, 2, 0.1, precision, form_for(spec, BATCH, TIME))
+    spec = CellSpec(HIDDEN, CONTEXT, 2, precision=precision)
+    spec = replace(spec, form=form_for(spec, BATCH, TIME))
+    dropout = CellDropout(Dropout(jnp.array([3, 4], jnp.uint32), Rate.of(0.1)))
     params = CellParams(
         normal(CONTEXT, HIDDEN),
         ((normal(HIDDEN, HIDDEN), normal(HIDDEN)),),
@@ -56,7 +59,7 @@ def time_loop(precision: Any) -> tuple[Callable[..., Any], list[Any]]:
     )
 
     def total(params: Any, context: jax.Array, tokens: jax.Array) -> jax.Array:
-        last, outputs = scan(spec, params, context, tokens, jnp.array([3, 4], jnp.uint32))
+        last, outputs = scan(spec, params, context, tokens, dropout)
         return jnp.sum(last) + jnp.sum(outputs.astype(jnp.float32))
 
     return jax.value_and_grad(total, (0, 1, 2)), [params, normal(BATCH, CONTEXT), normal(TIME, BATCH, HIDDEN)]

@@ -14,6 +14,7 @@ import pytest
 
 from newllm_jax.errors import InputError, Note
 from newllm_jax.training import checkpoint_folder
+from newllm_jax.training.average import Average
 from newllm_jax.training.checkpoint import Checkpoints, every_few_epochs, read_chosen
 from newllm_jax.training.loss_scale import LossScale, initial_loss_scale
 from newllm_jax.training.manifest import Owner
@@ -94,12 +95,19 @@ def test_parameters_that_cannot_be_read_are_an_error_that_names_the_epoch(tmp_pa
 
 def test_a_carry_and_an_average_are_parts_of_the_state(tmp_path):
     state = state_of(1).replace(
-        carry={"context": jnp.arange(3.0)}, ema={"w": jnp.full((3, 2), 0.25), "b": jnp.arange(4.0)}
+        carry={"context": jnp.arange(3.0)},
+        ema=Average({"w": jnp.full((3, 2), 0.25), "b": jnp.arange(4.0)}, jnp.int32(7)),
     )
     with Checkpoints(tmp_path, OWNER) as checkpoints:
         checkpoints.save(1, state, history_of([1.0]))
         checkpoints.wait()
         found, _ = checkpoints.latest(jax.tree.map(jnp.zeros_like, state))
+        evaluated = checkpoints.params(1, state_of(0).params)
+    assert (evaluated["w"] == 0.25).all()
+    assert (read_chosen(tmp_path, OWNER, state_of(0).params)[1]["w"] == 0.25).all()
+    flip(largest_file(tmp_path / "epoch_1" / "ema"))
+    with pytest.raises(InputError, match="none of the checkpoints can be used"):
+        read_chosen(tmp_path, OWNER, state_of(0).params)
     for left, right in zip(jax.tree.leaves(found.state), jax.tree.leaves(state), strict=True):
         assert (np.asarray(left) == np.asarray(right)).all()
 

@@ -82,8 +82,12 @@ def data(config, sequences=100):
     return Wikitext(WordTokenizer(words), dict.fromkeys(splits, rows), counts, counts, {})
 
 
-def test_the_bound_is_below_the_plan_and_near_it():
-    config = NewLLMConfig(embed_dim=8, hidden_dim=32, context_dim=16, num_layers=2, vocabulary_size=300, batch_size=64)
+SMALL = NewLLMConfig(embed_dim=8, hidden_dim=32, context_dim=16, num_layers=2, vocabulary_size=300, batch_size=64)
+
+
+@pytest.mark.parametrize("options", [{}, {"tie_embeddings": True, "cell": "residual", "ema_decay": 0.9}], ids=str)
+def test_the_bound_is_below_the_plan_and_near_it(options):
+    config = SMALL.override(options)
     rows = data(config)
     bound = sum(plan.memory_bound(config, config.vocabulary_size, "fp32").values())
     bound += sum(each.nbytes for each in rows.sequences.values())

@@ -29,7 +29,10 @@ from newllm_jax.training.step import Totals, init_state, train_step
 
 pytestmark = pytest.mark.quick
 
-MODEL = ContextVectorLM(20, embed_dim=8, hidden_dim=16, context_dim=12, num_layers=2, dropout=0.5, form="cpu")
+MODEL = ContextVectorLM(
+    20, embed_dim=8, hidden_dim=16, context_dim=12, num_layers=2, dropout=0.5, variational_dropout=0.2,
+    input_dropout=0.2, output_dropout=0.2, weight_dropout=0.2, word_dropout=0.2, form="cpu",
+)  # fmt: skip
 LLAMA = LlamaConfig(
     vocab_size=30, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8
 )

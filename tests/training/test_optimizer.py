@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -29,6 +30,17 @@ def test_learning_rates():
     assert [float(warm(step)) for step in (0, 5, 10, 60, 110, 200)] == pytest.approx(
         [0, 0.5e-3, 1e-3, 0.5e-3, 0, 0], abs=1e-9
     )
+
+
+def test_weight_decay_is_that_of_adamw_and_only_of_matrices():
+    clip = clipping_schedule((1e9,), (), 1)
+    params = {"kernel": jnp.full((2, 3), 2.0), "bias": jnp.full(3, 2.0)}
+    gradients = jax.tree.map(jnp.ones_like, params)
+    for decay in (0.0, 0.1):
+        optimizer = clipped_adam(optax.constant_schedule(0.5), clip, decay)
+        updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+        np.testing.assert_allclose(updates["bias"], -0.5, rtol=1e-5)
+        np.testing.assert_allclose(updates["kernel"], -0.5 * (1 + decay * 2), rtol=1e-5)
 
 
 def test_adam_on_clipped_gradients_step_by_step():

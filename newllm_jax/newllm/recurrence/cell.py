@@ -6,7 +6,11 @@
     c'   = clip(LayerNorm(f * c + i * d), -10, 10)
 
 from the report of New-LLM; LayerNorm: Ba et al. 2016. The three products of the last hidden layer are one product with
-the kernels of the forget gate, the input gate and the candidate side by side.
+the kernels of the forget gate, the input gate and the candidate side by side. In a residual cell
+
+    h_l  = h_(l-1) + dropout(ReLU(W_l RMSNorm(h_(l-1)) + b_l))
+
+RMSNorm (Zhang & Sennrich 2019) has no scale of its own here: W_l would absorb it.
 
 A new option is a field of `CellSpec` with an attribute of `ContextVectorLM` of the same name, an edit of `step`, and
 what `cpu.supports` and `gpu.obstacle` say of it.
@@ -14,19 +18,22 @@ what `cpu.supports` and `gpu.obstacle` say of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from newllm_jax.config import Precision
+from newllm_jax.config import Cell, Precision
+from newllm_jax.newllm.dropout import Dropout
 from newllm_jax.training.precision import dot
 
 CONTEXT_BOUND = 10.0
-LAYER_NORM_EPSILON = 1e-5
+NORM_EPSILON = 1e-5
 
 Form = Literal["plain", "cpu", "gpu"]
 
@@ -37,7 +44,7 @@ class CellSpec:
 
     Attributes:
       hidden_dim, context_dim, num_layers: the sizes H, C and L.
-      dropout: share of the activations that is dropped after every ReLU, where a seed is given.
+      cell: whether the hidden layers replace their input, or add to it.
       precision: of the matrix products; state and statistics are float32.
       form: which time loop computes it. All forms give the same numbers but for rounding; see `scan.form_for`.
       mask_texts: how many texts the dropout masks are drawn for, where those at hand are a part of them; None: those at
@@ -47,7 +54,7 @@ class CellSpec:
     hidden_dim: int
     context_dim: int
     num_layers: int
-    dropout: float = 0.0
+    cell: Cell = "plain"
     precision: Precision = "fp32"
     form: Form = "plain"
     mask_texts: int | None = None
@@ -69,6 +76,30 @@ class CellParams(NamedTuple):
     norm: tuple[jax.Array, jax.Array]
 
 
+class CellDropout(NamedTuple):
+    """Dropout after every ReLU.
+
+    Attributes:
+      step: with a mask of its own at every step; None without.
+      text: with one mask for all steps of a text (variational dropout: Gal & Ghahramani 2016); None without.
+    """
+
+    step: Dropout | None = None
+    text: Dropout | None = None
+
+    @property
+    def scale(self) -> Any:
+        """By which what is kept is multiplied, and its gradient."""
+        return math.prod(each.rate.scale for each in self if each)
+
+    def drop(self, activations: jax.Array, masks: Sequence[jax.Array]) -> jax.Array:
+        """What is left of activations, the masks of both kinds being True where one is kept."""
+        if not masks:
+            return activations
+        kept = math.prod(each.rate.kept for each in self if each)
+        return jnp.where(reduce(operator.and_, masks), activations / kept, 0)
+
+
 # (number of the layer from 0, its input [B, in], kernel [in, out], bias) -> its result [B, out]: a hidden layer's
 # activations, or, for layer number L (the gates), the pre-activations
 Layer: TypeAlias = Callable[[int, jax.Array, jax.Array, jax.Array], jax.Array]
@@ -80,7 +111,7 @@ def step(
     context: jax.Array,
     token: jax.Array,
     time: jax.Array,
-    seeds: jax.Array | None,
+    dropout: CellDropout,
     layer: Layer | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """One time step: the definition that every form of the time loop is tested against.
@@ -89,16 +120,18 @@ def step(
       context: `[B, C]`.
       token: `[B, H]`, the embedding's part of the first layer, its bias included.
       time: the number of the step, a scalar.
-      seeds: `dropout_seeds`; None without dropout.
       layer: None for `compute_layer`. The plain form of the time loop records the layers and replays them.
 
     Returns:
       The next context vector `[B, C]`, and the last hidden layer's activations `[B, H]`.
     """
-    layer = layer or partial(compute_layer, spec, time, seeds)
+    layer = layer or partial(compute_layer, spec, time, dropout)
     hidden = layer(0, context, params.context_in, token)
     for number, (kernel, bias) in enumerate(params.hidden, 1):
-        hidden = layer(number, hidden, kernel, bias)
+        if spec.cell == "residual":
+            hidden = hidden + layer(number, rms_norm(hidden), kernel, bias)
+        else:
+            hidden = layer(number, hidden, kernel, bias)
     gates = layer(spec.num_layers, hidden, *params.gates)
     return next_context(context, gates, params.norm), hidden
 
@@ -106,7 +139,7 @@ def step(
 def compute_layer(
     spec: CellSpec,
     time: jax.Array,
-    seeds: jax.Array | None,
+    dropout: CellDropout,
     number: int,
     x: jax.Array,
     kernel: jax.Array,
@@ -117,12 +150,20 @@ def compute_layer(
     if number == spec.num_layers:
         return pre_activations
     activations = jax.nn.relu(pre_activations)
-    if seeds is None:
-        return activations
     size = activations.size if spec.mask_texts is None else spec.mask_texts * spec.hidden_dim
-    first = (time * spec.num_layers + number) * size
-    numbers = first.astype(jnp.uint32) + jnp.arange(activations.size, dtype=jnp.uint32).reshape(activations.shape)
-    return jnp.where(dropout_mask(seeds, spec.dropout, numbers), activations / (1 - spec.dropout), 0)
+    ordinals = jnp.arange(activations.size, dtype=jnp.uint32).reshape(activations.shape)
+    masks = []
+    if dropout.step:
+        first = (time * spec.num_layers + number) * size
+        masks.append(dropout.step.keeps(first.astype(jnp.uint32) + ordinals))
+    if dropout.text:
+        masks.append(dropout.text.keeps(jnp.uint32(number * size) + ordinals))
+    return dropout.drop(activations, masks)
+
+
+def rms_norm(x: jax.Array, axis: int = -1) -> jax.Array:
+    """x / sqrt(mean(x^2)) along an axis."""
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis, keepdims=True) + NORM_EPSILON)
 
 
 def next_context(context: jax.Array, gates: jax.Array, norm: tuple[jax.Array, jax.Array], axis: int = -1) -> jax.Array:
@@ -132,36 +173,5 @@ def next_context(context: jax.Array, gates: jax.Array, norm: tuple[jax.Array, ja
     centred = mixed - jnp.mean(mixed, axis, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis, keepdims=True)
     scale, bias = norm
-    normed = centred * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON) * scale + bias
+    normed = centred * jax.lax.rsqrt(variance + NORM_EPSILON) * scale + bias
     return jnp.clip(normed, -CONTEXT_BOUND, CONTEXT_BOUND)
-
-
-def dropout_seeds(key: jax.Array, first: jax.Array | None = None) -> jax.Array:
-    """What `dropout_mask` draws the masks of one piece of text from: uint32 `[2]`.
-
-    Args:
-      first: the number of the first activation of a layer, where the texts at hand are a part of a batch
-        (`CellSpec.mask_texts`).
-    """
-    seeds = jax.random.bits(key, (2,), jnp.uint32)
-    return seeds if first is None else seeds.at[0].add(first.astype(jnp.uint32))  # it is added to all numbers
-
-
-def dropout_mask(seeds: Any, rate: float, numbers: jax.Array) -> jax.Array:
-    """Which activations are not dropped: bool like `numbers`, each True with probability `1 - rate`, independently.
-
-    A hash of an activation's number, computed where it is used: no mask is ever stored, and any part of one can be
-    computed alone. The hash is two rounds of a 32-bit mixer in which every input bit flips each output bit with
-    probability one half.
-
-    Args:
-      seeds: `dropout_seeds`, or its two elements.
-      numbers: uint32, different for every activation of the piece of text.
-    """
-
-    def mix(x: jax.Array) -> jax.Array:
-        x = (x ^ (x >> jnp.uint32(16))) * jnp.uint32(0x7FEB352D)
-        x = (x ^ (x >> jnp.uint32(15))) * jnp.uint32(0x846CA68B)
-        return x ^ (x >> jnp.uint32(16))
-
-    return mix(mix(numbers + seeds[0]) ^ seeds[1]) >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))

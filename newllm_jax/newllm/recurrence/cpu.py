@@ -3,25 +3,46 @@
 A product of few texts is too small for two cores to share: they would wait for each other longer than they compute. Two
 chains of products need not wait. And XLA multiplies a few columns faster than a few rows. Results and stored
 activations have the layout of the other forms.
+
+`states` are what layers and gates read, h_1 ... h_L; `activations` are what ReLU and dropout gave. In a residual cell
+those add up to the states.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from newllm_jax.newllm.recurrence.cell import CellParams, CellSpec, dropout_mask, next_context
+from newllm_jax.newllm.recurrence.cell import CellDropout, CellParams, CellSpec, next_context, rms_norm
 from newllm_jax.newllm.recurrence.gradients import (
-    Activations,
     Gradients,
     dense_gradient,
     kernel_gradient,
-    norm_gradient,
     relu_backward,
 )
 from newllm_jax.training.precision import dot
+
+
+class Activations(NamedTuple):
+    """What the forward pass stores for the backward pass.
+
+    Attributes:
+      contexts: `[T, B, C]`, before each step.
+      hidden: what ReLU and dropout gave in each hidden layer, L arrays `[T, B, H]`.
+      gates: pre-activations, `[T, B, 3 * C]`.
+    """
+
+    contexts: jax.Array
+    hidden: tuple[jax.Array, ...]
+    gates: jax.Array
+
+    def states(self, spec: CellSpec) -> list[jax.Array]:
+        """h_1 ... h_L, which the next layer or the gates read, `[T, B, H]` each."""
+        return list(accumulate(self.hidden) if spec.cell == "residual" else self.hidden)
 
 
 def supports(spec: CellSpec) -> bool:
@@ -30,59 +51,72 @@ def supports(spec: CellSpec) -> bool:
 
 
 def forward(
-    spec: CellSpec, params: CellParams, context: jax.Array, tokens: jax.Array, seeds: jax.Array | None
+    spec: CellSpec, params: CellParams, context: jax.Array, tokens: jax.Array, dropout: CellDropout
 ) -> tuple[tuple[jax.Array, jax.Array], Activations]:
     """The results of `reference.scan_plain`, and what the backward pass needs."""
     context_in = params.context_in.T  # transposed once, not at every step
     *hidden, gates_in = [(kernel.T, bias[:, None]) for kernel, bias in (*params.hidden, params.gates)]
+    texts = len(context)
+    layer_size = jnp.uint32((spec.mask_texts or texts) * spec.hidden_dim)
+    ordinals = jnp.arange(texts * spec.hidden_dim, dtype=jnp.uint32).reshape(texts, spec.hidden_dim)
+    text_masks = [
+        [dropout.text.keeps(half + layer * layer_size) for layer in range(spec.num_layers)] if dropout.text else []
+        for half in _halves(ordinals)
+    ]
 
-    def activate(x: jax.Array, numbers: jax.Array) -> jax.Array:
-        x = jax.nn.relu(x)
-        if seeds is None:
-            return x
-        return jnp.where(dropout_mask(seeds, spec.dropout, numbers), x / (1 - spec.dropout), 0)
+    def step(context: jax.Array, token: jax.Array, places: jax.Array, text_masks: list[jax.Array]) -> Any:
+        """One time step of one half: `cell.step` on columns. `places` are those of the first layer's activations."""
 
-    def step(context: jax.Array, token: jax.Array, numbers: jax.Array, layer_size: jax.Array) -> Any:
-        """One time step of one half: `cell.step` on columns. `numbers` are those of the first layer's activations."""
-        states = [activate(token + dot(context_in, context, spec.precision), numbers)]
+        def activate(x: jax.Array, layer: int) -> jax.Array:
+            masks = [dropout.step.keeps(places + layer * layer_size)] if dropout.step else []
+            return dropout.drop(jax.nn.relu(x), [*masks, *text_masks[layer : layer + 1]])
+
+        activations = [activate(token + dot(context_in, context, spec.precision), 0)]
+        state = activations[0]
         for layer, (kernel, bias) in enumerate(hidden, 1):
-            states.append(activate(dot(kernel, states[-1], spec.precision) + bias, numbers + layer * layer_size))
+            x = rms_norm(state, 0) if spec.cell == "residual" else state
+            activations.append(activate(dot(kernel, x, spec.precision) + bias, layer))
+            state = state + activations[-1] if spec.cell == "residual" else activations[-1]
         kernel, bias = gates_in
-        gates = dot(kernel, states[-1], spec.precision) + bias
-        return next_context(context, gates, _columns(params.norm), axis=0), (context, tuple(states), gates)
+        gates = dot(kernel, state, spec.precision) + bias
+        return next_context(context, gates, _columns(params.norm), axis=0), (context, tuple(activations), gates)
 
     def body(contexts: list[jax.Array], inputs: tuple[jax.Array, jax.Array]) -> tuple[list[jax.Array], Any]:
         token, time = inputs
-        size = jnp.uint32(token.size if spec.mask_texts is None else spec.mask_texts * spec.hidden_dim)
-        ordinals = jnp.arange(token.size, dtype=jnp.uint32).reshape(token.shape)
-        numbers = time.astype(jnp.uint32) * spec.num_layers * size + ordinals
-        halves = zip(contexts, _halves(token), _halves(numbers), strict=True)
-        afters, stored = zip(*(step(*half, size) for half in halves), strict=True)
+        places = time.astype(jnp.uint32) * spec.num_layers * layer_size + ordinals
+        halves = zip(contexts, _halves(token), _halves(places), text_masks, strict=True)
+        afters, stored = zip(*(step(*half) for half in halves), strict=True)
         return list(afters), jax.tree.map(_joined, *stored)
 
-    last, (contexts, states, gates) = jax.lax.scan(body, _halves(context), (tokens, jnp.arange(len(tokens))))
-    return (_joined(*last), states[-1]), Activations(contexts, states[:-1], states[-1], gates)
+    last, stored = jax.lax.scan(body, _halves(context), (tokens, jnp.arange(len(tokens))))
+    activations = Activations(*stored)
+    return (_joined(*last), activations.states(spec)[-1]), activations
 
 
 def backward(
     spec: CellSpec,
     params: CellParams,
     stored: Activations,
-    seeds: jax.Array | None,
+    dropout: CellDropout,
     d_last: jax.Array,
     d_outputs: jax.Array,
 ) -> Gradients:
     """The gradients of all inputs; arguments of `reference.backward`."""
-    scale = 1.0 if seeds is None else 1 / (1 - spec.dropout)
+    residual = spec.cell == "residual"
 
-    def step(d_context: jax.Array, context: jax.Array, states: Any, gates: jax.Array, d_output: jax.Array) -> Any:
+    def step(
+        d_context: jax.Array, context: jax.Array, hidden: tuple[jax.Array, ...], gates: jax.Array, d_output: jax.Array
+    ) -> Any:
         """One time step of one half backward: the gradients of the context before it and of all pre-activations."""
         _, pullback = jax.vjp(lambda c, g: next_context(c, g, _columns(params.norm), axis=0), context, gates)
         d_before, d_gates = pullback(d_context)
         d_state = dot(params.gates[0], d_gates, spec.precision) + d_output
-        d_pre = [relu_backward(states[-1], d_state, scale)]
-        for (kernel, _), activations in zip(params.hidden[::-1], states[-2::-1], strict=True):
-            d_pre.append(relu_backward(activations, dot(kernel, d_pre[-1], spec.precision), scale))
+        states = list(accumulate(hidden)) if residual else hidden
+        d_pre = [relu_backward(hidden[-1], d_state, dropout.scale)]
+        for (kernel, _), state, below in zip(params.hidden[::-1], states[-2::-1], hidden[-2::-1], strict=True):
+            d_x = dot(kernel, d_pre[-1], spec.precision)
+            d_state = d_state + jax.vjp(partial(rms_norm, axis=0), state)[1](d_x)[0] if residual else d_x
+            d_pre.append(relu_backward(below, d_state, dropout.scale))
         d_before = d_before + dot(params.context_in, d_pre[-1], spec.precision)
         return d_before, (tuple(d_pre[::-1]), d_gates, d_context)
 
@@ -92,14 +126,15 @@ def backward(
         befores, found = zip(*(step(d, *half) for d, half in zip(d_contexts, halves, strict=True)), strict=True)
         return list(befores), jax.tree.map(_joined, *found)
 
-    inputs = stored.contexts, (*stored.hidden, stored.outputs), stored.gates, d_outputs
-    d_first, (d_pre, d_gates, d_contexts) = jax.lax.scan(body, _halves(d_last), inputs, reverse=True)
+    d_first, (d_pre, d_gates, d_contexts) = jax.lax.scan(body, _halves(d_last), (*stored, d_outputs), reverse=True)
+    *states, outputs = stored.states(spec)
+    inputs = map(rms_norm, states) if residual else states
     return Gradients(
         params=CellParams(
             context_in=kernel_gradient(stored.contexts, d_pre[0], spec.precision),
-            hidden=tuple(dense_gradient(x, d, spec.precision) for x, d in zip(stored.hidden, d_pre[1:], strict=True)),
-            gates=dense_gradient(stored.outputs, d_gates, spec.precision),
-            norm=norm_gradient(params.norm, stored, d_contexts),
+            hidden=tuple(dense_gradient(x, d, spec.precision) for x, d in zip(inputs, d_pre[1:], strict=True)),
+            gates=dense_gradient(outputs, d_gates, spec.precision),
+            norm=jax.vjp(partial(next_context, stored.contexts, stored.gates), params.norm)[1](d_contexts)[0],
         ),
         context=_joined(*d_first),
         tokens=d_pre[0],

@@ -1,4 +1,4 @@
-"""The time loop of New-LLM as one GPU kernel each way: what `gpu_kernels.py` is called with, and where it can be.
+"""The time loop of New-LLM as one GPU kernel each way: what the kernels are called with, and where they can be.
 
 Pallas, in which the kernels are written, is imported where they are used: it takes time, and newer versions of JAX may
 no longer have the back end that they need.
@@ -6,19 +6,20 @@ no longer have the back end that they need.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
-from newllm_jax.newllm.recurrence.cell import CellParams, CellSpec
-from newllm_jax.newllm.recurrence.gradients import Activations, Gradients, bias_gradient, kernel_gradient
+from newllm_jax.newllm.recurrence.cell import CellDropout, CellParams, CellSpec, rms_norm
+from newllm_jax.newllm.recurrence.gradients import Gradients, bias_gradient, kernel_gradient
 from newllm_jax.training.back_end import triton_obstacle
 from newllm_jax.training.precision import PRECISIONS, product, storage_type
 
 if TYPE_CHECKING:
+    from newllm_jax.newllm.recurrence.gpu_forward_kernel import Results
     from newllm_jax.newllm.recurrence.gpu_group import Tiling
 
 SMALLEST_WIDTH = 256  # cut into 16 shares of 16 columns, the smallest that the tensor cores multiply
@@ -64,92 +65,101 @@ def forward(
     params: CellParams,
     context: jax.Array,
     tokens: jax.Array,
-    seeds: jax.Array | None,
+    dropout: CellDropout,
     tiling: Tiling | None = None,
     interpret: bool = False,
-) -> tuple[tuple[jax.Array, jax.Array], Activations]:
+) -> tuple[tuple[jax.Array, jax.Array], Results]:
     """The results of `reference.scan_plain`, and what the backward pass needs, its batch padded to whole groups.
 
     Args:
       tiling: None for `tiling_for`.
       interpret: without a GPU, for tests; with one block a group.
     """
-    from newllm_jax.newllm.recurrence.gpu_kernels import forward_kernel
+    from newllm_jax.newllm.recurrence.gpu_forward_kernel import Inputs, Results, forward_kernel
 
     (steps, batch, hidden), width = tokens.shape, context.shape[-1]
-    storage = storage_type(spec.precision)
+    storage, layers, residual = storage_type(spec.precision), spec.num_layers, spec.cell == "residual"
     tiling = tiling or tiling_for(batch, storage)
     context, tokens = _pad_batch(context, tiling.rows), _pad_batch(tokens, tiling.rows)
-    rows = context.shape[0]
-    rate = 0.0 if seeds is None else spec.dropout
-    seeds = jnp.zeros((2,), jnp.uint32) if seeds is None else seeds
-    texts = batch if spec.mask_texts is None else spec.mask_texts
-    kernel = partial(
-        forward_kernel, tiling=tiling, texts=texts, dropout=rate, precision=PRECISIONS[spec.precision], alone=interpret
-    )
-    shapes = [
-        ((steps, rows, width), jnp.float32),  # contexts
-        ((spec.num_layers - 1, steps, rows, hidden), storage),  # activations of all layers but the last
-        ((steps, rows, hidden), storage),  # of the last
-        ((steps, rows, 3 * width), jnp.float32),  # the gates' pre-activations
-        ((rows, width), jnp.float32),  # the last context
-        ((steps + 1, rows, width), jnp.float32),  # contexts before their LayerNorm
-        ((steps + 1, rows, tiling.blocks), jnp.float32),  # the means of the blocks' shares of those
-        ((steps + 1, rows, tiling.blocks), jnp.float32),  # and their sums of squared deviations
-    ]
-    contexts, states, outputs, gates, last, *_ = _call(kernel, shapes, tiling, rows, interpret)(
-        tokens, seeds, context, params.context_in.T.astype(storage),
-        jnp.swapaxes(_stacked_kernels(params, storage), 1, 2), jnp.stack([bias for _, bias in params.hidden]),
-        params.gates[0].T.astype(storage), params.gates[1], *params.norm,
+    rows, texts = context.shape[0], batch if spec.mask_texts is None else spec.mask_texts
+    drawn = [jnp.append(each.seeds, jnp.uint32(each.rate.least)) for each in dropout if each]
+    inputs = Inputs(
+        tokens, jnp.stack(drawn) if drawn else jnp.zeros((1, 3), jnp.uint32), _scale(dropout), context,
+        params.context_in.T.astype(storage), jnp.swapaxes(_stacked_kernels(params, storage), 1, 2),
+        jnp.stack([bias for _, bias in params.hidden]), params.gates[0].T.astype(storage), params.gates[1],
+        *params.norm,
     )  # fmt: skip
-    return (last[:batch], outputs[:, :batch]), Activations(contexts, states, outputs, gates)
+    shapes = Results(
+        contexts=((steps, rows, width), jnp.float32),
+        states=((layers - 1, steps, rows, hidden), storage),
+        outputs=((steps, rows, hidden), storage),
+        gates=((steps, rows, 3 * width), jnp.float32),
+        last=((rows, width), jnp.float32),
+        mixed=((steps + 1, rows, width), jnp.float32),
+        means=((steps + 1, rows, tiling.blocks), jnp.float32),
+        squares=((steps + 1, rows, tiling.blocks), jnp.float32),
+        activations=((layers, steps, rows, hidden), storage) if residual else None,
+        state_squares=((layers - 1, steps, rows, tiling.blocks), jnp.float32) if residual else None,
+    )
+    kernel = partial(
+        forward_kernel, tiling=tiling, texts=texts, kinds=(bool(dropout.step), bool(dropout.text)),
+        precision=PRECISIONS[spec.precision], alone=interpret,
+    )  # fmt: skip
+    results = _call(kernel, inputs, shapes, tiling, interpret)
+    return (results.last[:batch], results.outputs[:, :batch]), results._replace(mixed=None, means=None, squares=None)
 
 
 def backward(
     spec: CellSpec,
     params: CellParams,
-    stored: Activations,
-    seeds: jax.Array | None,
+    stored: Results,
+    dropout: CellDropout,
     d_last: jax.Array,
     d_outputs: jax.Array,
     tiling: Tiling | None = None,
     interpret: bool = False,
 ) -> Gradients:
     """The gradients of all inputs; arguments of `reference.backward`, and of `forward`."""
-    from newllm_jax.newllm.recurrence.gpu_kernels import backward_kernel
+    from newllm_jax.newllm.recurrence.gpu_backward_kernel import Inputs, Results, backward_kernel
 
     (steps, batch, _), width, storage = d_outputs.shape, d_last.shape[-1], storage_type(spec.precision)
-    tiling = tiling or tiling_for(batch, storage)
+    tiling, residual = tiling or tiling_for(batch, storage), spec.cell == "residual"
     rows = stored.gates.shape[1]
-    scale = 1.0 if seeds is None else 1 / (1 - spec.dropout)
-    kernel = partial(
-        backward_kernel, tiling=tiling, scale=scale, precision=PRECISIONS[spec.precision], alone=interpret
+    inputs = Inputs(
+        _pad_batch(d_last, tiling.rows), _pad_batch(d_outputs, tiling.rows), _scale(dropout), stored.contexts,
+        stored.states, stored.outputs, stored.gates, params.context_in.astype(storage),
+        _stacked_kernels(params, storage), params.gates[0].astype(storage), *params.norm, stored.activations,
+        stored.state_squares, jnp.stack([bias for _, bias in params.hidden]) if residual else None,
     )  # fmt: skip
-    shapes = [
-        (stored.hidden.shape, storage),  # gradients of the pre-activations of all layers but the first
-        (stored.hidden.shape[1:], storage),  # of the first
-        ((steps, rows, 3 * width), storage),  # of the gates'
-        ((steps, rows, width), jnp.float32),  # of the contexts, but for the part through the layers
-        ((steps, rows, width), jnp.float32),  # of the contexts
-        ((2, rows, width), jnp.float32),  # of scale and bias of the LayerNorm, summed over the steps
-    ]
-    d_pre, d_first, d_gates, _, d_contexts, d_norm = _call(kernel, shapes, tiling, rows, interpret)(
-        _pad_batch(d_last, tiling.rows), _pad_batch(d_outputs, tiling.rows), stored.contexts, stored.hidden,
-        stored.outputs, stored.gates, params.context_in.astype(storage), _stacked_kernels(params, storage),
-        params.gates[0].astype(storage), *params.norm,
-    )  # fmt: skip
-    kernels = product("ltbi,ltbo->lio", stored.hidden, d_pre, spec.precision)
-    biases = jnp.sum(d_pre, (1, 2), dtype=jnp.float32)
+    shapes = Results(
+        d_pre=(stored.states.shape, storage),
+        d_first=(stored.outputs.shape, storage),
+        d_gates=((steps, rows, 3 * width), storage),
+        d_direct=((steps, rows, width), jnp.float32),
+        d_contexts=((steps, rows, width), jnp.float32),
+        d_norm=((2, rows, width), jnp.float32),
+        along=((*stored.states.shape[:3], tiling.blocks), jnp.float32) if residual else None,
+    )
+    kernel = partial(backward_kernel, tiling=tiling, precision=PRECISIONS[spec.precision], alone=interpret)
+    found = _call(kernel, inputs, shapes, tiling, interpret)
+    read = rms_norm(stored.states.astype(jnp.float32)).astype(storage) if residual else stored.states
+    kernels = product("ltbi,ltbo->lio", read, found.d_pre, spec.precision)
+    biases = jnp.sum(found.d_pre, (1, 2), dtype=jnp.float32)
     return Gradients(
         params=CellParams(
-            context_in=kernel_gradient(stored.contexts, d_first, spec.precision),
+            context_in=kernel_gradient(stored.contexts, found.d_first, spec.precision),
             hidden=tuple((kernels[layer], biases[layer]) for layer in range(len(params.hidden))),
-            gates=(kernel_gradient(stored.outputs, d_gates, spec.precision), bias_gradient(d_gates)),
-            norm=(jnp.sum(d_norm[0], 0), jnp.sum(d_norm[1], 0)),
+            gates=(kernel_gradient(stored.outputs, found.d_gates, spec.precision), bias_gradient(found.d_gates)),
+            norm=(jnp.sum(found.d_norm[0], 0), jnp.sum(found.d_norm[1], 0)),
         ),
-        context=d_contexts[0, :batch],
-        tokens=d_first[:, :batch].astype(jnp.float32),
+        context=found.d_contexts[0, :batch],
+        tokens=found.d_first[:, :batch].astype(jnp.float32),
     )
+
+
+def _scale(dropout: CellDropout) -> jax.Array:
+    """`CellDropout.scale` as the kernels read it, `[1]`."""
+    return jnp.asarray(dropout.scale, jnp.float32).reshape(1)
 
 
 def _stacked_kernels(params: CellParams, storage: Any) -> jax.Array:
@@ -163,23 +173,41 @@ def _pad_batch(x: jax.Array, multiple: int) -> jax.Array:
     return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, missing), (0, 0)]) if missing else x
 
 
-def _call(kernel: Callable[..., None], shapes: list[Any], tiling: Tiling, rows: int, interpret: bool) -> Any:
-    """The kernel as a function of its inputs but for the counters of its barriers, which start at 0."""
+def _call(kernel: partial[None], inputs: Any, shapes: Any, tiling: Tiling, interpret: bool) -> Any:
+    """Launches a kernel.
+
+    Args:
+      kernel: called with the references to inputs and results as here, and to the counters of its barriers, which start
+        at 0.
+      inputs: a named tuple of arrays, or None.
+      shapes: a named tuple of the shapes and types of the results, or None.
+
+    Returns:
+      The results by the names of `shapes`.
+    """
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton as plgpu
 
-    groups = rows // tiling.rows
+    groups = inputs[0].shape[-2] // tiling.rows  # the first input has the padded batch
     counters = jnp.zeros((groups + 1,), jnp.int32)  # one for each group's barriers, and one for the tickets
-    results = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in [*shapes, (counters.shape, counters.dtype)]]
+    arrays, counted = [x for x in inputs if x is not None], sum(x is not None for x in inputs)
+    results = [jax.ShapeDtypeStruct(*each) for each in (*shapes, (counters.shape, counters.dtype)) if each]
 
-    def call(*inputs: jax.Array) -> list[jax.Array]:
-        return pl.pallas_call(
-            kernel,
-            out_shape=results,
-            grid=(groups * tiling.blocks,),
-            input_output_aliases={len(inputs): len(shapes)},
-            compiler_params=plgpu.CompilerParams(num_warps=tiling.warps, num_stages=tiling.stages),
-            interpret=interpret,
-        )(*inputs, counters)[:-1]
+    def fill(names: Any, references: Sequence[Any]) -> Any:
+        """The references in the places of what is not None."""
+        left = iter(references)
+        return type(names)(*(None if each is None else next(left) for each in names))
 
-    return call
+    def on_references(*references: Any) -> None:
+        kernel(fill(inputs, references[:counted]), fill(shapes, references[counted + 1 : -1]), references[-1])
+
+    found = pl.pallas_call(
+        on_references,
+        out_shape=results,
+        grid=(groups * tiling.blocks,),
+        input_output_aliases={counted: len(results) - 1},
+        compiler_params=plgpu.CompilerParams(num_warps=tiling.warps, num_stages=tiling.stages),
+        interpret=interpret,
+        name=kernel.func.__name__,
+    )(*arrays, counters)
+    return fill(shapes, found[:-1])

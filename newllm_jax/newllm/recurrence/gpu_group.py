@@ -6,7 +6,7 @@ barrier between thread blocks, so a group has one of its own: a counter in devic
 it arrives, and which it then polls until all have arrived. Blocks are assigned to groups in the order in which they
 start, so the running blocks form whole groups, and a group never waits for a block that cannot start: no deadlock.
 
-Shapes follow the legend of `gpu_kernels.py`. Written for Pallas's Triton back end.
+Shapes follow the legend of `gpu_forward_kernel.py`. Written for Pallas's Triton back end.
 """
 
 from __future__ import annotations
@@ -19,7 +19,12 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from newllm_jax.newllm.recurrence.cell import CONTEXT_BOUND, LAYER_NORM_EPSILON
+from newllm_jax.newllm.recurrence.cell import CONTEXT_BOUND, NORM_EPSILON
+
+
+def sigmoid(x: jax.Array) -> jax.Array:
+    """Written out: Triton has no such operation."""
+    return 1.0 / (1.0 + jnp.exp(-x))
 
 
 class Tiling(NamedTuple):
@@ -185,7 +190,7 @@ class MixedContexts:
         mean = jnp.sum(means, 1) / self.group.tiling.blocks
         off = means - mean[:, None]
         variance = jnp.sum(self.squares[t, self.group.rows, :] + self.own.size * off * off, 1) / self.mixed.shape[-1]
-        return mean[:, None], jax.lax.rsqrt(variance + LAYER_NORM_EPSILON)[:, None]
+        return mean[:, None], jax.lax.rsqrt(variance + NORM_EPSILON)[:, None]
 
     def context(self, t: Any, columns: Any, mean: jax.Array, inverse: jax.Array) -> jax.Array:
         """c_t = clip(LayerNorm(m_t)), these columns of it; m_0 is c_0, which is not normalised."""

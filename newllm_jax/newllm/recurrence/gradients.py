@@ -9,24 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from newllm_jax.config import Precision
-from newllm_jax.newllm.recurrence.cell import CellParams, next_context
+from newllm_jax.newllm.recurrence.cell import CellParams
 from newllm_jax.training.precision import product
-
-
-class Activations(NamedTuple):
-    """What the CPU and the GPU form store in the forward pass for the backward pass.
-
-    Attributes:
-      contexts: `[T, B, C]`, before each step.
-      hidden: of every layer but the last `[T, B, H]`.
-      outputs: of the last layer, `[T, B, H]`.
-      gates: pre-activations, `[T, B, 3 * C]`.
-    """
-
-    contexts: jax.Array
-    hidden: Any
-    outputs: jax.Array
-    gates: jax.Array
 
 
 class Gradients(NamedTuple):
@@ -43,13 +27,13 @@ class Gradients(NamedTuple):
     tokens: jax.Array
 
 
-def relu_backward(activations: jax.Array, gradient: jax.Array, scale: float) -> jax.Array:
+def relu_backward(activations: jax.Array, gradient: jax.Array, scale: Any) -> jax.Array:
     """The gradient of a pre-activation, from that of the activation after ReLU and dropout.
 
     An activation is positive exactly where both passed it on.
 
     Args:
-      scale: `1 / (1 - dropout)`, by which dropout multiplied what it passed on.
+      scale: `CellDropout.scale`, by which dropout multiplied what it passed on.
     """
     return jnp.where(activations > 0, gradient * scale, 0)
 
@@ -80,11 +64,3 @@ def bias_gradient(gradients: jax.Array) -> jax.Array:
 def dense_gradient(inputs: jax.Array, gradients: jax.Array, precision: Precision) -> tuple[jax.Array, jax.Array]:
     """Of kernel and bias of a dense layer; arguments of `kernel_gradient`."""
     return kernel_gradient(inputs, gradients, precision), bias_gradient(gradients)
-
-
-def norm_gradient(
-    norm: tuple[jax.Array, jax.Array], stored: Activations, d_contexts: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Of the LayerNorm's scale and bias, from the gradients `[T, B, C]` of the context after each step."""
-    _, pullback = jax.vjp(lambda norm: next_context(stored.contexts, stored.gates, norm), norm)
-    return pullback(d_contexts)[0]

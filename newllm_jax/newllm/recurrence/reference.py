@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from newllm_jax.newllm.recurrence.cell import CellParams, CellSpec, compute_layer, step
+from newllm_jax.newllm.recurrence.cell import CellDropout, CellParams, CellSpec, compute_layer, step
 from newllm_jax.newllm.recurrence.gradients import Gradients, dense_gradient, relu_backward
 from newllm_jax.training.precision import dot
 
@@ -42,27 +42,26 @@ class Residuals(NamedTuple):
 
 
 def scan_plain(
-    spec: CellSpec, params: CellParams, context: jax.Array, tokens: jax.Array, seeds: jax.Array | None
+    spec: CellSpec, params: CellParams, context: jax.Array, tokens: jax.Array, dropout: CellDropout
 ) -> tuple[jax.Array, jax.Array]:
     """All steps, as plainly as they can be written.
 
     Args:
       context: `[B, C]`, before the first token.
       tokens: `[T, B, H]`, the embedding's part of the first layer, its bias included.
-      seeds: `dropout_seeds`; None without dropout.
 
     Returns:
       The last context vector `[B, C]`, and the last hidden layer's activations `[T, B, H]`.
     """
 
     def body(context: jax.Array, inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        return step(spec, params, context, *inputs, seeds)
+        return step(spec, params, context, *inputs, dropout)
 
     return jax.lax.scan(body, context, (tokens, jnp.arange(len(tokens))))
 
 
 def forward(
-    spec: CellSpec, params: CellParams, context: jax.Array, tokens: jax.Array, seeds: jax.Array | None
+    spec: CellSpec, params: CellParams, context: jax.Array, tokens: jax.Array, dropout: CellDropout
 ) -> tuple[tuple[jax.Array, jax.Array], Residuals]:
     """The results of `scan_plain`, and what the backward pass needs."""
 
@@ -70,10 +69,10 @@ def forward(
         (token, time), results = inputs, list[jax.Array]()
 
         def layer(*arguments: Any) -> jax.Array:
-            results.append(compute_layer(spec, time, seeds, *arguments))
+            results.append(compute_layer(spec, time, dropout, *arguments))
             return results[-1]
 
-        after, _ = step(spec, params, context, token, time, seeds, layer)
+        after, _ = step(spec, params, context, token, time, dropout, layer)
         return after, Residuals(context, tuple(results))
 
     last, residuals = jax.lax.scan(body, context, (tokens, jnp.arange(len(tokens))))
@@ -85,7 +84,7 @@ def backward(
     spec: CellSpec,
     params: CellParams,
     residuals: Residuals,
-    seeds: jax.Array | None,
+    dropout: CellDropout,
     d_last: jax.Array,
     d_outputs: jax.Array,
 ) -> Gradients:
@@ -94,12 +93,11 @@ def backward(
     Args:
       d_last, d_outputs: gradients of the results of `forward`, like them.
     """
-    scale = 1.0 if seeds is None else 1 / (1 - spec.dropout)
 
     # 1. The time loop.
     def body(d_context: jax.Array, inputs: tuple[Residuals, jax.Array]) -> tuple[jax.Array, Any]:
         residuals, d_output = inputs
-        layer = partial(_stored_layer, spec, scale)
+        layer = partial(_stored_layer, spec, dropout.scale)
         _, pullback = jax.vjp(partial(_replay, spec, params, layer, params.norm), *residuals)
         d_before, d_pre = pullback((d_context, d_output))
         return d_before, (d_pre, d_context)
@@ -137,16 +135,16 @@ def _replay(
         return layer(number, x, kernel, stored[number])
 
     unused = jnp.zeros((), jnp.int32)  # a replayed layer reads neither token nor time
-    return step(spec, params._replace(norm=norm), context, unused, unused, None, replayed)
+    return step(spec, params._replace(norm=norm), context, unused, unused, CellDropout(), replayed)
 
 
 def _stored_result(number: int, x: jax.Array, kernel: jax.Array, stored: jax.Array) -> jax.Array:
     return stored
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 2))
 def _stored_layer(
-    spec: CellSpec, scale: float, number: int, x: jax.Array, kernel: jax.Array, stored: jax.Array
+    spec: CellSpec, scale: Any, number: int, x: jax.Array, kernel: jax.Array, stored: jax.Array
 ) -> jax.Array:
     """A layer whose result is known: its value is `stored`, and the product `x @ kernel` is never computed.
 
@@ -154,23 +152,23 @@ def _stored_layer(
     `stored`. Those of kernel and bias are formed from it. The gradient of x is that of the layer.
 
     Args:
-      scale: `1 / (1 - dropout)`, or 1 without dropout.
+      scale: `CellDropout.scale`.
     """
     return stored
 
 
 def _stored_layer_forward(
-    spec: CellSpec, scale: float, number: int, x: jax.Array, kernel: jax.Array, stored: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return stored, (kernel, stored)
+    spec: CellSpec, scale: Any, number: int, x: jax.Array, kernel: jax.Array, stored: jax.Array
+) -> tuple[jax.Array, Any]:
+    return stored, (scale, kernel, stored)
 
 
 def _stored_layer_backward(
-    spec: CellSpec, scale: float, number: int, saved: tuple[jax.Array, jax.Array], d_result: jax.Array
-) -> tuple[jax.Array, jax.Array | None, jax.Array]:
-    kernel, stored = saved
+    spec: CellSpec, number: int, saved: Any, d_result: jax.Array
+) -> tuple[None, jax.Array, None, jax.Array]:
+    scale, kernel, stored = saved
     d_pre = d_result if number == spec.num_layers else relu_backward(stored, d_result, scale)
-    return dot(d_pre, kernel.T, spec.precision), None, d_pre
+    return None, dot(d_pre, kernel.T, spec.precision), None, d_pre
 
 
 _stored_layer.defvjp(_stored_layer_forward, _stored_layer_backward)

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 
 from newllm_jax.newllm.recurrence import cpu, gpu, reference
-from newllm_jax.newllm.recurrence.cell import CellParams, CellSpec, Form
+from newllm_jax.newllm.recurrence.cell import CellDropout, CellParams, CellSpec, Form
 
 
 def form_for(spec: CellSpec, batch: int, steps: int) -> Form:
@@ -30,32 +30,31 @@ def form_for(spec: CellSpec, batch: int, steps: int) -> Form:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def scan(
-    spec: CellSpec, params: CellParams, context: jax.Array, tokens: jax.Array, seeds: jax.Array | None
+    spec: CellSpec, params: CellParams, context: jax.Array, tokens: jax.Array, dropout: CellDropout
 ) -> tuple[jax.Array, jax.Array]:
     """All steps, forward and backward in the form that the specification names.
 
     Args:
       context: `[B, C]`, before the first token.
       tokens: `[T, B, H]`, the embedding's part of the first layer, its bias included.
-      seeds: `dropout_seeds`; None without dropout.
 
     Returns:
       The last context vector `[B, C]`, and the last layer's activations `[T, B, H]`; in the form `gpu` they have
       the type `storage_type(precision)`.
     """
-    return _forward(spec, params, context, tokens, seeds)[0]
+    return _forward(spec, params, context, tokens, dropout)[0]
 
 
 def _forward(
-    spec: CellSpec, params: CellParams, context: jax.Array, tokens: jax.Array, seeds: jax.Array | None
+    spec: CellSpec, params: CellParams, context: jax.Array, tokens: jax.Array, dropout: CellDropout
 ) -> tuple[tuple[jax.Array, jax.Array], Any]:
-    results, residuals = _module(spec.form).forward(spec, params, context, tokens, seeds)
-    return results, (params, residuals, seeds)
+    results, residuals = _module(spec.form).forward(spec, params, context, tokens, dropout)
+    return results, (params, residuals, dropout)
 
 
 def _backward(spec: CellSpec, saved: Any, d_results: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
-    params, residuals, seeds = saved
-    return (*_module(spec.form).backward(spec, params, residuals, seeds, *d_results), None)
+    params, residuals, dropout = saved
+    return (*_module(spec.form).backward(spec, params, residuals, dropout, *d_results), None)
 
 
 scan.defvjp(_forward, _backward)

@@ -11,15 +11,23 @@ import pytest
 
 pytest.importorskip("jax.experimental.pallas.triton", reason="this JAX has no Triton back end of Pallas")
 
-from newllm_jax.config import Precision
+from newllm_jax.config import Cell, Precision
+from newllm_jax.newllm.dropout import Dropout, Rate
 from newllm_jax.newllm.recurrence import gpu, reference
-from newllm_jax.newllm.recurrence.cell import CellParams, CellSpec
+from newllm_jax.newllm.recurrence.cell import CellDropout, CellParams, CellSpec
 from newllm_jax.newllm.recurrence.gpu_group import Tiling
 
 pytestmark = pytest.mark.quick
 
 TIME, BATCH, HIDDEN, CONTEXT, LAYERS = 3, 20, 32, 16, 3
+DROPOUT = CellDropout(
+    *(Dropout(jnp.array(seeds, jnp.uint32), Rate.of(rate)) for seeds, rate in (((3, 4), 0.25), ((5, 6), 0.2)))
+)
+NONE = CellDropout()
 ALONE = Tiling(rows=16, blocks=1, depth=16, warps=4, stages=1)  # the interpreter runs one block after the other
+
+
+CELLS = ["plain", "residual"]
 
 
 @pytest.fixture(scope="module", params=[LAYERS, 2])
@@ -35,7 +43,7 @@ def inputs(request):
         gates=(array(HIDDEN, 3 * CONTEXT), array(3 * CONTEXT)),
         norm=(1 + 20 * array(CONTEXT), array(CONTEXT)),  # large, so that some of the context is clipped
     )
-    return params, array(BATCH, CONTEXT), array(TIME, BATCH, HIDDEN), jnp.array([3, 4], jnp.uint32)
+    return params, array(BATCH, CONTEXT), array(TIME, BATCH, HIDDEN), DROPOUT
 
 
 def close(ours: jax.Array, reference: jax.Array) -> None:
@@ -45,15 +53,18 @@ def close(ours: jax.Array, reference: jax.Array) -> None:
     np.testing.assert_allclose(ours, reference, rtol=1e-4, atol=1e-5 * largest)
 
 
-def spec_of(params: CellParams, precision: Precision = "fp32") -> CellSpec:
-    return CellSpec(HIDDEN, CONTEXT, len(params.hidden) + 1, 0.25, precision)
+def spec_of(params: CellParams, precision: Precision = "fp32", cell: Cell = "plain") -> CellSpec:
+    return CellSpec(HIDDEN, CONTEXT, len(params.hidden) + 1, cell, precision)
 
 
-def test_equals_the_plain_form(inputs):
-    params, context, tokens, seeds = inputs
-    spec, alone = spec_of(params), {"tiling": ALONE, "interpret": True}
-    results, residuals = jax.jit(lambda: reference.forward(spec, params, context, tokens, seeds))()
-    found, stored = gpu.forward(spec, params, context, tokens, seeds, **alone)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("kinds", [(), ("step",), ("text",), ("step", "text")], ids="-".join)
+def test_equals_the_plain_form(inputs, cell, kinds):
+    params, context, tokens, dropout = inputs
+    dropout = dropout._replace(**{name: None for name in dropout._fields if name not in kinds})
+    spec, alone = spec_of(params, cell=cell), {"tiling": ALONE, "interpret": True}
+    results, residuals = jax.jit(lambda: reference.forward(spec, params, context, tokens, dropout))()
+    found, stored = gpu.forward(spec, params, context, tokens, dropout, **alone)
     assert float(jnp.abs(residuals.contexts).max()) == 10
     for ours, expected in zip(found, results, strict=True):
         close(ours, expected)
@@ -61,17 +72,17 @@ def test_equals_the_plain_form(inputs):
     close(stored.gates[:, :BATCH], residuals.layers[-1])
 
     d_results = [jax.random.normal(jax.random.key(part.ndim), part.shape) for part in results]
-    expected = jax.jit(lambda: reference.backward(spec, params, residuals, seeds, *d_results))()
-    gradients = gpu.backward(spec, params, stored, seeds, *d_results, **alone)
+    expected = jax.jit(lambda: reference.backward(spec, params, residuals, dropout, *d_results))()
+    gradients = gpu.backward(spec, params, stored, dropout, *d_results, **alone)
     for ours, plain in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
         close(ours, plain)
 
 
 def test_a_part_of_a_batch_sees_its_rows_of_the_masks(inputs):
-    params, context, tokens, seeds = inputs
+    params, context, tokens, dropout = inputs
     spec, first = spec_of(params), 4
-    (_, outputs), _ = jax.jit(lambda: reference.forward(spec, params, context, tokens, seeds))()
-    here = seeds.at[0].add(first * HIDDEN)
+    (_, outputs), _ = jax.jit(lambda: reference.forward(spec, params, context, tokens, dropout))()
+    here = CellDropout(*(each._replace(seeds=each.seeds.at[0].add(first * HIDDEN)) for each in dropout))
     for texts, same in ((BATCH, True), (None, False)):
         (_, found), _ = gpu.forward(
             replace(spec, mask_texts=texts), params, context[first:], tokens[:, first:], here,
@@ -80,14 +91,15 @@ def test_a_part_of_a_batch_sees_its_rows_of_the_masks(inputs):
         assert np.allclose(found, outputs[:, first:], atol=1e-4) == same
 
 
-def test_bf16_without_dropout_stores_activations_in_bf16_and_the_context_in_float32(inputs):
+@pytest.mark.parametrize("cell", CELLS)
+def test_bf16_without_dropout_stores_activations_in_bf16_and_the_context_in_float32(inputs, cell):
     params, context, tokens, _ = inputs
     (last, outputs), stored = gpu.forward(
-        spec_of(params, "bf16"), params, context, tokens, None, tiling=ALONE, interpret=True
+        spec_of(params, "bf16", cell), params, context, tokens, NONE, tiling=ALONE, interpret=True
     )  # fmt: skip
-    assert {stored.hidden.dtype, outputs.dtype} == {jnp.dtype("bfloat16")}
+    assert {stored.states.dtype, outputs.dtype} == {jnp.dtype("bfloat16")}
     assert {stored.contexts.dtype, stored.gates.dtype, last.dtype} == {jnp.dtype("float32")}
-    (_, strict), _ = jax.jit(lambda: reference.forward(spec_of(params), params, context, tokens, None))()
+    (_, strict), _ = jax.jit(lambda: reference.forward(spec_of(params, cell=cell), params, context, tokens, NONE))()
     error = float(jnp.linalg.norm(outputs - strict) / jnp.linalg.norm(strict))
     assert 1e-4 < error < 2e-2
 

@@ -21,14 +21,16 @@ pytest.importorskip("jax.experimental.pallas.triton", reason="this JAX has no Tr
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from newllm_jax.config import Cell
+from newllm_jax.newllm.dropout import Dropout, Rate
 from newllm_jax.newllm.recurrence import gpu
-from newllm_jax.newllm.recurrence.cell import CellParams, CellSpec
+from newllm_jax.newllm.recurrence.cell import CellDropout, CellParams, CellSpec
 from newllm_jax.newllm.recurrence.gpu_group import Tiling
 
 pytestmark = pytest.mark.quick
 
 TIME, BATCH, HIDDEN, CONTEXT, LAYERS = 2, 20, 32, 16, 3
-SPEC = CellSpec(HIDDEN, CONTEXT, LAYERS, dropout=0.25)
+DROPOUT = CellDropout(Dropout(jnp.array([3, 4], jnp.uint32), Rate.of(0.25)))
 
 
 class Memory:
@@ -171,7 +173,7 @@ def blocks_as_threads(monkeypatch) -> list[int]:
     return launches
 
 
-def both_ways(blocks: int, interpret: bool) -> tuple[Any, Any]:
+def both_ways(cell: Cell, blocks: int, interpret: bool) -> tuple[Any, Any]:
     """All steps forward and backward, with dropout."""
     draw = np.random.default_rng(0)
 
@@ -186,16 +188,18 @@ def both_ways(blocks: int, interpret: bool) -> tuple[Any, Any]:
     )
     context, tokens = array(BATCH, CONTEXT) + jnp.arange(CONTEXT), array(TIME, BATCH, HIDDEN)
     tiling = Tiling(rows=16, blocks=blocks, depth=16, warps=4, stages=1)
-    seeds, options = jnp.array([3, 4], jnp.uint32), {"tiling": tiling, "interpret": interpret}
-    results, stored = gpu.forward(SPEC, params, context, tokens, seeds, **options)
+    spec, options = CellSpec(HIDDEN, CONTEXT, LAYERS, cell), {"tiling": tiling, "interpret": interpret}
+    results, stored = gpu.forward(spec, params, context, tokens, DROPOUT, **options)
     d_last, d_outputs = array(BATCH, CONTEXT), array(TIME, BATCH, HIDDEN)
-    return results, stored, gpu.backward(SPEC, params, stored, seeds, d_last, d_outputs, **options)
+    gradients = gpu.backward(spec, params, stored, DROPOUT, d_last, d_outputs, **options)
+    return results, stored._replace(state_squares=None), gradients  # of which each block has its share
 
 
-def test_four_blocks_that_share_the_columns_compute_what_one_alone_does(request):
-    alone = both_ways(1, interpret=True)
+@pytest.mark.parametrize("cell", ["plain", "residual"])
+def test_four_blocks_that_share_the_columns_compute_what_one_alone_does(cell, request):
+    alone = both_ways(cell, 1, interpret=True)
     launches = request.getfixturevalue("blocks_as_threads")
-    together = both_ways(4, interpret=False)
+    together = both_ways(cell, 4, interpret=False)
     assert launches == [2 * 4] * 2  # two groups of 16 rows for a batch of 20, each way
     for ours, reference in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
         largest = float(jnp.abs(reference).max())

@@ -12,15 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from newllm_jax.newllm.dropout import Dropout, Rate
 from newllm_jax.newllm.recurrence import gpu, reference
-from newllm_jax.newllm.recurrence.cell import (
-    CellParams,
-    CellSpec,
-    compute_layer,
-    dropout_mask,
-    dropout_seeds,
-    next_context,
-)
+from newllm_jax.newllm.recurrence.cell import CellDropout, CellParams, CellSpec, compute_layer, step
 from newllm_jax.newllm.recurrence.reference import scan_plain
 from newllm_jax.newllm.recurrence.scan import form_for, scan
 
@@ -36,10 +30,11 @@ def strict_promotion():
 
 TIME, HIDDEN, CONTEXT, LAYERS = 9, 8, 6, 4
 FORMS = ("plain", "cpu")  # `gpu` has its own tests
-SPEC = CellSpec(HIDDEN, CONTEXT, LAYERS, dropout=0.25)
+SPEC = CellSpec(HIDDEN, CONTEXT, LAYERS)
+RATES = Rate.of(0.25), Rate.of(0.5)  # of masks by step, and by text
 
 
-def random_params(scale: float = 0.5) -> CellParams:
+def random_params(scale: float = 0.3) -> CellParams:
     draw = np.random.default_rng(0)
 
     def array(*shape: int) -> jax.Array:
@@ -58,26 +53,40 @@ def inputs(request):
     draw = np.random.default_rng(1)
     context = jnp.asarray(draw.standard_normal((request.param, CONTEXT)), jnp.float32)
     tokens = jnp.asarray(draw.standard_normal((TIME, request.param, HIDDEN)), jnp.float32)
-    return context, tokens, jnp.array([7, 2**31 + 5], jnp.uint32)
+    return context, tokens
 
 
-def numpy_scan(params, context, tokens, seeds, dropout):
-    """The equations of the report, one token of one text at a time, in float64."""
-    shape = TIME, LAYERS, len(context), HIDDEN
-    kept = None
-    if seeds is not None:
-        kept = np.asarray(dropout_mask(seeds, dropout, jnp.arange(np.prod(shape), dtype=jnp.uint32))).reshape(shape)
+def dropout_of(kinds: str, seed: int = 0, first: int = 0) -> CellDropout:
+    """Masks by `step`, by `text`, or both."""
+    keys = jax.random.split(jax.random.key(seed))
+    drawn = [Dropout.from_key(key, rate, first) for key, rate in zip(keys, RATES, strict=True)]
+    return CellDropout(*(each if name in kinds else None for name, each in zip(("step", "text"), drawn, strict=True)))
+
+
+KINDS = ["no", "step", "text", "step and text"]
+CELLS = ["plain", "residual"]
+
+
+def numpy_scan(cell, params, context, tokens, dropout):
+    """The equations of the cell, one token of one text at a time, in float64."""
+    steps, texts, _ = tokens.shape
+    shape = steps, LAYERS, texts, HIDDEN
+    factors = np.ones(shape)
+    for each, places in zip(dropout, (np.arange(np.prod(shape)), np.arange(np.prod(shape[1:]))), strict=True):
+        if each:
+            kept = np.asarray(each.keeps(jnp.asarray(places, jnp.uint32))).reshape(-1, *shape[1:])
+            factors = factors * kept / (1 - (0.25 if each is dropout.step else 0.5))
     p = jax.tree.map(lambda array: np.asarray(array, np.float64), params)
     context, tokens = np.asarray(context, np.float64).copy(), np.asarray(tokens, np.float64)
     outputs = np.zeros(tokens.shape)
-    for t in range(tokens.shape[0]):
-        for b in range(tokens.shape[1]):
+    for t in range(steps):
+        for b in range(texts):
             c = context[b]
-            h = np.maximum(tokens[t, b] + c @ p.context_in, 0)
-            h = h if kept is None else h * kept[t, 0, b] / (1 - dropout)
+            h = np.maximum(tokens[t, b] + c @ p.context_in, 0) * factors[t, 0, b]
             for layer, (kernel, bias) in enumerate(p.hidden, start=1):
-                h = np.maximum(h @ kernel + bias, 0)
-                h = h if kept is None else h * kept[t, layer, b] / (1 - dropout)
+                x = h / np.sqrt(np.mean(h**2) + 1e-5) if cell == "residual" else h
+                activations = np.maximum(x @ kernel + bias, 0) * factors[t, layer, b]
+                h = h + activations if cell == "residual" else activations
             outputs[t, b] = h
             size = len(c)
             forget, update, delta = (
@@ -91,22 +100,24 @@ def numpy_scan(params, context, tokens, seeds, dropout):
 
 
 @pytest.mark.parametrize("form", [*FORMS, "definition"])
-@pytest.mark.parametrize("dropped", [False, True])
-def test_equals_the_equations_step_by_step(form, dropped, inputs):
-    context, tokens, seeds = inputs
-    seeds = seeds if dropped else None
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("kinds", KINDS)
+def test_equals_the_equations_step_by_step(form, cell, kinds, inputs):
+    dropout = dropout_of(kinds)
     run = scan_plain if form == "definition" else scan
-    last, hidden = run(replace(SPEC, form=form), random_params(), context, tokens, seeds)
-    expected_last, expected_hidden = numpy_scan(random_params(), context, tokens, seeds, 0.25)
-    np.testing.assert_allclose(last, expected_last, rtol=2e-5, atol=2e-5)
-    np.testing.assert_allclose(hidden, expected_hidden, rtol=2e-5, atol=2e-5)
+    found = run(replace(SPEC, form=form, cell=cell), random_params(), *inputs, dropout)
+    expected = numpy_scan(cell, random_params(), *inputs, dropout)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-5)
 
 
-def test_dropout_matters(inputs):
-    context, tokens, seeds = inputs
-    with_dropout = scan(SPEC, random_params(), context, tokens, seeds)[1]
-    without = scan(SPEC, random_params(), context, tokens, None)[1]
-    assert float(jnp.abs(with_dropout - without).max()) > 0.1
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_option_matters(cell, inputs):
+    results = [scan(replace(SPEC, cell=cell), random_params(), *inputs, dropout_of(kinds))[1] for kinds in KINDS]
+    other = "plain" if cell == "residual" else "residual"
+    results.append(scan(replace(SPEC, cell=other), random_params(), *inputs, dropout_of("no"))[1])
+    for first in range(len(results)):
+        assert all(float(jnp.abs(results[first] - second).max()) > 0.1 for second in results[:first])
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -114,27 +125,28 @@ def test_a_part_of_a_batch_sees_its_rows_of_the_masks(form):
     draw = np.random.default_rng(2)
     context = jnp.asarray(draw.standard_normal((5, CONTEXT)), jnp.float32)
     tokens = jnp.asarray(draw.standard_normal((TIME, 5, HIDDEN)), jnp.float32)
-    key, spec = jax.random.key(3), replace(SPEC, form=form)
-    whole = scan(spec, random_params(), context, tokens, dropout_seeds(key))
-    part = context[2:], tokens[:, 2:]
-    for texts, first, same in ((5, 2, True), (5, 1, False), (3, 2, False)):
-        seeds = dropout_seeds(key, jnp.int32(first * HIDDEN))
-        last, outputs = scan(replace(spec, mask_texts=texts), random_params(), *part, seeds)
-        assert np.allclose(last, whole[0][2:], atol=1e-5) == same
-        assert np.allclose(outputs, whole[1][:, 2:], atol=1e-5) == same
+    spec = replace(SPEC, form=form)
+    for kinds in KINDS[1:]:
+        whole = scan(spec, random_params(), context, tokens, dropout_of(kinds))
+        part = context[2:], tokens[:, 2:]
+        for texts, first, same in ((5, 2, True), (5, 1, False), (3, 2, False)):
+            dropout = dropout_of(kinds, first=first * HIDDEN)
+            last, outputs = scan(replace(spec, mask_texts=texts), random_params(), *part, dropout)
+            assert np.allclose(last, whole[0][2:], atol=1e-5) == same
+            assert np.allclose(outputs, whole[1][:, 2:], atol=1e-5) == same
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("dropped", [False, True])
-def test_own_backward_pass_equals_the_plain_scans(form, dropped, inputs):
-    context, tokens, seeds = inputs
-    seeds = seeds if dropped else None
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("kinds", ["no", "step", "step and text"])
+def test_own_backward_pass_equals_the_plain_scans(form, cell, kinds, inputs):
+    context, tokens = inputs
     weights_last, weights_hidden = (
         jax.random.normal(jax.random.key(index), shape) for index, shape in enumerate([context.shape, tokens.shape])
     )
 
     def objective(run, params, context, tokens):
-        last, hidden = run(replace(SPEC, form=form), params, context, tokens, seeds)
+        last, hidden = run(replace(SPEC, form=form, cell=cell), params, context, tokens, dropout_of(kinds))
         return jnp.sum(last * weights_last) + jnp.sum(hidden * weights_hidden)
 
     own, plain = (
@@ -146,29 +158,31 @@ def test_own_backward_pass_equals_the_plain_scans(form, dropped, inputs):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5 * float(jnp.abs(expected).max()))
 
 
-def residual_step(spec, params, context, token, time, seeds, layer=None):
-    """What `cell.step` would be with residual layers: h = h + layer(h / rms(h))."""
-    layer = layer or partial(compute_layer, spec, time, seeds)
-    hidden = layer(0, context, params.context_in, token)
-    for number, (kernel, bias) in enumerate(params.hidden, 1):
-        unit = hidden * jax.lax.rsqrt(jnp.mean(jnp.square(hidden), -1, keepdims=True) + 1e-5)
-        hidden = hidden + layer(number, unit, kernel, bias)
-    return next_context(context, layer(spec.num_layers, hidden, *params.gates), params.norm), hidden
+def squaring_step(spec, params, context, token, time, dropout, layer=None):
+    """Another cell: the gates read the squares of the hidden states."""
+
+    def squared(number, x, kernel, bias):
+        return layer(number, jnp.square(x) if number == spec.num_layers else x, kernel, bias)
+
+    layer = layer or partial(compute_layer, spec, time, dropout)
+    return step(spec, params, context, token, time, dropout, squared)
 
 
-@pytest.mark.parametrize("dropped", [False, True])
-def test_the_plain_form_follows_the_step_whatever_it_computes(dropped, inputs, monkeypatch):
-    published = jax.jit(lambda: scan_plain(SPEC, random_params(), *inputs))()
-    monkeypatch.setattr(reference, "step", residual_step)
-    residual = jax.jit(lambda: scan_plain(SPEC, random_params(), *inputs))()
-    assert float(jnp.abs(published[1] - residual[1]).max()) > 0.1
-    test_own_backward_pass_equals_the_plain_scans("plain", dropped, inputs)
-    found = jax.jit(lambda: scan(SPEC, random_params(), *inputs))()
-    for ours, expected in zip(found, residual, strict=True):
+@pytest.mark.parametrize("kinds", ["no", "step"])
+def test_the_plain_form_follows_the_step_whatever_it_computes(kinds, inputs, monkeypatch):
+    def run(form):
+        return jax.jit(lambda: form(SPEC, random_params(), *inputs, dropout_of(kinds)))()
+
+    published = run(scan_plain)
+    monkeypatch.setattr(reference, "step", squaring_step)
+    squared = run(scan_plain)
+    assert float(jnp.abs(published[1] - squared[1]).max()) > 0.01
+    test_own_backward_pass_equals_the_plain_scans("plain", "residual", kinds, inputs)
+    for ours, expected in zip(run(scan), squared, strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-6)
 
 
-BASELINE = CellSpec(512, 256, 6, 0.1, "tf32")
+BASELINE = CellSpec(512, 256, 6, precision="tf32")
 
 
 @pytest.mark.usefixtures("triton")
