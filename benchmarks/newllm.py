@@ -142,7 +142,7 @@ def describe(
         if "error" not in row:
             row["tokens_per_second"] = np.count_nonzero(train[:, 1:]) / row["epoch_seconds"]
     return {
-        "config": config.to_dict(), "data": data.summary(config.batch_size), "updates_per_epoch": steps,
+        "config": config.to_dict(), "data": data.summary(config), "updates_per_epoch": steps,
         "flops_per_update": counted.flops, "bytes_per_update": counted.bytes, "rows": rows,
     }  # fmt: skip
 

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from newllm_jax.newllm.experiment import train_newllm
     from newllm_jax.newllm.model import ContextVectorLM
     from newllm_jax.newllm.run import NewLLMRun
-    from newllm_jax.newllm.wikitext import WordTokenizer, load_wikitext
+    from newllm_jax.newllm.tokenizer import WordTokenizer
+    from newllm_jax.newllm.wikitext import load_wikitext
     from newllm_jax.records.results import RunResult
     from newllm_jax.records.results import RunResult as CascadeResult
     from newllm_jax.records.results import RunResult as FinetuneResult
@@ -54,7 +55,7 @@ _HOMES = {
     "SmolLM2": "newllm_jax.smollm.model:SmolLM2",
     "Stage": "newllm_jax.cascade.stage.model:Stage",
     "Stopped": "newllm_jax.errors:Stopped",
-    "WordTokenizer": "newllm_jax.newllm.wikitext:WordTokenizer",
+    "WordTokenizer": "newllm_jax.newllm.tokenizer:WordTokenizer",
     "evaluate_ensemble": "newllm_jax.cascade.ensemble:evaluate_ensemble",
     "finetune": "newllm_jax.finetuning.experiment:finetune",
     "generate": "newllm_jax.systems:generate",

@@ -16,7 +16,8 @@ from newllm_jax.cascade.hardness import count_hard, hardness_threshold, select_h
 from newllm_jax.cascade.run import chosen_epoch
 from newllm_jax.cascade.stage.model import Stage
 from newllm_jax.config import CascadeConfig
-from newllm_jax.newllm.wikitext import BOS, EOS, SPECIAL_WORDS, UNK, WordTokenizer, cut
+from newllm_jax.newllm.sequences import cut, cut_stream
+from newllm_jax.newllm.tokenizer import BOS, EOS, PAD, SPECIAL_WORDS, UNK, WordTokenizer
 from newllm_jax.smollm.alpaca import CHUNK, STRIDE, chunk_rows
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.sources.text import split_by_hash
@@ -54,6 +55,19 @@ def test_windows(texts, length, data):
             start += stride
         assert len(ids) - (start - stride + length) < stride
     assert next(rows, None) is None
+
+
+@given(ids=st.integers(2, 60), rows=st.integers(1, 9), length=st.integers(2, 12))
+def test_stream(ids, rows, length):
+    """Every id but the first is a target once, after the id before it; the pieces of a row follow each other."""
+    stream = np.arange(1, ids + 1, dtype=np.uint16)
+    pieces = cut_stream(stream, rows, length).reshape(-1, rows, length)
+    targets = pieces[..., 1:][pieces[..., 1:] != PAD]
+    assert sorted(targets) == list(range(2, ids + 1))
+    followed = pieces[..., 1:] != PAD
+    assert (pieces[..., 1:][followed] == pieces[..., :-1][followed] + 1).all()
+    assert (pieces[1:, :, 0] == pieces[:-1, :, -1]).all()
+    assert (pieces != PAD).any((1, 2)).all()  # no piece is all padding
 
 
 @given(texts=TEXTS, size=st.integers(5, 12))

@@ -65,7 +65,7 @@ def batches(program: Program, configs: Configs) -> None:
         data = load_wikitext(config)
         path = program.folder / f"{Path(name).stem}-sequences.npy"
         np.save(path, data.sequences["train"])
-        program.results["data"] = data.summary(config.batch_size)
+        program.results["data"] = data.summary(config)
         task = {"sequences": str(path), "vocabulary": len(data.tokenizer)}
         _measure_sizes(program, name, config, task | {"sizes": [{"batch_size": size} for size in chosen]})
 

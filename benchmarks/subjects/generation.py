@@ -13,7 +13,7 @@ from newllm_jax.config import NewLLMConfig
 from newllm_jax.newllm.generate import generate
 from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.run import NewLLMRun, init_params
-from newllm_jax.newllm.wikitext import EOS, SPECIAL_WORDS, WordTokenizer
+from newllm_jax.newllm.tokenizer import EOS, SPECIAL_WORDS, WordTokenizer
 
 NEVER = -1e9  # a logit
 

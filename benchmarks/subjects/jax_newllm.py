@@ -33,7 +33,7 @@ PLAIN_FORMS = ("plain", "cpu")  # those that run on every device
 
 def loop_forms(config: NewLLMConfig) -> list[Form]:
     """The forms of the time loop that this device can run; the first is the one that the library trains with."""
-    chosen = training_model(config, config.vocabulary_size, training_precision(config)).form
+    chosen = training_model(config, 1, training_precision(config)).form
     return [chosen, *(form for form in PLAIN_FORMS if form != chosen)]
 
 

@@ -6,10 +6,11 @@ from newllm_jax.config.checking import check, check_seed, checked, checked_path,
 from newllm_jax.config.chunks import ChunkConfig
 from newllm_jax.config.finetune import FinetuneConfig
 from newllm_jax.config.load import config_names, load_config
-from newllm_jax.config.newllm import Cell, Initialization, NewLLMConfig
+from newllm_jax.config.newllm import LARGEST_VOCABULARY, Cell, Initialization, NewLLMConfig
 from newllm_jax.config.parsing import nearest, parse
 
 __all__ = [
+    "LARGEST_VOCABULARY",
     "AskedPrecision",
     "CascadeConfig",
     "Cell",

@@ -11,9 +11,11 @@ from newllm_jax.errors import InputError
 
 Cell = Literal["plain", "residual"]
 Initialization = Literal["normal", "he"]
+Text = Literal["windows", "stream"]
 
 WIDTH = {"least": 1, "most": 2**16}
 SHARE = {"least": 0, "below": 1}
+LARGEST_VOCABULARY = 2**16  # ids are stored in 16 bits
 LAST_UPDATE = 2**31 - 1  # Optax counts in int32
 MOST_NORMS = 100
 
@@ -31,14 +33,19 @@ class NewLLMConfig(RunConfig):
         0.001, "least fall of the validation loss that counts as a gain (nats)", least=0, most=10**6
     )
 
-    vocabulary_size: int = setting(
-        1000, "size of the vocabulary: four special tokens and the most frequent words", least=5, most=2**16
-    )
+    text: Text = setting("windows", "texts cut into windows, or one stream whose pieces hand on the context vector")
+    lower_case: bool = setting(True, "whether words are lower-cased")
+    vocabulary_size: int | None = setting(
+        1000, "size of the vocabulary: four special tokens and the most frequent words; none: all words",
+        least=5, most=LARGEST_VOCABULARY,
+    )  # fmt: skip
     sequence_length: int = setting(
         64, "ids in a training sequence; the model reads all but the last", least=3, most=2**20
     )
     stride: int = setting(32, "ids between the starts of two windows of a long text", least=1, most=2**20)
-    minimum_words: int = setting(5, "least number of words in a text; shorter ones are skipped", least=1, most=10**6)
+    minimum_words: int = setting(
+        5, "least number of words in a text that is cut into windows; shorter ones are skipped", least=1, most=10**6
+    )
 
     embed_dim: int = setting(256, "size of a word's embedding", **WIDTH)
     hidden_dim: int = setting(512, "size of the feed-forward layers", **WIDTH)
@@ -83,7 +90,9 @@ class NewLLMConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check("stride", self.stride, f"at most sequence_length ({self.sequence_length})",
-              self.stride <= self.sequence_length)  # fmt: skip
+              self.stride <= self.sequence_length or self.text == "stream")  # fmt: skip
+        check("micro_batch", self.micro_batch, "none where text is a stream, whose rows are read together",
+              self.micro_batch is None or self.text == "windows")  # fmt: skip
         check("batch_size", self.batch_size, f"below 2^31 / hidden_dim ({self.hidden_dim}), to number activations",
               self.batch_size * self.hidden_dim < 2**31)  # fmt: skip
         check("clip_norms", self.clip_norms, f"1 to {MOST_NORMS} numbers", 1 <= len(self.clip_norms) <= MOST_NORMS)

@@ -17,7 +17,7 @@ from newllm_jax.newllm.updates import (
     training_model,
     training_precision,
 )
-from newllm_jax.newllm.wikitext import Wikitext, load_wikitext
+from newllm_jax.newllm.wikitext import SPLITS, Wikitext, load_wikitext
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.mirror import Mirror
 from newllm_jax.records.progress import Narrate, TrainingProgress, narrate_start
@@ -38,7 +38,6 @@ from newllm_jax.training.clock import Clock
 from newllm_jax.training.history import at_epoch, best_epoch, how_it_stopped, is_finished
 from newllm_jax.training.loop import evaluate, fit
 from newllm_jax.training.manifest import Owner
-from newllm_jax.training.split import Split
 from newllm_jax.training.step import TrainState, count_parameters
 from newllm_jax.training.stopping import Asked, Stopping, never
 
@@ -72,7 +71,7 @@ def train_newllm(
         run, config = resume_or_start(stack, resume, config, NewLLMConfig, overrides)
         precision, data = training_precision(config), load_wikitext(config)
         check_fits(config, data, precision)
-        model, summary = training_model(config, len(data.tokenizer), precision), data.summary(config.batch_size)
+        model, summary = training_model(config, len(data.tokenizer), precision), data.summary(config)
         training, optimizer = build_training(config, model, summary["steps_per_epoch"])
         state = initial_state(config, model, optimizer)
 
@@ -95,7 +94,7 @@ def train_newllm(
                 return complete(run, finished, write_report)
         tracker = open_tracker(config.tracker, run, config.to_dict())
         run.write_metrics(history)
-        splits = {name: Split.from_arrays(rows) for name, rows in data.sequences.items()}
+        splits = {name: data.split(name, config) for name in SPLITS}
         with TrainingProgress(run, tracker, config.num_epochs, history) as progress:
             state, history = fit(training, state, splits, config, checkpoints, progress, stopping, history)
         stopping.check("validation")
@@ -117,13 +116,12 @@ def train_newllm(
 
 def _narrate(narrate: Narrate, run: RunDir, config: NewLLMConfig, data: Wikitext, state: TrainState) -> None:
     """Tells what a run resolved."""
-    source, counts = data.provenance["source"], [f"{len(rows):,}" for rows in data.sequences.values()]
+    source, counts = data.provenance["source"], [f"{data.count(split, config):,}" for split in SPLITS]
     replaced = data.fallback and (
         f"{data.fallback}: training on {source} instead. Its figures cannot be compared with published ones."
     )
-    steps = data.summary(config.batch_size)["steps_per_epoch"]
     facts = {
-        "data": f"{source}: {' / '.join(counts)} sequences, {steps:,} updates an epoch",
+        "data": f"{source}: {' / '.join(counts)} sequences, {data.steps(config):,} updates an epoch",
         "parameters": f"{count_parameters(state.params):,}",
     }
     narrate_start(narrate, run, training_precision(config), facts, [replaced, slow_loop_warning(config)])

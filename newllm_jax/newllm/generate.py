@@ -12,7 +12,7 @@ from newllm_jax.decoding.exits import Exits
 from newllm_jax.decoding.sampling import Sampling, choose, narrow
 from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.run import NewLLMRun
-from newllm_jax.newllm.wikitext import BOS, EOS, PAD, UNK
+from newllm_jax.newllm.tokenizer import BOS, EOS, PAD, UNK
 from newllm_jax.training.step import Params
 
 PROMPT_PIECE = 64
@@ -58,8 +58,10 @@ def generate(
     """Streams the words that follow a prompt; arguments of `systems.generate`. The model has no exits.
 
     Any prompt will do: unknown words are read as `<UNK>`, an empty one starts a text. Memory does not grow with length.
+    A model of a stream goes on after the end of a text, with a new line.
     """
-    *read, last = run.tokenizer.encode_prompt(prompt)
+    ids, stream = run.tokenizer.encode_prompt(prompt), run.config.text == "stream"
+    *read, last = [EOS, *ids[1:]] if stream else ids  # in a stream, a text begins where the one before ends
     context = run.model.initial_context(1)
     # In pieces of one length, and the rest one by one: two compilations for prompts of any length.
     whole = len(read) - len(read) % PROMPT_PIECE
@@ -70,9 +72,9 @@ def generate(
     word, key, sampling = jnp.int32(last), jax.random.key(seed), sampling or Sampling()
     for position in range(max_words):
         word, context = next_word(run.model, sampling, run.params, context, word, key, position)
-        if int(word) == EOS:
+        if int(word) == EOS and not stream:
             return
-        yield run.tokenizer.words[int(word)]
+        yield "\n" if int(word) == EOS else run.tokenizer.words[int(word)]
 
 
 @partial(jax.jit, static_argnums=0)

@@ -12,34 +12,43 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from newllm_jax.config import Precision
+from newllm_jax.config import NewLLMConfig, Precision
 from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.recurrence.gradients import kernel_gradient
-from newllm_jax.newllm.wikitext import PAD
+from newllm_jax.newllm.tokenizer import PAD
 from newllm_jax.training.losses import Sums
 from newllm_jax.training.precision import product, storage_type
+from newllm_jax.training.split import Carry
 from newllm_jax.training.step import LossFn, Params, Part
+
+
+def initial_carry(config: NewLLMConfig, rows: int) -> Carry:
+    """What the loss gets with the first batch: of a stream in `rows` the context vectors before it, else None."""
+    return {"context": jnp.zeros((rows, config.context_dim))} if config.text == "stream" else None
 
 
 def next_word_loss(model: ContextVectorLM) -> LossFn:
     """The loss of New-LLM as the update loop needs it: sums over the targets of a batch that are not padding.
 
-    Its batch is `ids [B, T + 1]`: inputs are `ids[:, :-1]`, targets `ids[:, 1:]`. A key turns dropout on.
+    Its batch is `ids [B, T + 1]`: inputs are `ids[:, :-1]`, targets `ids[:, 1:]`. A key turns dropout on. The carry is
+    the context vector after the batch, for the next piece of a stream; None where each example is a text of its own.
     """
 
     def loss(
-        params: Params, ids: jax.Array, present: jax.Array, key: jax.Array | None, carry: None, part: Part | None = None
-    ) -> tuple[Sums, None]:  # fmt: skip
+        params: Params, ids: jax.Array, present: jax.Array, key: jax.Array | None, carry: Carry,
+        part: Part | None = None,
+    ) -> tuple[Sums, Carry]:  # fmt: skip
         ids, variables = ids.astype(jnp.int32), {"params": params}
         masked = model if part is None else model.clone(mask_texts=part.whole)
-        states, _ = masked.apply(  # type: ignore[misc]
-            variables, ids[:, :-1], deterministic=key is None, first_text=None if part is None else part.first,
+        context, first_text = carry and carry["context"], None if part is None else part.first
+        states, last = masked.apply(  # type: ignore[misc]
+            variables, ids[:, :-1], context, deterministic=key is None, first_text=first_text,
             method="hidden_states", rngs=None if key is None else {"dropout": key},
         )  # fmt: skip
         states, kernel, bias = model.apply(variables, states, method="head")  # type: ignore[misc]
         targets = ids[:, 1:].T
         counted = (targets != PAD) & present
-        return cross_entropy(model.precision, kernel, bias, states, targets, counted), carry
+        return cross_entropy(model.precision, kernel, bias, states, targets, counted), carry and {"context": last}
 
     return loss
 

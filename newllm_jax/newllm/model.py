@@ -32,10 +32,12 @@ from newllm_jax.config import Cell, Initialization, NewLLMConfig, Precision, che
 from newllm_jax.newllm.dropout import Dropout, Rate
 from newllm_jax.newllm.recurrence.cell import CellDropout, CellParams, CellSpec, Form
 from newllm_jax.newllm.recurrence.scan import scan
+from newllm_jax.newllm.tokenizer import BOS, PAD
 from newllm_jax.training.arrays import check_array
 from newllm_jax.training.precision import PRECISIONS, dot, product
 
 WEIGHT_STD = 0.02
+IMPOSSIBLE = -1e30  # a logit; exp of its distance from any other is 0
 RELU_GAIN = 2.0  # ReLU halves the mean square of what passes it
 DROPOUTS = (
     "dropout", "variational_dropout", "input_dropout", "output_dropout", "weight_dropout", "word_dropout",
@@ -117,6 +119,7 @@ class Head(nn.Module):
 
     Attributes:
       embed_dim: of the embeddings that are its kernel, after a projection to them; None for a kernel of its own.
+      excluded: ids that never follow; their logits are so low that they have no probability.
     """
 
     hidden_dim: int
@@ -124,6 +127,7 @@ class Head(nn.Module):
     precision: Precision
     initialization: Initialization
     embed_dim: int | None = None
+    excluded: tuple[int, ...] = ()
 
     def setup(self) -> None:
         tied, init = self.embed_dim is not None, kernel_init(self.initialization, self.hidden_dim)
@@ -143,10 +147,11 @@ class Head(nn.Module):
         Returns:
           inputs `[..., K]`, kernel `[K, V]` and bias `[V]`, K being H or, with tied embeddings, E.
         """
+        bias = self.bias.at[jnp.array(self.excluded)].set(IMPOSSIBLE) if self.excluded else self.bias
         if self.embed_dim is None:
-            return states, self.kernel, self.bias
+            return states, self.kernel, bias
         projection = self.projection.astype(states.dtype)
-        return product("...h,he->...e", states, projection, self.precision, states.dtype), embedding.T, self.bias
+        return product("...h,he->...e", states, projection, self.precision, states.dtype), embedding.T, bias
 
 
 class ContextVectorLM(nn.Module):
@@ -157,6 +162,7 @@ class ContextVectorLM(nn.Module):
       precision: of every matrix product.
       form: of the time loop; see `recurrence.scan.form_for`.
       mask_texts: of the dropout masks; see `recurrence.cell.CellSpec`.
+      excluded: ids that never follow; in a stream those of padding and of the beginning of a text.
     """
 
     vocabulary_size: int = 1000
@@ -177,6 +183,7 @@ class ContextVectorLM(nn.Module):
     precision: Precision = "fp32"
     form: Form = "plain"
     mask_texts: int | None = None
+    excluded: tuple[int, ...] = ()
 
     @classmethod
     def from_config(
@@ -191,7 +198,8 @@ class ContextVectorLM(nn.Module):
         check("config", config, "a NewLLMConfig", isinstance(config, NewLLMConfig))
         names = {field.name for field in dataclasses.fields(cls)} & {field.name for field in dataclasses.fields(config)}
         settings = {name: getattr(config, name) for name in names - {"vocabulary_size", "precision"}}
-        return cls(vocabulary_size, precision=precision, **settings)
+        excluded = (PAD, BOS) if config.text == "stream" else ()
+        return cls(vocabulary_size, precision=precision, excluded=excluded, **settings)
 
     @property
     def spec(self) -> CellSpec:
@@ -226,8 +234,9 @@ class ContextVectorLM(nn.Module):
         )
         self.cell_loop = ContextCell(self.spec, embed, kind, self.forget_bias, name="cell")
         self.logits = Head(
-            self.hidden_dim, self.vocabulary_size, self.precision, kind, embed if self.tie_embeddings else None
-        )
+            self.hidden_dim, self.vocabulary_size, self.precision, kind, embed if self.tie_embeddings else None,
+            self.excluded,
+        )  # fmt: skip
 
     def __call__(
         self, ids: jax.Array, context: jax.Array | None = None, *, deterministic: bool = True

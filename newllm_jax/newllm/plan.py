@@ -26,7 +26,7 @@ def plan_newllm(config: NewLLMConfig) -> dict[str, Any]:
     precision = training_precision(config)
     data = load_wikitext(config)
     check_fits(config, data, precision)
-    summary = data.summary(config.batch_size)
+    summary = data.summary(config)
     needed = planned_memory(config, data, precision)
     if jax.devices()[0].platform == "cpu":
         needed += peak_memory_bytes()
@@ -44,7 +44,7 @@ def plan_newllm(config: NewLLMConfig) -> dict[str, Any]:
 
 def check_fits(config: NewLLMConfig, data: Wikitext, precision: Precision) -> None:
     """Raises InputError where a run would not fit the memory that is free, or has more updates than can be counted."""
-    steps = data.summary(config.batch_size)["steps_per_epoch"]
+    steps = data.steps(config)
     for name, epochs in (
         ("num_epochs", config.num_epochs),
         ("decay_epochs", config.decay_epochs or 0),
@@ -59,13 +59,10 @@ def check_fits(config: NewLLMConfig, data: Wikitext, precision: Precision) -> No
 
 def planned_memory(config: NewLLMConfig, data: Wikitext, precision: Precision) -> int:
     """The bytes of the device that training takes, by XLA's plan of the update, which is compiled."""
-    model, steps = (
-        training_model(config, len(data.tokenizer), precision),
-        data.summary(config.batch_size)["steps_per_epoch"],
-    )
+    model, steps = training_model(config, len(data.tokenizer), precision), data.steps(config)
     training, optimizer = build_training(config, model, steps)
     state = jax.eval_shape(lambda: initial_state(config, model, optimizer))
-    needed = update_bytes(training.updates, state, data.sequences["train"], steps, config.batch_size)
+    needed = update_bytes(training.updates, state, data.examples("train", config), steps, config.batch_size)
     return needed + sum(data.sequences[split].nbytes for split in SPLITS if split != "train")
 
 

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from newllm_jax.config import NewLLMConfig
 from newllm_jax.newllm.loss import next_word_loss
 from newllm_jax.newllm.model import ContextVectorLM
-from newllm_jax.newllm.wikitext import WordTokenizer, load_wikitext
+from newllm_jax.newllm.tokenizer import WordTokenizer
+from newllm_jax.newllm.wikitext import load_wikitext
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.results import check_fingerprints, stored_fingerprints
 from newllm_jax.records.stored_config import stored_config
 from newllm_jax.training.loop import evaluate
 from newllm_jax.training.manifest import Owner
-from newllm_jax.training.split import Split
 from newllm_jax.training.step import Params, make_evaluation
 
 
@@ -57,7 +57,9 @@ def restore_newllm(run_dir: str | Path) -> NewLLMRun:
 
     run = RunDir.open(run_dir)
     config = stored_config(run, NewLLMConfig)
-    tokenizer = WordTokenizer.from_json(run.read_json("vocabulary.json"), run.path / "vocabulary.json")
+    tokenizer = WordTokenizer.from_json(
+        run.read_json("vocabulary.json"), run.path / "vocabulary.json", config.lower_case
+    )
     model = ContextVectorLM.from_config(config, len(tokenizer))
     like = jax.eval_shape(lambda: init_params(model, config.seed))
     epoch, params, record = read_chosen(run.checkpoints, Owner(run.run_id), like)
@@ -80,7 +82,7 @@ def evaluate_run(run_dir: str | Path) -> dict[str, Any]:
     data = load_wikitext(run.config)
     check_fingerprints(RunDir.open(run_dir), data.fingerprints(), {"data": run.fingerprint})
     evaluation = make_evaluation(next_word_loss(run.model))
-    splits = {split: Split.from_arrays(data.sequences[split]) for split in ("validation", "test")}
     return {
-        name: evaluate(evaluation, run.params, split, run.config.examples_at_once) for name, split in splits.items()
-    }  # fmt: skip
+        name: evaluate(evaluation, run.params, data.split(name, run.config), run.config.examples_at_once)
+        for name in ("validation", "test")
+    }

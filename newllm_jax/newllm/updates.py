@@ -7,7 +7,7 @@ from functools import partial
 import optax
 
 from newllm_jax.config import NewLLMConfig, Precision
-from newllm_jax.newllm.loss import next_word_loss
+from newllm_jax.newllm.loss import initial_carry, next_word_loss
 from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.recurrence import gpu
 from newllm_jax.newllm.recurrence.scan import form_for
@@ -51,7 +51,7 @@ def slow_loop_warning(config: NewLLMConfig) -> str:
 
 def kernel_obstacle(config: NewLLMConfig, precision: Precision, batch: int) -> str:
     """`gpu.obstacle` of a configuration, for `batch` texts at a time."""
-    spec = ContextVectorLM.from_config(config, config.vocabulary_size, precision).spec
+    spec = ContextVectorLM.from_config(config, 1, precision).spec
     return gpu.obstacle(spec, batch, config.sequence_length - 1)
 
 
@@ -60,7 +60,7 @@ def initial_state(
 ) -> TrainState:  # fmt: skip
     """The state before the first update."""
     params, scale = init_params(model, config.seed), initial_loss_scale(model.precision)
-    return init_state(params, optimizer, scale, averaged=config.ema_decay > 0)
+    return init_state(params, optimizer, scale, config.ema_decay > 0, initial_carry(config, config.batch_size))
 
 
 def build_training(

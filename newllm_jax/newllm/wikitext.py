@@ -1,100 +1,32 @@
-"""Texts -> words -> a vocabulary of 1,000 -> sequences of 64 ids (report of New-LLM, "data")."""
+"""Texts -> words -> a vocabulary of 1,000 -> sequences of 64 ids (report of New-LLM, "data"), or one stream of ids."""
 
 from __future__ import annotations
 
 import json
-import math
-import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from newllm_jax.config import NewLLMConfig, check, checked
+from newllm_jax.config import LARGEST_VOCABULARY, NewLLMConfig, check
 from newllm_jax.content import json_sha256, note_damage, read_arrays, write_arrays
 from newllm_jax.errors import InputError
 from newllm_jax.files import cache_folder, parse_json
+from newllm_jax.newllm.loss import initial_carry
+from newllm_jax.newllm.sequences import cut, cut_stream, stream_pieces
+from newllm_jax.newllm.tokenizer import BOS, EOS, SPECIAL_WORDS, UNK, WordTokenizer, split_words
 from newllm_jax.records.results import Fingerprint
 from newllm_jax.sources.text import open_source
-from newllm_jax.training.memory import check_memory
+from newllm_jax.training.split import Split
 
-PAD, UNK, BOS, EOS = range(4)
-SPECIAL_WORDS = ("<PAD>", "<UNK>", "<BOS>", "<EOS>")
 SPLITS = ("train", "validation", "test")
 HUB_CONFIGURATIONS = {"Salesforce/wikitext": "wikitext-2-raw-v1"}  # what the published experiments read
 PREPARATION = 1  # raised whenever the same texts would give other sequences
-
-
-@dataclass(frozen=True)
-class WordTokenizer:
-    """Lower-cased, white-space separated words and their ids.
-
-    Attributes:
-      words: the word of each id; the first four are special.
-
-    Raises:
-      InputError: `words` is no list of different texts that begins with the special ones.
-    """
-
-    words: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        words = self.words
-        check("words", words, "a list of texts", isinstance(words, list | tuple)
-              and all(isinstance(word, str) for word in words))  # fmt: skip
-        check("words", words, f"{', '.join(SPECIAL_WORDS)} and then other words, each of them once",
-              tuple(words[: len(SPECIAL_WORDS)]) == SPECIAL_WORDS and len(set(words)) == len(words))  # fmt: skip
-        object.__setattr__(self, "words", tuple(words))
-
-    @classmethod
-    def from_texts(cls, texts: Iterable[str], vocabulary_size: int) -> WordTokenizer:
-        """The most frequent words, ties in order of first appearance. `<unk>` is the unknown word, not a word."""
-        texts = checked("texts", texts, tuple[str, ...])
-        vocabulary_size = checked("vocabulary_size", vocabulary_size, int, least=5, most=2**16)
-        counts = Counter(word for text in texts for word in text.lower().split())
-        del counts["<unk>"]
-        frequent = [word for word, _ in counts.most_common(vocabulary_size - len(SPECIAL_WORDS))]
-        return cls((*SPECIAL_WORDS, *frequent))
-
-    @classmethod
-    def from_json(cls, content: Any, file: Path) -> WordTokenizer:
-        """The tokenizer of a `vocabulary.json`. Raises InputError, naming the file, where it holds no such words."""
-        try:
-            return cls(content)
-        except InputError as error:
-            raise InputError(f"{file}: damaged ({error})") from error
-
-    def __len__(self) -> int:
-        return len(self.words)
-
-    @property
-    def ids(self) -> dict[str, int]:
-        """The id of every word that a text can contain."""
-        return {word: index for index, word in enumerate(self.words) if index >= len(SPECIAL_WORDS)}
-
-    def encode(self, text: str) -> list[int]:
-        """`[words + 2]`: BOS, the text's words, EOS."""
-        check("text", text, "a text", isinstance(text, str))
-        ids = self.ids
-        return [BOS, *(ids.get(word, UNK) for word in text.lower().split()), EOS]
-
-    def encode_prompt(self, text: str) -> list[int]:
-        """BOS and the words of a text as people type it: punctuation is a word of its own, as in the data."""
-        check("text", text, "a text", isinstance(text, str))
-        ids, encoded = self.ids, [BOS]
-        for word in text.lower().split():
-            pieces = [word] if word in ids else re.findall(r"'?\w+|[^\w\s]", word)
-            encoded.extend(ids.get(piece, UNK) for piece in pieces)
-        return encoded
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The words of the ids, separated by blanks."""
-        ids = checked("ids", ids, tuple[int, ...], least=0, most=len(self) - 1)
-        return " ".join(self.words[index] for index in ids)
+PREPARED_BY = ("text", "lower_case", "vocabulary_size", "sequence_length", "stride", "minimum_words")
+EVALUATED_ROWS = 16  # of a stream: as many as the GPU kernels compute in the time of one
 
 
 @dataclass(frozen=True)
@@ -103,7 +35,7 @@ class Wikitext:
 
     Attributes:
       tokenizer: the words of the train split.
-      sequences: per split, `[sequences, 64]` ids (uint16), padded with 0.
+      sequences: ids (uint16) per split: windows `[sequences, 64]`, padded with 0; of a stream all ids, `[ids]`.
       texts: per split, the number of texts that are not empty.
       words: per split, the number of their words.
       provenance: the source, as `results.json` has it.
@@ -125,67 +57,77 @@ class Wikitext:
         source = f"dataset: {self.provenance['source']}"
         return (Fingerprint("data", source, self.provenance["fingerprint"]),)
 
-    def summary(self, batch_size: int) -> dict[str, Any]:
+    def summary(self, config: NewLLMConfig) -> dict[str, Any]:
         """The `data` of `results.json`."""
         counts = {f"{split}_{what}": getattr(self, what)[split] for what in ("texts", "words") for split in SPLITS}
-        sequences = {f"{split}_sequences": len(self.sequences[split]) for split in SPLITS}
-        steps = -(-len(self.sequences["train"]) // batch_size)
+        targets = {f"{split}_targets": len(ids) - 1 for split, ids in self.sequences.items()}
         return {
-            **self.provenance, **counts, **sequences,
-            "vocabulary_size": len(self.tokenizer), "steps_per_epoch": steps,
+            **self.provenance, **counts, **{f"{split}_sequences": self.count(split, config) for split in SPLITS},
+            **(targets if config.text == "stream" else {}),
+            "vocabulary_size": len(self.tokenizer), "steps_per_epoch": self.steps(config),
         }  # fmt: skip
 
+    def count(self, split: str, config: NewLLMConfig) -> int:
+        """How many sequences a split has: windows, or pieces of the rows of a stream."""
+        ids = len(self.sequences[split])
+        if config.text == "windows":
+            return ids
+        rows = stream_rows(split, config)
+        return rows * stream_pieces(ids, rows, config.sequence_length)
 
-def window_starts(ids: int, length: int, stride: int) -> range:
-    """Where the windows of a text of so many ids begin: whole ones (a tail is dropped), or one of a text that fits."""
-    return range(0, max(ids - length, 0) + 1, stride)
+    def steps(self, config: NewLLMConfig) -> int:
+        """The updates of an epoch."""
+        return -(-self.count("train", config) // config.batch_size)
+
+    def examples(self, split: str, config: NewLLMConfig) -> np.ndarray:
+        """The ids of a split as a training reads them: `[examples, sequence_length]`."""
+        if config.text == "stream":
+            return cut_stream(self.sequences[split], stream_rows(split, config), config.sequence_length)
+        return self.sequences[split]
+
+    def split(self, name: str, config: NewLLMConfig) -> Split:
+        """A split on the device."""
+        if config.text == "windows":
+            return Split.from_arrays(self.examples(name, config))
+        rows = stream_rows(name, config)
+        return Split.from_arrays(self.examples(name, config), rows, initial_carry(config, rows))
+
+
+def stream_rows(split: str, config: NewLLMConfig) -> int:
+    """In how many rows a stream is read side by side."""
+    return config.batch_size if split == "train" else EVALUATED_ROWS
 
 
 def prepare(splits: dict[str, list[str]], config: NewLLMConfig, provenance: dict[str, Any]) -> Wikitext:
-    """Texts to sequences.
+    """Texts to sequences, or to one stream of ids with EOS after every text, an empty one too.
 
     Raises:
       InputError: no words in the train split, a split that gives no sequence, or more sequences than fit into memory.
     """
     texts = {split: [text for text in splits[split] if text.strip()] for split in SPLITS}
-    tokenizer = WordTokenizer.from_texts(texts["train"], config.vocabulary_size)
+    tokenizer = WordTokenizer.from_texts(texts["train"], config.vocabulary_size, config.lower_case)
     if len(tokenizer) <= len(SPECIAL_WORDS):
         raise InputError(f"dataset: {provenance['source']} has no words in its train split")
-    ids = tokenizer.ids
+    ids, least = tokenizer.ids, config.minimum_words
     sequences: dict[str, np.ndarray] = {}
     words: dict[str, int] = {}
     for split in SPLITS:
-        encoded: list[list[int]] = []
-        words[split] = 0
-        for text in texts[split]:
-            split_text = text.lower().split()
-            words[split] += len(split_text)
-            if len(split_text) >= config.minimum_words:
-                encoded.append([BOS, *(ids.get(word, UNK) for word in split_text), EOS])
-        if not encoded:
+        split_texts = [split_words(text, config.lower_case) for text in splits[split]]
+        words[split] = sum(map(len, split_texts))
+        encoded = ([ids.get(word, UNK) for word in text] for text in split_texts)
+        if config.text == "stream":
+            found = chain.from_iterable([*text, EOS] for text in encoded) if words[split] else ()
+            sequences[split] = np.fromiter(found, np.uint16)
+        else:
+            found = [[BOS, *text, EOS] for text in encoded if len(text) >= least]
+            sequences[split] = cut(found, config.sequence_length, config.stride) if found else np.empty(0)
+        if not len(sequences[split]):
+            shortest = f"{least} words or more" if config.text == "windows" else "one word or more"
             raise InputError(
-                f"dataset: the {split} split of {provenance['source']} gives no sequence "
-                f"(no text of {config.minimum_words} words or more)"
+                f"dataset: the {split} split of {provenance['source']} gives no sequence (no text of {shortest})"
             )
-        sequences[split] = cut(encoded, config.sequence_length, config.stride)
     counts = {split: len(texts[split]) for split in SPLITS}
     return Wikitext(tokenizer, sequences, counts, words, provenance)
-
-
-def cut(encoded: Sequence[Sequence[int]], length: int, stride: int) -> np.ndarray:
-    """The windows of all texts, `[sequences, length]` ids (uint16); a text that fits is padded with 0.
-
-    Raises:
-      InputError: there is no memory for them.
-    """
-    starts = [window_starts(len(ids), length, stride) for ids in encoded]
-    shape = sum(map(len, starts)), length
-    check_memory({"sequence_length": math.prod(shape) * np.dtype(np.uint16).itemsize}, host=True)
-    windows = np.full(shape, PAD, np.uint16)
-    pieces = (ids[start : start + length] for ids, of_text in zip(encoded, starts, strict=True) for start in of_text)
-    for window, piece in zip(windows, pieces, strict=True):
-        window[: len(piece)] = piece
-    return windows
 
 
 def load_wikitext(config: NewLLMConfig | None = None) -> Wikitext:
@@ -198,8 +140,7 @@ def load_wikitext(config: NewLLMConfig | None = None) -> Wikitext:
     config = config or NewLLMConfig()
     published = HUB_CONFIGURATIONS.get(config.dataset, "")
     source = open_source(config.dataset, config.dataset_config, config.fallback, published)
-    settings = [config.vocabulary_size, config.sequence_length, config.stride, config.minimum_words]
-    key = [PREPARATION, source.fingerprint, *settings]
+    key = [PREPARATION, source.fingerprint, *(getattr(config, name) for name in PREPARED_BY)]
     cached = cache_folder() / "newllm" / f"{json_sha256(key)[:32]}.arrays"
     prepared = _read_cache(cached, key, config, source.provenance())
     if prepared is None:
@@ -217,7 +158,8 @@ def _read_cache(file: Path, key: list[Any], config: NewLLMConfig, provenance: di
         head = parse_json(arrays["head"].tobytes().decode(), str(file))
         texts, words = ({split: head[what][split] for split in SPLITS} for what in ("texts", "words"))
         sequences = {split: arrays[split] for split in SPLITS}
-        data = Wikitext(WordTokenizer(tuple(head["vocabulary"])), sequences, texts, words, provenance)
+        tokenizer = WordTokenizer(tuple(head["vocabulary"]), config.lower_case)
+        data = Wikitext(tokenizer, sequences, texts, words, provenance)
         _check(data, config)
         return data
     except (ValueError, KeyError, TypeError):  # the hash is right: it is not damaged, but another's work
@@ -227,12 +169,13 @@ def _read_cache(file: Path, key: list[Any], config: NewLLMConfig, provenance: di
 
 def _check(data: Wikitext, config: NewLLMConfig) -> None:
     """Raises ValueError or TypeError where something is not as `prepare` gives it."""
-    if not len(SPECIAL_WORDS) < len(data.tokenizer) <= config.vocabulary_size:
+    if not len(SPECIAL_WORDS) < len(data.tokenizer) <= (config.vocabulary_size or LARGEST_VOCABULARY):
         raise ValueError("too few words or too many")
     if not all(type(count) is int and count >= 0 for counts in (data.texts, data.words) for count in counts.values()):
         raise ValueError("counts that are none")
+    shape = () if config.text == "stream" else (config.sequence_length,)
     for rows in data.sequences.values():
-        if rows.dtype != np.uint16 or rows.ndim != 2 or rows.shape[1] != config.sequence_length:
+        if rows.dtype != np.uint16 or rows.ndim != len(shape) + 1 or rows.shape[1:] != shape:
             raise ValueError("sequences of another type or shape")
         if rows.max() >= len(data.tokenizer):  # which raises ValueError where there are none
             raise ValueError("an id without a word")

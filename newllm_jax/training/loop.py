@@ -54,7 +54,7 @@ def evaluate(evaluation: EvalFn, params: Any, split: Split, batch_size: int) -> 
     """Loss, perplexity and accuracy over a whole split, every target weighing the same."""
     batch_size = min(batch_size, split.room)
     order = split.in_order(batch_size)
-    return mean_metrics(jax.device_get(evaluation(params, split.data, order, split.steps(batch_size))))
+    return mean_metrics(jax.device_get(evaluation(params, split.data, order, split.steps(batch_size), split.carry)))
 
 
 class Pieces:

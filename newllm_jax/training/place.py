@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
 
 from newllm_jax.training.step import Totals, TrainState
 
@@ -28,8 +32,9 @@ class Place:
 
     @classmethod
     def start(cls, epoch: int, state: TrainState) -> Place:
-        """Before the first update."""
+        """Before the first update, whose carry is all zeros."""
         skipped = 0 if state.loss_scale is None else int(state.loss_scale.skipped)
+        state = dataclasses.replace(state, carry=jax.tree.map(jnp.zeros_like, state.carry))
         return cls(epoch, 0, state, Totals.zero(), skipped, 0.0)
 
     @property

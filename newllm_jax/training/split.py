@@ -10,26 +10,31 @@ import jax.numpy as jnp
 import numpy as np
 
 Data: TypeAlias = Any  # a tree of arrays [examples, ...]; a batch of it is a tree of [B, ...]
+Carry: TypeAlias = Any  # what a loss hands from one batch to the next, a tree of arrays; None where it hands nothing
 
 
 @dataclass(frozen=True)
 class Split:
-    """Independent examples, read in batches.
+    """Examples, read in batches: independent ones, or the pieces of a stream, whose batches hand a carry on.
 
     Attributes:
       data: a tree of arrays with a leading axis of examples. They may have room for more than there are: trainings on
         fewer and fewer examples then share compiled programs.
       examples: how many there are.
+      rows: of a stream, which is read in order, so many examples at a time; None for independent examples.
+      carry: what the loss gets with the first batch; None for independent examples.
     """
 
     data: Data
     examples: int
+    rows: int | None = None
+    carry: Carry = None
 
     @classmethod
-    def from_arrays(cls, arrays: Data) -> Split:
+    def from_arrays(cls, arrays: Data, rows: int | None = None, carry: Carry = None) -> Split:
         """All examples of some arrays, moved to the device."""
         data = jax.tree.map(jnp.asarray, arrays)
-        return cls(data, jax.tree.leaves(data)[0].shape[0])
+        return cls(data, jax.tree.leaves(data)[0].shape[0], rows, carry)
 
     @property
     def room(self) -> int:
@@ -38,15 +43,17 @@ class Split:
 
     def steps(self, batch_size: int) -> int:
         """How many batches all examples are; the last may be smaller."""
-        return -(-self.examples // batch_size)
+        return -(-self.examples // (self.rows or batch_size))
 
     def shuffled(self, batch_size: int, seed: int, epoch: int) -> jax.Array:
-        """The batches of an epoch (from 1), see `batches`."""
+        """The batches of an epoch (from 1), see `batches`; those of a stream stay in order."""
+        if self.rows:
+            return self.in_order(batch_size)
         return jnp.asarray(batches(epoch_order(seed, epoch, self.examples), batch_size, self.room))
 
     def in_order(self, batch_size: int) -> jax.Array:
         """The batches without shuffling."""
-        return jnp.asarray(batches(np.arange(self.examples, dtype=np.int32), batch_size, self.room))
+        return jnp.asarray(batches(np.arange(self.examples, dtype=np.int32), self.rows or batch_size, self.room))
 
 
 def epoch_order(seed: int, epoch: int, examples: int) -> np.ndarray:

@@ -15,10 +15,9 @@ from newllm_jax.errors import InputError
 from newllm_jax.training.average import Average
 from newllm_jax.training.loss_scale import LossScale, next_loss_scale, unscale
 from newllm_jax.training.losses import Sums
-from newllm_jax.training.split import Data, take
+from newllm_jax.training.split import Carry, Data, take
 
 Params: TypeAlias = Any  # a tree of arrays
-Carry: TypeAlias = Any  # what a loss hands from one batch to the next, a tree of arrays; None where it hands nothing
 
 
 @flax.struct.dataclass
@@ -117,14 +116,16 @@ def init_state(
     optimizer: optax.GradientTransformation,
     loss_scale: LossScale | None = None,
     averaged: bool = False,
+    carry: Carry = None,
 ) -> TrainState:
     """The state before the first update.
 
     Args:
+      carry: what the loss gets with the first batch of an epoch.
       averaged: whether a moving average of the parameters is kept; see `train_step`.
     """
     ema = jax.jit(Average.start)(params) if averaged else None
-    return TrainState(params, jax.jit(optimizer.init)(params), loss_scale, ema=ema)
+    return TrainState(params, jax.jit(optimizer.init)(params), loss_scale, carry, ema)
 
 
 def count_parameters(params: Params) -> int:

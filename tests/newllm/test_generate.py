@@ -15,7 +15,7 @@ from newllm_jax.errors import InputError
 from newllm_jax.newllm.generate import PROMPT_PIECE, restrict
 from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.run import NewLLMRun, init_params
-from newllm_jax.newllm.wikitext import BOS, EOS, PAD, UNK, WordTokenizer
+from newllm_jax.newllm.tokenizer import BOS, EOS, PAD, UNK, WordTokenizer
 from newllm_jax.systems import generate
 
 pytestmark = pytest.mark.quick

@@ -11,7 +11,9 @@ from newllm_jax.config import NewLLMConfig, load_config
 from newllm_jax.content import write_arrays
 from newllm_jax.errors import InputError, Note
 from newllm_jax.newllm import wikitext
-from newllm_jax.newllm.wikitext import BOS, EOS, PAD, SPECIAL_WORDS, UNK, WordTokenizer, cut, load_wikitext, prepare
+from newllm_jax.newllm.sequences import cut
+from newllm_jax.newllm.tokenizer import BOS, EOS, PAD, SPECIAL_WORDS, UNK, WordTokenizer
+from newllm_jax.newllm.wikitext import load_wikitext, prepare
 from newllm_jax.training import memory
 
 PROVENANCE = {"source": "here", "asked": "here", "fallback": "", "fingerprint": "0"}
@@ -28,8 +30,9 @@ def test_published_counts(real):
     }  # fmt: skip
     assert real.texts == {"train": 23_767, "validation": 2_461, "test": 2_891}
     assert len(real.tokenizer) == 1000
-    assert real.summary(32)["steps_per_epoch"] == 1_595
-    assert real.summary(512)["steps_per_epoch"] == 100
+    for batch, steps in ((32, 1_595), (512, 100)):
+        config = NewLLMConfig(batch_size=batch)
+        assert real.summary(config)["steps_per_epoch"] == real.steps(config) == steps
     assert all(rows.shape[1] == 64 for rows in real.sequences.values())
 
 
@@ -161,7 +164,7 @@ def test_prepared_arrays_are_cached_by_content(tmp_path, monkeypatch):
     monkeypatch.setattr(wikitext, "prepare", lambda *_: pytest.fail("the cache was not used"))
     second = load_wikitext(config)
     assert second.tokenizer == first.tokenizer
-    assert second.summary(32) == first.summary(32)
+    assert second.summary(config) == first.summary(config)
     assert all(np.array_equal(first.sequences[split], second.sequences[split]) for split in wikitext.SPLITS)
     monkeypatch.undo()
 

@@ -23,7 +23,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from newllm_jax.config import load_config
 from newllm_jax.files import read_json
-from newllm_jax.newllm.wikitext import SPECIAL_WORDS, WordTokenizer
+from newllm_jax.newllm.tokenizer import SPECIAL_WORDS, WordTokenizer
 from newllm_jax.report.compare import comparison, read_results
 from newllm_jax.smollm import weights
 from newllm_jax.smollm.gguf_header import _Scan

@@ -11,8 +11,9 @@ import pytest
 from newllm_jax.config import NewLLMConfig
 from newllm_jax.errors import InputError
 from newllm_jax.newllm import plan
+from newllm_jax.newllm.tokenizer import SPECIAL_WORDS, WordTokenizer
 from newllm_jax.newllm.updates import initial_state, training_model
-from newllm_jax.newllm.wikitext import SPECIAL_WORDS, Wikitext, WordTokenizer
+from newllm_jax.newllm.wikitext import Wikitext
 from newllm_jax.training import memory
 from newllm_jax.training.memory import check_memory, device_memory, host_memory
 from newllm_jax.training.optimizer import adamw

@@ -15,6 +15,7 @@ import pytest
 from newllm_jax.newllm.loss import next_word_loss
 from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.run import init_params
+from newllm_jax.training.average import Average
 from newllm_jax.training.loop import evaluate
 from newllm_jax.training.losses import Sums
 from newllm_jax.training.split import Split, batches, epoch_order, take
@@ -161,4 +162,4 @@ def test_a_loss_may_hand_a_carry_from_batch_to_batch():
 def test_validation_measures_the_average_of_the_parameters_where_there_is_one():
     state = init_state(jnp.ones(()), ADAM)
     assert state.evaluated is state.params
-    assert dataclasses.replace(state, ema=jnp.zeros(())).evaluated == 0
+    assert dataclasses.replace(state, ema=Average(jnp.zeros(()), jnp.int32(0))).evaluated == 0
