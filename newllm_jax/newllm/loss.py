@@ -1,7 +1,8 @@
 """Cross-entropy over the targets that are words: the training loss, and the perplexity's logarithm.
 
 The logits are the largest arrays of an update. JAX would write their gradient in float32 and convert it for every
-product; here it is written once, in the type in which the products read it.
+product; here it is written once, in the type in which the products read it. Those of a large vocabulary are computed in
+parts: the loss of some steps with its gradient, then of the next steps, so that no array holds all logits.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from newllm_jax.training.losses import Sums
 from newllm_jax.training.precision import product, storage_type
 from newllm_jax.training.split import Carry
 from newllm_jax.training.step import LossFn, Params, Part
+
+LOGITS_AT_ONCE = 2**26  # 256 MiB; those of the published models are fewer
 
 
 def initial_carry(config: NewLLMConfig, rows: int) -> Carry:
@@ -48,9 +51,17 @@ def next_word_loss(model: ContextVectorLM) -> LossFn:
         states, kernel, bias = model.apply(variables, states, method="head")  # type: ignore[misc]
         targets = ids[:, 1:].T
         counted = (targets != PAD) & present
-        return cross_entropy(model.precision, kernel, bias, states, targets, counted), carry and {"context": last}
+        parts = logit_parts(len(targets), len(ids), len(bias))
+        compute = cross_entropy if parts == 1 else partial(cross_entropy_in_parts, parts)
+        return compute(model.precision, kernel, bias, states, targets, counted), carry and {"context": last}
 
     return loss
+
+
+def logit_parts(steps: int, texts: int, vocabulary_size: int) -> int:
+    """In how many parts of the steps the logits are computed: the fewest of one size that are not too large."""
+    most = max(LOGITS_AT_ONCE // (texts * vocabulary_size), 1)
+    return next(parts for parts in range(1, steps + 1) if steps % parts == 0 and steps // parts <= most)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -132,3 +143,56 @@ def _backward(precision: Precision, saved: Any, cotangents: Sums) -> tuple[Any, 
 
 
 cross_entropy.defvjp(_forward, _backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def cross_entropy_in_parts(
+    parts: int,
+    precision: Precision,
+    kernel: jax.Array,
+    bias: jax.Array,
+    states: jax.Array,
+    targets: jax.Array,
+    counted: jax.Array,
+) -> Sums:
+    """`cross_entropy`, of so many equal parts of the steps one after the other."""
+
+    def add(sums: Sums, part: Any) -> tuple[Sums, None]:
+        return sums + _forward(precision, kernel, bias, *part)[0], None
+
+    return jax.lax.scan(add, Sums.zero(), _cut(parts, states, targets, counted))[0]
+
+
+def _forward_in_parts(
+    parts: int,
+    precision: Precision,
+    kernel: jax.Array,
+    bias: jax.Array,
+    states: jax.Array,
+    targets: jax.Array,
+    counted: jax.Array,
+) -> tuple[Sums, Any]:
+    """With the gradients of the sum of losses, while the logits of a part are there."""
+
+    def add(total: Any, part: Any) -> tuple[Any, jax.Array]:
+        sums, saved = _forward(precision, kernel, bias, *part)
+        d_kernel, d_bias, d_states, *_ = _backward(precision, saved, Sums(jnp.float32(1), sums.hits, sums.count))
+        return jax.tree.map(jnp.add, total, (sums, d_kernel, d_bias)), d_states
+
+    zero = Sums.zero(), jnp.zeros(kernel.shape), jnp.zeros(bias.shape)
+    (sums, d_kernel, d_bias), d_states = jax.lax.scan(add, zero, _cut(parts, states, targets, counted))
+    return sums, (d_kernel, d_bias, d_states.reshape(states.shape))
+
+
+def _backward_in_parts(parts: int, precision: Precision, gradients: Any, cotangents: Sums) -> tuple[Any, ...]:
+    d_kernel, d_bias, d_states = gradients
+    d_states = d_states * cotangents.loss.astype(d_states.dtype)
+    return d_kernel * cotangents.loss, d_bias * cotangents.loss, d_states, None, None
+
+
+def _cut(parts: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Arrays `[T, ...]` in parts of the steps, `[parts, T / parts, ...]`."""
+    return tuple(array.reshape(parts, -1, *array.shape[1:]) for array in arrays)
+
+
+cross_entropy_in_parts.defvjp(_forward_in_parts, _backward_in_parts)

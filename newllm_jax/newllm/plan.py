@@ -9,6 +9,7 @@ import jax
 from newllm_jax.config import NewLLMConfig, Precision
 from newllm_jax.config.newllm import LAST_UPDATE
 from newllm_jax.errors import InputError
+from newllm_jax.newllm.loss import logit_parts
 from newllm_jax.newllm.updates import build_training, initial_state, training_model, training_precision
 from newllm_jax.newllm.wikitext import SPLITS, Wikitext, load_wikitext
 from newllm_jax.records.machine import environment, peak_memory_bytes
@@ -71,14 +72,15 @@ def memory_bound(config: NewLLMConfig, vocabulary_size: int, precision: Precisio
 
     They follow from shapes alone; nothing is traced, which for some sizes would take hours. An update holds the
     parameters with their gradients and moments, and of every token what the backward pass reads: the activations of
-    every layer, the three gates, and the logits.
+    every layer, the three gates, and the logits that are computed at once.
     """
-    tokens = config.examples_at_once * (config.sequence_length - 1)
+    steps, texts = config.sequence_length - 1, config.examples_at_once
+    tokens, parts = steps * texts, logit_parts(steps, texts, vocabulary_size)
     stored = (config.num_layers + 1) * config.hidden_dim + 3 * config.context_dim
     width = 2 if precision == "bf16" else FLOAT
     return {
         "hidden_dim, context_dim, embed_dim or num_layers": ADAM_BYTES * parameter_count(config, vocabulary_size),
-        "micro_batch, batch_size or sequence_length": tokens * (stored * width + vocabulary_size * FLOAT),
+        "micro_batch, batch_size or sequence_length": tokens * (stored * width + vocabulary_size * FLOAT // parts),
     }
 
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from newllm_jax.newllm.loss import _in_one_pass, _in_two_passes, cross_entropy
+from newllm_jax.newllm.loss import (
+    _in_one_pass,
+    _in_two_passes,
+    cross_entropy,
+    cross_entropy_in_parts,
+    logit_parts,
+)
 
 TIME, BATCH, HIDDEN, VOCABULARY = 5, 3, 8, 11
 
@@ -27,7 +35,8 @@ def inputs():
     return kernel, bias, states, targets, counted
 
 
-def test_value_and_gradients_are_those_of_optax(inputs):
+@pytest.mark.parametrize("compute", [cross_entropy, partial(cross_entropy_in_parts, 5)], ids=["whole", "in parts"])
+def test_value_and_gradients_are_those_of_optax(inputs, compute):
     *floats, targets, counted = inputs
 
     def reference(kernel, bias, states):
@@ -36,16 +45,41 @@ def test_value_and_gradients_are_those_of_optax(inputs):
         return jnp.sum(losses, where=counted), jnp.sum((jnp.argmax(logits, -1) == targets) & counted)
 
     def ours(kernel, bias, states):
-        sums = cross_entropy("fp32", kernel, bias, states, targets, counted)
-        assert sums.count.dtype == jnp.int32
-        return sums.loss, sums.hits
+        sums = compute("fp32", kernel, bias, states, targets, counted)
+        assert (sums.count.dtype, int(sums.count)) == (jnp.int32, int(counted.sum()))
+        return 3 * sums.loss, sums.hits
 
-    expected, found = (jax.value_and_grad(f, (0, 1, 2), has_aux=True)(*floats) for f in (reference, ours))
+    def scaled(*floats):
+        loss, hits = reference(*floats)
+        return 3 * loss, hits
+
+    expected, found = (jax.value_and_grad(f, (0, 1, 2), has_aux=True)(*floats) for f in (scaled, ours))
     (loss, hits), gradients = found
+    assert float(ours(*floats)[0]) == pytest.approx(float(loss))  # without a gradient
     assert int(hits) == int(expected[0][1]) > 0
     np.testing.assert_allclose(loss, expected[0][0], rtol=1e-5)
     for one, other in zip(gradients, expected[1], strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("steps", "texts", "words", "parts"),
+    [(63, 512, 1000, 1), (63, 32, 1000, 1), (70, 64, 33_280, 5), (70, 2, 2**25, 70), (1, 2**20, 2**16, 1)],
+)
+def test_logits_are_computed_in_the_fewest_parts_that_are_small_enough(steps, texts, words, parts):
+    assert logit_parts(steps, texts, words) == parts
+
+
+def test_no_array_holds_all_logits_of_a_large_vocabulary():
+    """Of standard WikiText-2 they would take 570 MiB, and their gradient as much."""
+    floats = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8, 33_280), (33_280,), (70, 64, 8))]
+    targets, counted = (jax.ShapeDtypeStruct((70, 64), kind) for kind in (jnp.int32, jnp.bool_))
+
+    def loss(*arguments):
+        return cross_entropy_in_parts(logit_parts(70, 64, 33_280), "fp32", *arguments).loss
+
+    compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*floats, targets, counted).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 400 * 2**20
 
 
 def test_logits_far_from_zero_overflow_nothing(inputs):

@@ -105,7 +105,7 @@ def test_a_run_that_does_not_fit_is_refused(refused, options, in_an_empty_folder
     free(16 * GIB)
     large = [f"--{name}={size}" for name, size in LARGE.items()]
     assert "lower hidden_dim, context_dim, embed_dim or num_layers (" in refused(*options, *large, "--dry_run")
-    for typed in (["--batch_size=1048576"], ["--sequence_length=10000", "--batch_size=100000"]):
+    for typed in (["--batch_size=1048576", "--hidden_dim=256"], ["--sequence_length=10000", "--batch_size=100000"]):
         assert "lower micro_batch, batch_size or sequence_length (" in refused(*options, *typed)
     assert list(tmp_path.iterdir()) == []
 
