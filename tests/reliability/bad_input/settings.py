@@ -16,8 +16,10 @@ WRONG = {  # by type: what is typed, and what the error says of it
           ("-1", "not -1"), (HUGE, "not 10000"), ("9" * 5000, "is not an integer"), ("1e3", "'1e3' is not an integer")],
     float: [("", "'' is not a number"), ("fast", "'fast' is not a number"), ("nan", "not nan"), ("inf", "not inf"),
             ("-1", "not -1.0"), (HUGE, "not inf"), ("1e39", "not 1e+39")],
+    bool: [("", "'' is not true or false"), ("maybe", "'maybe' is not true or false"), ("1", "'1' is not true or")],
     str: [("\udcff", "control characters"), ("a\nb", "control characters"), ("x" * 5000, "characters, not 'xxx")],
 }  # fmt: skip
+RIGHT = {("forget_bias", "-1")}  # which is not wrong
 LISTS = [("x", "'x' is not a list"), ("1,x", "'1,x' is not a list"), ("-1", "not (-1"), (HUGE, "must be ")]
 
 
@@ -28,7 +30,7 @@ def _wrong(config_class: type, name: str) -> list[tuple[str, str]]:
     if typing.get_origin(declared) is tuple:
         return LISTS
     types = typing.get_args(declared) or (declared,)
-    return WRONG[types[0]]
+    return [wrong for wrong in WRONG[types[0]] if (name, wrong[0]) not in RIGHT]
 
 
 def _cases() -> list[Case]:
@@ -69,6 +71,9 @@ SETTINGS = [
     _train("stride: must be at most sequence_length (16), not 17", "--sequence_length", "16", "--stride", "17"),
     _train("learning_rate: must be above 0 and at most 1e+30, not 1e+39", "--learning_rate", "1e39"),
     _train("dropout: must be at least 0 and below 1, not 1.0", "--dropout", "1"),
+    _train("word_dropout: must be at least 0 and below 1, not 1.0", "--word_dropout", "1"),
+    _train("forget_bias: must be from -100 to 100, not 101.0", "--forget_bias", "101"),
+    _train("micro_batch: must be none where text is a stream", "--text", "stream", "--micro_batch", "2"),
     _train("vocabulary_size: must be from 5 to 65536, not 65537", "--vocabulary_size", "65537"),
     _train("time_limit: must be a time above 0", "--time_limit", "-5h"),
     _train("time_limit: must be a time above 0", "--time_limit", "1e400h"),
