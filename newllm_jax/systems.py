@@ -235,14 +235,20 @@ def generate(
     return call(SYSTEMS[run.config.system].generate, run, prompt, **options)
 
 
-def evaluate(run_dir: str | Path) -> dict[str, Any]:
+def evaluate(run_dir: str | Path, dynamic: bool = False) -> dict[str, Any]:
     """Measures the model of a run again, on the data it was validated on; writes nothing.
+
+    Args:
+      dynamic: also measures a New-LLM that goes on learning from the text.
 
     Returns:
       `system`, and for CASCADE `ensemble`, for the others loss, perplexity and accuracy by split.
     """
     system = system_of(run_dir)
-    return {"system": system.config.system, **call(system.evaluate, run_dir)}
+    if dynamic and system.config.system != "new-llm":
+        raise InputError(f"dynamic: is for runs of new-llm, and {run_dir} is one of {system.config.system}")
+    options = {"dynamic": True} if dynamic else {}
+    return {"system": system.config.system, **call(system.evaluate, run_dir, **options)}
 
 
 def report(run_dir: str | Path) -> str:

@@ -103,10 +103,13 @@ def evaluate(argv: Sequence[str]) -> None:
     """`newllm evaluate`: measures the model of a run again; for CASCADE prints the ensemble over all tokens."""
     parser = Parser(prog="newllm evaluate", description="Measure the model of a run again.", allow_abbrev=False)
     parser.add_argument("run_dir", metavar="RUN_DIR", help="run directory")
+    parser.add_argument(
+        "--dynamic", action="store_true", help="also measure a New-LLM that goes on learning from the text (stream)"
+    )
     _add_deterministic(parser)
     arguments = parser.parse_all(argv)
     _set_up(arguments)
-    results = systems.evaluate(arguments.run_dir)
+    results = systems.evaluate(arguments.run_dir, dynamic=arguments.dynamic)
     print(call(SYSTEMS[results["system"]].show, results))
 
 
@@ -191,6 +194,8 @@ def _train(parser: Parser, argv: Sequence[str], system: System) -> None:
     config = load_config(name, overrides, config_class=system.config)
     if arguments.auto_batch and config.micro_batch is not None:
         raise InputError("auto_batch: does not go with micro_batch, which it chooses")
+    if arguments.auto_batch and getattr(config, "text", "") == "stream":
+        raise InputError("auto_batch: does not go with text stream, which has no micro_batch; lower batch_size")
     told = ""
     if arguments.auto_batch:
         config, told = systems.largest_micro_batch(config)

@@ -3,7 +3,7 @@
 Whether a number is kept is a pure function of two seeds and its place in its array. So the forms of the time loop draw
 the same masks, each in its own order, and a part of a batch sees its rows of the batch's masks.
 
-Rates are arrays beside the seeds, not constants of the program: trainings with different rates share one.
+Rates can be arrays like the seeds, not constants of the program, so that trainings with different rates can share one.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class Dropout(NamedTuple):
         """
         shape = x.shape if shape is None else shape
         places = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
-        return jnp.where(self.keeps(places), x / jnp.asarray(self.rate.kept, x.dtype), jnp.zeros((), x.dtype))
+        scaled = (x.astype(jnp.float32) / self.rate.kept).astype(x.dtype)
+        return jnp.where(self.keeps(places), scaled, jnp.zeros((), x.dtype))
 
 
 def kept_places(seeds: Any, least: Any, places: jax.Array) -> jax.Array:

@@ -22,7 +22,8 @@ from newllm_jax.training.precision import product, storage_type
 from newllm_jax.training.split import Carry
 from newllm_jax.training.step import LossFn, Params, Part
 
-LOGITS_AT_ONCE = 2**26  # 256 MiB; those of the published models are fewer
+LOGITS_AT_ONCE = 2**25  # 128 MiB; those of the published models are fewer
+PARTS_SCALE = 2.0**10  # so that in fp16 no probability above 1e-10 becomes 0
 
 
 def initial_carry(config: NewLLMConfig, rows: int) -> Carry:
@@ -59,9 +60,8 @@ def next_word_loss(model: ContextVectorLM) -> LossFn:
 
 
 def logit_parts(steps: int, texts: int, vocabulary_size: int) -> int:
-    """In how many parts of the steps the logits are computed: the fewest of one size that are not too large."""
-    most = max(LOGITS_AT_ONCE // (texts * vocabulary_size), 1)
-    return next(parts for parts in range(1, steps + 1) if steps % parts == 0 and steps // parts <= most)
+    """In how many parts of the steps the logits are computed: the fewest that are not too large."""
+    return -(-steps // max(LOGITS_AT_ONCE // (texts * vocabulary_size), 1))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -172,27 +172,33 @@ def _forward_in_parts(
     targets: jax.Array,
     counted: jax.Array,
 ) -> tuple[Sums, Any]:
-    """With the gradients of the sum of losses, while the logits of a part are there."""
+    """With the gradients of `PARTS_SCALE` times the loss, while the logits of a part are there."""
 
     def add(total: Any, part: Any) -> tuple[Any, jax.Array]:
         sums, saved = _forward(precision, kernel, bias, *part)
-        d_kernel, d_bias, d_states, *_ = _backward(precision, saved, Sums(jnp.float32(1), sums.hits, sums.count))
+        cotangents = Sums(jnp.float32(PARTS_SCALE), sums.hits, sums.count)
+        d_kernel, d_bias, d_states, *_ = _backward(precision, saved, cotangents)
         return jax.tree.map(jnp.add, total, (sums, d_kernel, d_bias)), d_states
 
     zero = Sums.zero(), jnp.zeros(kernel.shape), jnp.zeros(bias.shape)
     (sums, d_kernel, d_bias), d_states = jax.lax.scan(add, zero, _cut(parts, states, targets, counted))
-    return sums, (d_kernel, d_bias, d_states.reshape(states.shape))
+    return sums, (d_kernel, d_bias, d_states.reshape(-1, *states.shape[1:])[: len(states)])
 
 
 def _backward_in_parts(parts: int, precision: Precision, gradients: Any, cotangents: Sums) -> tuple[Any, ...]:
     d_kernel, d_bias, d_states = gradients
-    d_states = d_states * cotangents.loss.astype(d_states.dtype)
-    return d_kernel * cotangents.loss, d_bias * cotangents.loss, d_states, None, None
+    scale = cotangents.loss / PARTS_SCALE
+    return d_kernel * scale, d_bias * scale, (d_states.astype(jnp.float32) * scale).astype(d_states.dtype), None, None
 
 
 def _cut(parts: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """Arrays `[T, ...]` in parts of the steps, `[parts, T / parts, ...]`."""
-    return tuple(array.reshape(parts, -1, *array.shape[1:]) for array in arrays)
+    """Arrays `[T, ...]` in parts of the steps, `[parts, T / parts, ...]`; zeros, not counted, fill the last one."""
+
+    def cut(array: jax.Array) -> jax.Array:
+        padded = jnp.pad(array, [(0, -len(array) % parts)] + [(0, 0)] * (array.ndim - 1))
+        return padded.reshape(parts, -1, *array.shape[1:])
+
+    return tuple(map(cut, arrays))
 
 
 cross_entropy_in_parts.defvjp(_forward_in_parts, _backward_in_parts)

@@ -31,10 +31,11 @@ from flax.linen.initializers import Initializer, normal, ones, zeros
 from newllm_jax.config import Cell, Initialization, NewLLMConfig, Precision, check, checked
 from newllm_jax.newllm.dropout import Dropout, Rate
 from newllm_jax.newllm.recurrence.cell import CellDropout, CellParams, CellSpec, Form
+from newllm_jax.newllm.recurrence.gradients import project
 from newllm_jax.newllm.recurrence.scan import scan
 from newllm_jax.newllm.tokenizer import BOS, PAD
 from newllm_jax.training.arrays import check_array
-from newllm_jax.training.precision import PRECISIONS, dot, product
+from newllm_jax.training.precision import PRECISIONS, dot
 
 WEIGHT_STD = 0.02
 IMPOSSIBLE = -1e30  # a logit; exp of its distance from any other is 0
@@ -141,17 +142,16 @@ class Head(nn.Module):
         """The factors of the logits, which a loss multiplies itself.
 
         Args:
-          states: `[..., H]`.
+          states: `[T, B, H]`.
           embedding: `[V, E]`.
 
         Returns:
-          inputs `[..., K]`, kernel `[K, V]` and bias `[V]`, K being H or, with tied embeddings, E.
+          inputs `[T, B, K]`, kernel `[K, V]` and bias `[V]`, K being H or, with tied embeddings, E.
         """
         bias = self.bias.at[jnp.array(self.excluded)].set(IMPOSSIBLE) if self.excluded else self.bias
         if self.embed_dim is None:
             return states, self.kernel, bias
-        projection = self.projection.astype(states.dtype)
-        return product("...h,he->...e", states, projection, self.precision, states.dtype), embedding.T, bias
+        return project(states, self.projection, self.precision), embedding.T, bias
 
 
 class ContextVectorLM(nn.Module):

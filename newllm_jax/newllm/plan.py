@@ -56,6 +56,18 @@ def check_fits(config: NewLLMConfig, data: Wikitext, precision: Precision) -> No
     bound = memory_bound(config, len(data.tokenizer), precision)
     bound["stride or sequence_length"] = sum(data.sequences[split].nbytes for split in SPLITS)
     check_memory(bound, lambda: planned_memory(config, data, precision))
+    check_places(config)
+
+
+def check_places(config: NewLLMConfig) -> None:
+    """Raises InputError where dropout would give two activations of an update the same place, and so the same mask."""
+    steps = config.sequence_length - 1 if config.dropout else 1
+    places = steps * config.num_layers * config.batch_size * config.hidden_dim
+    if (config.dropout or config.variational_dropout) and places >= 2**32:
+        raise InputError(
+            f"batch_size: an update has {places:,} activations, and dropout can number 2^32; lower batch_size or "
+            "sequence_length, or set dropout to 0"
+        )
 
 
 def planned_memory(config: NewLLMConfig, data: Wikitext, precision: Precision) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from newllm_jax.config import NewLLMConfig
+from newllm_jax.config import NewLLMConfig, check
 from newllm_jax.newllm.loss import next_word_loss
 from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.tokenizer import WordTokenizer
@@ -72,17 +72,26 @@ def before_0_2(record: Mapping[str, Any]) -> dict[str, str]:
     return {"data": record["fingerprint"]} if "fingerprint" in record else {}
 
 
-def evaluate_run(run_dir: str | Path) -> dict[str, Any]:
+def evaluate_run(run_dir: str | Path, dynamic: bool = False) -> dict[str, Any]:
     """Loss, perplexity and accuracy of a run's best parameters on the validation and test splits, strict float32.
 
+    Args:
+      dynamic: also measures the model while it goes on learning (`newllm.dynamic`); for text as a stream.
+
     Raises:
-      InputError: the data at hand are not those that the run was trained on.
+      InputError: the data at hand are not those that the run was trained on, or are no stream.
     """
+    from newllm_jax.newllm.dynamic import evaluate_dynamically
+
     run = restore_newllm(run_dir)
+    check("text", run.config.text, "stream, in which each word follows the one before, for a dynamic evaluation",
+          run.config.text == "stream" or not dynamic)  # fmt: skip
     data = load_wikitext(run.config)
     check_fingerprints(RunDir.open(run_dir), data.fingerprints(), {"data": run.fingerprint})
-    evaluation = make_evaluation(next_word_loss(run.model))
-    return {
+    loss = next_word_loss(run.model)
+    evaluation = make_evaluation(loss)
+    found: dict[str, Any] = {
         name: evaluate(evaluation, run.params, data.split(name, run.config), run.config.examples_at_once)
         for name in ("validation", "test")
     }
+    return found | ({"dynamic": evaluate_dynamically(loss, run.params, data, run.config)} if dynamic else {})

@@ -48,7 +48,7 @@ class WordTokenizer:
     def from_texts(
         cls, texts: Iterable[str], vocabulary_size: int | None, lower_case: bool = True
     ) -> WordTokenizer:  # fmt: skip
-        """The most frequent words, ties in order of first appearance. `<unk>` is the unknown word, not a word.
+        """The most frequent words, ties in order of first appearance. `<unk>` and the special ones are no words.
 
         Args:
           vocabulary_size: the special words included; None for all words.
@@ -59,9 +59,11 @@ class WordTokenizer:
         texts = checked("texts", texts, tuple[str, ...])
         size = checked("vocabulary_size", vocabulary_size, int | None, least=5, most=LARGEST_VOCABULARY)
         counts = Counter(word for text in texts for word in split_words(text, lower_case))
-        del counts["<unk>"]
+        for special in ("<unk>", *SPECIAL_WORDS):
+            del counts[special]
         frequent = [word for word, _ in counts.most_common(size and size - len(SPECIAL_WORDS))]
-        check("vocabulary_size", size, f"a number: there are {len(frequent):,} words, above {LARGEST_VOCABULARY:,}",
+        most = f"{len(frequent):,} words and {len(SPECIAL_WORDS)} special ones are more than {LARGEST_VOCABULARY:,}"
+        check("vocabulary_size", size, f"a number: {most}",
               len(frequent) + len(SPECIAL_WORDS) <= LARGEST_VOCABULARY)  # fmt: skip
         return cls((*SPECIAL_WORDS, *frequent), lower_case)
 

@@ -13,6 +13,9 @@ from newllm_jax.records.shape import check_results
 from newllm_jax.report.cascade_tables import configuration_name
 from newllm_jax.report.tables import markdown_table, number
 
+# Of the data: perplexities are over different targets where these differ.
+COUNTS = ("train_tokens", "val_tokens", "vocabulary_size", "validation_targets")
+
 
 def read_results(path: str | Path) -> dict[str, Any]:
     """The results of a run directory, or of a `results.json` wherever it lies.
@@ -70,7 +73,7 @@ def differences(runs: Sequence[dict[str, Any]]) -> str:
             if source:
                 # A fingerprint says what was read, wherever it lay; the published runs have a name only.
                 identity = source.get("fingerprint") or source["source"]
-                counts = f"{source.get('train_tokens', '')}+{source.get('val_tokens', '')}"
+                counts = "+".join(str(source.get(name, "")) for name in COUNTS)
                 groups.setdefault((identity, counts), []).append(f"{run['name']}: {source['source']}")
         if len(groups) > 1:
             named = "; ".join(name for group in groups.values() for name in group)

@@ -37,5 +37,5 @@ class Average:
         """After one more update, which gave these parameters."""
         past = self.updates.astype(jnp.float32)
         kept = jnp.minimum(decay, past / (past + 10))
-        average = jax.tree.map(lambda old, new: old + (1 - kept) * (new - old), self.params, params)
+        average = jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, self.params, params)
         return type(self)(average, self.updates + 1)

@@ -224,7 +224,8 @@ def _unless_overflown(
     def choose(where: jax.Array, one: Any, other: Any) -> Any:
         return jax.tree.map(lambda a, b: jnp.where(where, a, b), one, other)
 
-    after = dataclasses.replace(choose(skip, state, after), loss_scale=scale)
+    carry = choose(lost, state.carry, after.carry)  # of the batch, whatever became of its gradient
+    after = dataclasses.replace(choose(skip, state, after), loss_scale=scale, carry=carry)
     sums = choose(skip & lost, Sums.zero(), totals.sums)
     return after, Totals(sums, jnp.where(skip, 0, totals.grad_norm))
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.quick
 
 def test_follows_its_equation():
     draw = np.random.default_rng(0).standard_normal((40, 3))
-    average, expected = Average.start({"w": jnp.zeros(3)}), np.zeros(3)
+    average, expected = Average.start({"w": jnp.array([1e3, 0.1, -7.0])}), np.zeros(3)
     for update, params in enumerate(draw, start=1):
         average = average.update({"w": jnp.asarray(params, jnp.float32)}, 0.7)
         kept = min(0.7, (update - 1) / (update + 9))

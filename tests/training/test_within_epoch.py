@@ -36,21 +36,27 @@ ADAM = optax.adam(optax.exponential_decay(0.1, 5, 0.9))
 
 
 def loss(params, batch, present, key, carry):
-    """A parabola around each example, moved by dropout-like noise."""
+    """A parabola around each example, moved by dropout-like noise and by the batches before."""
     noise = 0 if key is None else jax.random.normal(key)
-    return Sums(jnp.sum(jnp.square(params["w"] - batch - noise), where=present), jnp.int32(0), jnp.sum(present)), carry
+    losses = jnp.square(params["w"] - batch - noise - carry["mean"])
+    after = {"mean": 0.5 * carry["mean"] + 0.1 * jnp.mean(batch)}
+    return Sums(jnp.sum(losses, where=present), jnp.int32(0), jnp.sum(present)), after
 
 
 TRAINING = Training(
-    make_updates(partial(train_step, loss, ADAM)), make_evaluation(loss), optax.constant_schedule(1e-3), None
+    make_updates(partial(train_step, loss, ADAM, ema_decay=0.8)),
+    make_evaluation(loss),
+    optax.constant_schedule(1e-3),
+    None,
 )
-SPLIT = Split.from_arrays(jnp.arange(30.0))  # 15 updates an epoch
+CARRY = {"mean": jnp.zeros(())}
+SPLIT = Split.from_arrays(jnp.arange(30.0), carry=CARRY)  # 15 updates an epoch
 
 
 def train(folder: Path, config=CONFIG, asked=lambda: False, precision="fp32"):
     """Trains on in a folder of checkpoints: the last state, the history without times, what was told."""
     told = []
-    state = init_state({"w": jnp.float32(5)}, ADAM, initial_loss_scale(precision))
+    state = init_state({"w": jnp.float32(5)}, ADAM, initial_loss_scale(precision), averaged=True, carry=CARRY)
     with Checkpoints(folder, Owner("a run", "stage_1"), every_few_epochs(config.checkpoint_every)) as checkpoints:
         stopping = Stopping(Clock(), Path("run"), config, asked)
         state, history = checkpoints.resume(state, config, stopping.clock, told.append)

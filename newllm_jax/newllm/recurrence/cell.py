@@ -157,7 +157,7 @@ def compute_layer(
         first = (time * spec.num_layers + number) * size
         masks.append(dropout.step.keeps(first.astype(jnp.uint32) + ordinals))
     if dropout.text:
-        masks.append(dropout.text.keeps(jnp.uint32(number * size) + ordinals))
+        masks.append(dropout.text.keeps(jnp.uint32(number) * jnp.uint32(size) + ordinals))
     return dropout.drop(activations, masks)
 
 

@@ -1,4 +1,4 @@
-"""What the backward passes of the time loop share: result types, and gradients over all steps at once."""
+"""What the backward passes of the time loop and of the head share: result types, gradients over all steps at once."""
 
 from __future__ import annotations
 
@@ -64,3 +64,26 @@ def bias_gradient(gradients: jax.Array) -> jax.Array:
 def dense_gradient(inputs: jax.Array, gradients: jax.Array, precision: Precision) -> tuple[jax.Array, jax.Array]:
     """Of kernel and bias of a dense layer; arguments of `kernel_gradient`."""
     return kernel_gradient(inputs, gradients, precision), bias_gradient(gradients)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def project(states: jax.Array, kernel: jax.Array, precision: Precision) -> jax.Array:
+    """`[T, B, out]` in the type of the states `[T, B, in]`; the gradient of the kernel `[in, out]` is float32."""
+    return product("tbi,io->tbo", states, kernel.astype(states.dtype), precision, states.dtype)
+
+
+def _project_forward(
+    states: jax.Array, kernel: jax.Array, precision: Precision
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return project(states, kernel, precision), (states, kernel)
+
+
+def _project_backward(
+    precision: Precision, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    states, kernel = saved
+    d_states = product("tbo,io->tbi", gradient, kernel.astype(gradient.dtype), precision, states.dtype)
+    return d_states, kernel_gradient(states, gradient, precision)
+
+
+project.defvjp(_project_forward, _project_backward)
