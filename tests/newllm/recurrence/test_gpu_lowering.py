@@ -1,0 +1,41 @@
+"""The GPU kernels of the time loop are translated for NVIDIA GPUs, at the sizes of real models, on any machine."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+pytest.importorskip("jax.experimental.pallas.triton", reason="this JAX has no Triton back end of Pallas")
+
+from newllm_jax.newllm.dropout import Dropout, Rate
+from newllm_jax.newllm.recurrence.cell import CellDropout, CellParams, CellSpec
+from newllm_jax.newllm.recurrence.scan import scan
+
+TIME, BATCH, HIDDEN, CONTEXT, LAYERS = 63, 128, 512, 256, 3
+
+
+@pytest.mark.parametrize("cell", ["plain", "residual"])
+@pytest.mark.parametrize("kinds", [(), ("step", "text")], ids=["no dropout", "dropout"])
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
+def test_both_kernels_are_translated(cell, kinds, precision):
+    spec = CellSpec(HIDDEN, CONTEXT, LAYERS, cell, precision, "gpu")
+    masks = Dropout(jnp.array([3, 4], jnp.uint32), Rate.of(0.1))
+    dropout = CellDropout(*(masks if kind in kinds else None for kind in ("step", "text")))
+
+    def total(params, context, tokens):
+        last, outputs = scan(spec, params, context, tokens, dropout)
+        return jnp.sum(last) + jnp.sum(outputs.astype(jnp.float32))
+
+    def shape(*sizes):
+        return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+    params = CellParams(
+        context_in=shape(CONTEXT, HIDDEN),
+        hidden=((shape(HIDDEN, HIDDEN), shape(HIDDEN)),) * (LAYERS - 1),
+        gates=(shape(HIDDEN, 3 * CONTEXT), shape(3 * CONTEXT)),
+        norm=(shape(CONTEXT), shape(CONTEXT)),
+    )
+    traced = jax.jit(jax.grad(total, (0, 1, 2))).trace(params, shape(BATCH, CONTEXT), shape(TIME, BATCH, HIDDEN))
+    program = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert all(program.count(f'name = "{name}"') == 1 for name in ("forward_kernel", "backward_kernel"))
