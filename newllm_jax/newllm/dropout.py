@@ -30,8 +30,8 @@ class Rate(NamedTuple):
     scale: Any
 
     @classmethod
-    def of(cls, rate: float) -> Self:
-        """Of a rate from 0 to below 1. At 0 nothing is dropped, or changed."""
+    def from_share(cls, rate: float) -> Self:
+        """From the share that is dropped, from 0 to below 1. At 0 nothing is dropped, or changed."""
         least = np.uint32(min(round(rate * 2**32), 2**32 - 1))
         return cls(least, np.float32(1 - rate), np.float32(1 / (1 - rate)))
 
@@ -54,7 +54,7 @@ class Dropout(NamedTuple):
 
     def keeps(self, places: jax.Array) -> jax.Array:
         """Which numbers are kept, bool like their `places` (uint32)."""
-        return kept_places(self.seeds, self.rate.least, places)
+        return dropout_mask(self.seeds, self.rate.least, places)
 
     def drop(self, x: jax.Array, shape: tuple[int, ...] | None = None) -> jax.Array:
         """Dropout of an array.
@@ -68,7 +68,7 @@ class Dropout(NamedTuple):
         return jnp.where(self.keeps(places), scaled, jnp.zeros((), x.dtype))
 
 
-def kept_places(seeds: Any, least: Any, places: jax.Array) -> jax.Array:
+def dropout_mask(seeds: Any, least: Any, places: jax.Array) -> jax.Array:
     """Which numbers are kept: bool like `places`, each True with probability `1 - rate`, independently.
 
     The hash is two rounds of a 32-bit mixer in which every input bit flips each output bit with probability one half.

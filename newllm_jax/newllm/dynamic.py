@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
+import optax
 
 from newllm_jax.config import NewLLMConfig
 from newllm_jax.newllm.loss import initial_carry
@@ -26,7 +26,7 @@ from newllm_jax.newllm.sequences import cut_stream
 from newllm_jax.newllm.wikitext import Wikitext
 from newllm_jax.training.losses import Sums, mean_metrics
 from newllm_jax.training.split import Carry
-from newllm_jax.training.step import LossFn, Params
+from newllm_jax.training.step import LossFn, Params, count_parameters
 
 SEGMENT = 5  # words
 EPSILON = 1e-3
@@ -99,7 +99,7 @@ def make_reader(loss: LossFn) -> Callable[..., State]:
     def read(
         params: Params, sizes: Params, adaptation: Adaptation, state: State, segments: jax.Array, start: int, stop: int
     ) -> State:
-        mean = _mean(sizes)
+        mean = optax.tree.sum(sizes) / count_parameters(sizes)
 
         def move(now: jax.Array, trained: jax.Array, gradient: jax.Array, size: jax.Array) -> jax.Array:
             drawn_back = jnp.minimum(adaptation.decay * size / mean, 1) * (trained - now)
@@ -142,9 +142,3 @@ def _gradient(loss: LossFn, params: Params, ids: jax.Array, carry: Carry) -> tup
 
     gradient, (sums, after) = jax.grad(mean_loss, has_aux=True)(params)
     return gradient, sums, after
-
-
-def _mean(tree: Params) -> jax.Array:
-    """Over all numbers of a tree."""
-    flat, _ = ravel_pytree(tree)
-    return jnp.mean(flat)

@@ -164,15 +164,13 @@ def cross_entropy_in_parts(
 
 
 def _forward_in_parts(
-    parts: int,
-    precision: Precision,
-    kernel: jax.Array,
-    bias: jax.Array,
-    states: jax.Array,
-    targets: jax.Array,
-    counted: jax.Array,
+    parts: int, precision: Precision, kernel: jax.Array, bias: jax.Array, *by_step: jax.Array
 ) -> tuple[Sums, Any]:
-    """With the gradients of `PARTS_SCALE` times the loss, while the logits of a part are there."""
+    """With the gradients of `PARTS_SCALE` times the loss, while the logits of a part are there.
+
+    Args:
+      by_step: states, targets and what is counted.
+    """
 
     def add(total: Any, part: Any) -> tuple[Any, jax.Array]:
         sums, saved = _forward(precision, kernel, bias, *part)
@@ -181,8 +179,9 @@ def _forward_in_parts(
         return jax.tree.map(jnp.add, total, (sums, d_kernel, d_bias)), d_states
 
     zero = Sums.zero(), jnp.zeros(kernel.shape), jnp.zeros(bias.shape)
-    (sums, d_kernel, d_bias), d_states = jax.lax.scan(add, zero, _cut(parts, states, targets, counted))
-    return sums, (d_kernel, d_bias, d_states.reshape(-1, *states.shape[1:])[: len(states)])
+    (sums, d_kernel, d_bias), d_states = jax.lax.scan(add, zero, _cut(parts, *by_step))
+    steps, *shape = by_step[0].shape
+    return sums, (d_kernel, d_bias, d_states.reshape(-1, *shape)[:steps])
 
 
 def _backward_in_parts(parts: int, precision: Precision, gradients: Any, cotangents: Sums) -> tuple[Any, ...]:

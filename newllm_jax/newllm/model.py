@@ -209,7 +209,7 @@ class ContextVectorLM(nn.Module):
     @property
     def rates(self) -> dict[str, Rate]:
         """The kinds of dropout that training has, by setting."""
-        return {name: Rate.of(getattr(self, name)) for name in DROPOUTS if getattr(self, name) > 0}
+        return {name: Rate.from_share(getattr(self, name)) for name in DROPOUTS if getattr(self, name) > 0}
 
     def initial_context(self, batch: int) -> jax.Array:
         """c_0: zeros `[B, C]`."""

@@ -105,6 +105,7 @@ def stamps_of(run: Path) -> Stamps:
 
 
 def digests_of(unit: Path) -> dict[str, str]:
+    """The sha256 of each file of a unit, by its path in it."""
     return {name: _sha256(path) for name, path in _files(unit).items()}
 
 

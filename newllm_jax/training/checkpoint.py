@@ -43,10 +43,10 @@ Keep: TypeAlias = Callable[[Sequence[int], History], Collection[int]]  # (epochs
 def every_few_epochs(every: int) -> Keep:
     """Which checkpoints stay: every few epochs, the best, and the latest two, one of which may be damaged."""
 
-    def kept_epochs(epochs: Sequence[int], history: History) -> set[int]:
+    def choose_epochs(epochs: Sequence[int], history: History) -> set[int]:
         return {*(epoch for epoch in epochs if epoch % every == 0), *epochs[-2:], best_epoch(history)}
 
-    return kept_epochs
+    return choose_epochs
 
 
 @dataclass(frozen=True)

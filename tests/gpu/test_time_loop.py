@@ -59,7 +59,7 @@ def dropout_of(kinds, first=0):
     from newllm_jax.newllm.recurrence.cell import CellDropout
 
     keys = dict(zip(RATES, jax.random.split(jax.random.key(3)), strict=True))
-    return CellDropout(**{kind: Dropout.from_key(keys[kind], Rate.of(RATES[kind]), first) for kind in kinds})
+    return CellDropout(**{kind: Dropout.from_key(keys[kind], Rate.from_share(RATES[kind]), first) for kind in kinds})
 
 
 def loop(form, precision, shape, cell="plain", kinds=()):

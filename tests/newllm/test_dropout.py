@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from newllm_jax.newllm.dropout import Dropout, Rate, kept_places
+from newllm_jax.newllm.dropout import Dropout, Rate, dropout_mask
 
 pytestmark = pytest.mark.quick
 
 
 def mask(seed: int, rate: float, shape: tuple[int, ...], first: int = 0) -> np.ndarray:
     places = first + jnp.arange(np.prod(shape), dtype=jnp.uint32)
-    return np.asarray(Dropout.from_key(jax.random.key(seed), Rate.of(rate)).keeps(places)).reshape(shape)
+    return np.asarray(Dropout.from_key(jax.random.key(seed), Rate.from_share(rate)).keeps(places)).reshape(shape)
 
 
 def correlation(first: np.ndarray, second: np.ndarray) -> float:
@@ -58,30 +58,30 @@ def test_the_hash_is_the_one_that_was_chosen():
     numbers, (first, second) = [0, 1, 12345, 2**32 - 1], (17, 2**31 + 3)
     expected = [mix(mix((number + first) % 2**32) ^ second) >= 2**30 for number in numbers]
     seeds = jnp.array([first, second], jnp.uint32)
-    assert kept_places(seeds, Rate.of(0.25).least, jnp.array(numbers, jnp.uint32)).tolist() == expected
+    assert dropout_mask(seeds, Rate.from_share(0.25).least, jnp.array(numbers, jnp.uint32)).tolist() == expected
 
 
 def test_what_is_kept_is_scaled_and_a_part_is_that_of_the_whole():
     key, x = jax.random.key(0), jnp.ones((50, 40))
-    whole = Dropout.from_key(key, Rate.of(0.2)).drop(x)
+    whole = Dropout.from_key(key, Rate.from_share(0.2)).drop(x)
     assert set(np.unique(whole)) == {0, 1.25}
     assert abs(float(whole.mean()) - 1) < 0.05
-    part = Dropout.from_key(key, Rate.of(0.2), 10 * 40).drop(x[10:])
+    part = Dropout.from_key(key, Rate.from_share(0.2), 10 * 40).drop(x[10:])
     assert (part == whole[10:]).all()
     assert (part != whole[:-10]).any()
 
 
 def test_one_mask_can_be_for_many_rows_and_a_rate_of_0_changes_nothing():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((7, 5, 40)), jnp.float32)
-    dropped = Dropout.from_key(jax.random.key(0), Rate.of(0.5)).drop(x, x.shape[1:]) / x
+    dropped = Dropout.from_key(jax.random.key(0), Rate.from_share(0.5)).drop(x, x.shape[1:]) / x
     assert (dropped == dropped[0]).all()
     assert (dropped[:, 0] != dropped[:, 1]).any()
-    assert (Dropout.from_key(jax.random.key(0), Rate.of(0)).drop(x) == x).all()
+    assert (Dropout.from_key(jax.random.key(0), Rate.from_share(0)).drop(x) == x).all()
 
 
 def test_rates_can_be_arguments_of_a_compiled_function():
     x, rates = jnp.ones((50, 40)), [0.0, 0.1, 0.7]
-    stacked = jax.tree.map(lambda *values: jnp.stack(values), *map(Rate.of, rates))
+    stacked = jax.tree.map(lambda *values: jnp.stack(values), *map(Rate.from_share, rates))
     found = jax.jit(jax.vmap(lambda rate: Dropout.from_key(jax.random.key(0), rate).drop(x)))(stacked)
     for ours, rate in zip(found, rates, strict=True):
-        np.testing.assert_allclose(ours, Dropout.from_key(jax.random.key(0), Rate.of(rate)).drop(x), rtol=1e-6)
+        np.testing.assert_allclose(ours, Dropout.from_key(jax.random.key(0), Rate.from_share(rate)).drop(x), rtol=1e-6)

@@ -36,7 +36,10 @@ def name_of(path):
 
 @pytest.mark.parametrize("system", FILES)
 def test_committed_results_have_the_shape(system):
-    check_results(read(system), Path("results.json"))
+    results = read(system)
+    check_results(results, Path("results.json"))
+    with pytest.raises(InputError, match="data"):
+        check_results({**results, "data": 5}, Path("results.json"))
 
 
 WRONG = [[], {}, "x", "a\nb", 5, 1.5, True, None, [5], {"a": 1}]

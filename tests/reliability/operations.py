@@ -50,7 +50,7 @@ def ids(limit: int, *shape: int) -> jax.Array:
 def time_loop(precision: Any) -> tuple[Callable[..., Any], list[Any]]:
     spec = CellSpec(HIDDEN, CONTEXT, 2, precision=precision)
     spec = replace(spec, form=form_for(spec, BATCH, TIME))
-    dropout = CellDropout(Dropout(jnp.array([3, 4], jnp.uint32), Rate.of(0.1)))
+    dropout = CellDropout(Dropout(jnp.array([3, 4], jnp.uint32), Rate.from_share(0.1)))
     params = CellParams(
         normal(CONTEXT, HIDDEN),
         ((normal(HIDDEN, HIDDEN), normal(HIDDEN)),),

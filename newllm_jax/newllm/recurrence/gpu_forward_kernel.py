@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from newllm_jax.newllm.dropout import kept_places
+from newllm_jax.newllm.dropout import dropout_mask
 from newllm_jax.newllm.recurrence.cell import NORM_EPSILON
 from newllm_jax.newllm.recurrence.gpu_group import Group, MixedContexts, Tiling, sigmoid
 
@@ -136,7 +136,7 @@ def forward_kernel(
         kept = None
         for number, (seed, other, least) in zip(numbers, drawn, strict=True):
             first = jnp.asarray(number * (texts * hidden), jnp.int32).astype(jnp.uint32)
-            mask = kept_places((seed, other), least, places + first)
+            mask = dropout_mask((seed, other), least, places + first)
             kept = mask if kept is None else kept & mask
         return kept
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.quick
 
 TIME, BATCH, HIDDEN, CONTEXT, LAYERS = 3, 20, 32, 16, 3
 DROPOUT = CellDropout(
-    *(Dropout(jnp.array(seeds, jnp.uint32), Rate.of(rate)) for seeds, rate in (((3, 4), 0.25), ((5, 6), 0.2)))
+    *(Dropout(jnp.array(seeds, jnp.uint32), Rate.from_share(rate)) for seeds, rate in (((3, 4), 0.25), ((5, 6), 0.2)))
 )
 NONE = CellDropout()
 ALONE = Tiling(rows=16, blocks=1, depth=16, warps=4, stages=1)  # the interpreter runs one block after the other

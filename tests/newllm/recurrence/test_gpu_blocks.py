@@ -30,7 +30,7 @@ from newllm_jax.newllm.recurrence.gpu_group import Tiling
 pytestmark = pytest.mark.quick
 
 TIME, BATCH, HIDDEN, CONTEXT, LAYERS = 2, 20, 32, 16, 3
-DROPOUT = CellDropout(Dropout(jnp.array([3, 4], jnp.uint32), Rate.of(0.25)))
+DROPOUT = CellDropout(Dropout(jnp.array([3, 4], jnp.uint32), Rate.from_share(0.25)))
 
 
 class Memory:

@@ -20,7 +20,7 @@ TIME, BATCH, HIDDEN, CONTEXT, LAYERS = 63, 128, 512, 256, 3
 @pytest.mark.parametrize("precision", ["bf16", "tf32"])
 def test_both_kernels_are_translated(cell, kinds, precision):
     spec = CellSpec(HIDDEN, CONTEXT, LAYERS, cell, precision, "gpu")
-    masks = Dropout(jnp.array([3, 4], jnp.uint32), Rate.of(0.1))
+    masks = Dropout(jnp.array([3, 4], jnp.uint32), Rate.from_share(0.1))
     dropout = CellDropout(*(masks if kind in kinds else None for kind in ("step", "text")))
 
     def total(params, context, tokens):

@@ -31,7 +31,7 @@ def strict_promotion():
 TIME, HIDDEN, CONTEXT, LAYERS = 9, 8, 6, 4
 FORMS = ("plain", "cpu")  # `gpu` has its own tests
 SPEC = CellSpec(HIDDEN, CONTEXT, LAYERS)
-RATES = Rate.of(0.25), Rate.of(0.5)  # of masks by step, and by text
+RATES = Rate.from_share(0.25), Rate.from_share(0.5)  # of masks by step, and by text
 
 
 def random_params(scale: float = 0.3) -> CellParams:
