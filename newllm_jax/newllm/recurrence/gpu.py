@@ -6,7 +6,7 @@ no longer have the back end that they need.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -46,16 +46,19 @@ def obstacle(spec: CellSpec, batch: int, steps: int) -> str:
     return triton_obstacle()
 
 
-def tiling_for(batch: int, storage: Any) -> Tiling:
+def tiling_for(batch: int, storage: Any, members: int = 1) -> Tiling:
     """The tiling that measured best on an H200, where 8 groups of thread blocks fill the card.
 
     Args:
       storage: the type in which activations are stored.
+      members: of several in one launch, whose batches are filled up to whole groups of `tiling_for(batch, storage)`.
     """
     from newllm_jax.newllm.recurrence.gpu_group import Tiling
 
-    power_of_two = 1 << (batch - 1).bit_length()
+    power_of_two = 1 << (members * batch - 1).bit_length()
     rows = min(max(power_of_two // 8, 16), 64)
+    while members > 1 and batch % rows:
+        rows //= 2
     wide = storage == jnp.float32 and rows > 16
     return Tiling(rows, blocks=16, depth=64 if wide else 128, warps=4, stages=3)
 
@@ -79,7 +82,7 @@ def forward(
 
     (steps, batch, hidden), width = tokens.shape, context.shape[-1]
     storage, layers, residual = storage_type(spec.precision), spec.num_layers, spec.cell == "residual"
-    tiling = tiling or tiling_for(batch, storage)
+    given, tiling = tiling, tiling or tiling_for(batch, storage)
     context, tokens = _pad_batch(context, tiling.rows), _pad_batch(tokens, tiling.rows)
     rows, texts = context.shape[0], batch if spec.mask_texts is None else spec.mask_texts
     drawn = [jnp.append(each.seeds, jnp.uint32(each.rate.least)) for each in dropout if each]
@@ -102,10 +105,10 @@ def forward(
         state_squares=((layers - 1, steps, rows, tiling.blocks), jnp.float32) if residual else None,
     )
     kernel = partial(
-        forward_kernel, tiling=tiling, texts=texts, kinds=(bool(dropout.step), bool(dropout.text)),
+        forward_kernel, texts=texts, kinds=(bool(dropout.step), bool(dropout.text)),
         precision=PRECISIONS[spec.precision], alone=interpret,
     )  # fmt: skip
-    results = _call(kernel, inputs, shapes, tiling, interpret)
+    results = _call(kernel, inputs, shapes, _tilings(given, rows, storage), interpret)
     return (results.last[:batch], results.outputs[:, :batch]), results._replace(mixed=None, means=None, squares=None)
 
 
@@ -123,7 +126,7 @@ def backward(
     from newllm_jax.newllm.recurrence.gpu_backward_kernel import Inputs, Results, backward_kernel
 
     (steps, batch, _), width, storage = d_outputs.shape, d_last.shape[-1], storage_type(spec.precision)
-    tiling, residual = tiling or tiling_for(batch, storage), spec.cell == "residual"
+    given, tiling, residual = tiling, tiling or tiling_for(batch, storage), spec.cell == "residual"
     rows = stored.gates.shape[1]
     inputs = Inputs(
         _pad_batch(d_last, tiling.rows), _pad_batch(d_outputs, tiling.rows), _scale(dropout), stored.contexts,
@@ -140,8 +143,8 @@ def backward(
         d_norm=((2, rows, width), jnp.float32),
         along=((*stored.states.shape[:3], tiling.blocks), jnp.float32) if residual else None,
     )
-    kernel = partial(backward_kernel, tiling=tiling, precision=PRECISIONS[spec.precision], alone=interpret)
-    found = _call(kernel, inputs, shapes, tiling, interpret)
+    kernel = partial(backward_kernel, precision=PRECISIONS[spec.precision], alone=interpret)
+    found = _call(kernel, inputs, shapes, _tilings(given, rows, storage), interpret)
     read = rms_norm(stored.states.astype(jnp.float32)).astype(storage) if residual else stored.states
     kernels = product("ltbi,ltbo->lio", read, found.d_pre, spec.precision)
     biases = jnp.sum(found.d_pre, (1, 2), dtype=jnp.float32)
@@ -155,6 +158,11 @@ def backward(
         context=found.d_contexts[0, :batch],
         tokens=found.d_first[:, :batch].astype(jnp.float32),
     )
+
+
+def _tilings(given: Tiling | None, batch: int, storage: Any) -> Callable[[int], Tiling]:
+    """The tiling by number of members: the given one, or that for the padded batch."""
+    return lambda members: given or tiling_for(batch, storage, members)
 
 
 def _scale(dropout: CellDropout) -> jax.Array:
@@ -173,33 +181,66 @@ def _pad_batch(x: jax.Array, multiple: int) -> jax.Array:
     return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, missing), (0, 0)]) if missing else x
 
 
-def _call(kernel: partial[None], inputs: Any, shapes: Any, tiling: Tiling, interpret: bool) -> Any:
-    """Launches a kernel.
+def _call(
+    kernel: partial[None], inputs: Any, shapes: Any, tiling_of: Callable[[int], Tiling], interpret: bool
+) -> Any:
+    """Launches a kernel, also for all members of a `jax.vmap` at once: a launch for each would take as often as long.
 
     Args:
-      kernel: called with the references to inputs and results as here, and to the counters of its barriers, which start
-        at 0.
-      inputs: a named tuple of arrays, or None.
+      kernel: called with the references to inputs and results as here, which have an axis of members before the others,
+        with those to the counters of its barriers, which start at 0, and the tiling.
+      inputs: a named tuple of arrays, or None; the first one has the padded batch.
       shapes: a named tuple of the shapes and types of the results, or None.
+      tiling_of: (number of members) -> the tiling of a launch.
 
     Returns:
       The results by the names of `shapes`.
     """
+    given = [x for x in inputs if x is not None]
+
+    @jax.custom_batching.custom_vmap
+    def launch(*arrays: jax.Array) -> list[jax.Array]:
+        return [x[0] for x in _launch(kernel, inputs, shapes, [x[None] for x in arrays], tiling_of(1), interpret)]
+
+    @launch.def_vmap
+    def launch_members(members: int, batched: Sequence[bool], *arrays: jax.Array) -> tuple[list[jax.Array], list[bool]]:
+        stacked = [
+            x if has_members else jnp.broadcast_to(x, (members, *x.shape))
+            for x, has_members in zip(arrays, batched, strict=True)
+        ]
+        found = _launch(kernel, inputs, shapes, stacked, tiling_of(members), interpret)
+        return found, [True] * len(found)
+
+    return _fill(shapes, launch(*given))
+
+
+def _launch(
+    kernel: partial[None],
+    inputs: Any,
+    shapes: Any,
+    arrays: Sequence[jax.Array],
+    tiling: Tiling,
+    interpret: bool,
+) -> list[jax.Array]:
+    """The results of all members, `[M, ...]` each.
+
+    Args:
+      kernel, inputs, shapes: as in `_call`, where those of one member tell which there are.
+      arrays: the inputs of all members, `[M, ...]` each.
+    """
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton as plgpu
 
-    groups = inputs[0].shape[-2] // tiling.rows  # the first input has the padded batch
+    members, batch = len(arrays[0]), arrays[0].shape[-2]
+    groups = members * batch // tiling.rows
     counters = jnp.zeros((groups + 1,), jnp.int32)  # one for each group's barriers, and one for the tickets
-    arrays, counted = [x for x in inputs if x is not None], sum(x is not None for x in inputs)
-    results = [jax.ShapeDtypeStruct(*each) for each in (*shapes, (counters.shape, counters.dtype)) if each]
-
-    def fill(names: Any, references: Sequence[Any]) -> Any:
-        """The references in the places of what is not None."""
-        left = iter(references)
-        return type(names)(*(None if each is None else next(left) for each in names))
+    results = [jax.ShapeDtypeStruct((members, *each[0]), each[1]) for each in shapes if each]
+    results.append(jax.ShapeDtypeStruct(counters.shape, counters.dtype))
+    counted = len(arrays)
 
     def on_references(*references: Any) -> None:
-        kernel(fill(inputs, references[:counted]), fill(shapes, references[counted + 1 : -1]), references[-1])
+        found = _fill(inputs, references[:counted]), _fill(shapes, references[counted + 1 : -1])
+        kernel(*found, references[-1], tiling=tiling)
 
     found = pl.pallas_call(
         on_references,
@@ -210,4 +251,10 @@ def _call(kernel: partial[None], inputs: Any, shapes: Any, tiling: Tiling, inter
         interpret=interpret,
         name=kernel.func.__name__,
     )(*arrays, counters)
-    return fill(shapes, found[:-1])
+    return list(found[:-1])
+
+
+def _fill(names: Any, values: Sequence[Any]) -> Any:
+    """A named tuple with these values in the places of what is not None."""
+    left = iter(values)
+    return type(names)(*(None if each is None else next(left) for each in names))

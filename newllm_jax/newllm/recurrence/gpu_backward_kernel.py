@@ -17,7 +17,7 @@ from newllm_jax.newllm.recurrence.gpu_group import Group, Tiling, sigmoid
 
 
 class Inputs(NamedTuple):
-    """What the kernel reads.
+    """What the kernel reads, of each member.
 
     Attributes:
       d_last: d_c_T, `[B, C]`.
@@ -105,14 +105,16 @@ def backward_kernel(
     Args:
       counters: of the barriers, see `Group`.
     """
+    members, _, padded_batch, _ = inputs.d_outputs.shape
+    group = Group(tiling, counters, alone, precision, members, padded_batch)
+    inputs, results = group.of_member(inputs), group.of_member(results)
     d_last, d_outputs, dropout_scale, contexts, states, outputs, gates, w_in, w_hidden, w_gates, *more = inputs
     norm_scale, norm_bias, activations, state_squares, b_hidden = more
     d_pre, d_first, d_gates, d_direct, d_contexts, d_norm, along = results
     residual = activations is not None
     scale = dropout_scale[0]
-    steps, padded_batch, hidden = d_outputs.shape
+    steps, _, hidden = d_outputs.shape
     width, layers = d_last.shape[-1], states.shape[0] + 1
-    group = Group(tiling, counters, alone, precision, padded_batch // tiling.rows)
     rows, own_rows, here, own = group.rows, group.own_rows, group.columns(hidden), group.columns(width)
     hidden_share, share = hidden // tiling.blocks, width // tiling.blocks
 

@@ -3,8 +3,8 @@
 Texts are independent, so a group of thread blocks (`gpu_group.py`) takes its rows of the batch through all steps by
 itself. A phase is what a group computes between two barriers; within it, each block computes its own columns (or rows).
 
-Shapes follow the legend B batch, T time, H hidden, C context, L layers, and N the blocks of a group. In the kernels, B
-is the batch padded to whole groups; values of the padding rows are computed, and dropped by the caller. Where a shape
+Shapes follow the legend B batch, T time, H hidden, C context, L layers, and N the blocks of a group; they are those of
+one member of a launch: the arrays of a launch have an axis of members before these. In the kernels, B is the batch padded to whole groups; values of the padding rows are computed, and dropped by the caller. Where a shape
 is of the group or of the block, R are the rows of a group, H/N and C/N the columns of a block.
 
 Written for Pallas's Triton back end. `gpu.py` calls this; `cell.py` has the equations of the model.
@@ -24,7 +24,7 @@ from newllm_jax.newllm.recurrence.gpu_group import Group, MixedContexts, Tiling,
 
 
 class Inputs(NamedTuple):
-    """What the kernel reads.
+    """What the kernel reads, of each member.
 
     Attributes:
       tokens: `[T, B, H]`, the embedding's part of the first layer, its bias included.
@@ -114,19 +114,21 @@ def forward_kernel(
       texts: of the batch that the dropout masks are drawn for, without padding; `cell.compute_layer` counts likewise.
       kinds: whether there are masks by step, and masks by text.
     """
+    members, _, padded_batch, _ = inputs.tokens.shape
+    group = Group(tiling, counters, alone, precision, members, padded_batch)
+    inputs, results = group.of_member(inputs), group.of_member(results)
     tokens, masks, dropout_scale, context, w_in, w_hidden, b_hidden, w_gates, b_gates, norm_scale, norm_bias = inputs
     contexts, states, outputs, gates, last, mixed, means, squares, activations, state_squares = results
     residual = activations is not None
-    steps, padded_batch, hidden = tokens.shape
+    steps, _, hidden = tokens.shape
     width, layers = context.shape[-1], states.shape[0] + 1
-    group = Group(tiling, counters, alone, precision, padded_batch // tiling.rows)
     rows, here, own = group.rows, group.columns(hidden), group.columns(width)
     mixed_contexts = MixedContexts(group, own, mixed, means, squares, norm_scale, norm_bias)
     hidden_share, share = hidden // tiling.blocks, width // tiling.blocks
 
     drawn = [[masks[kind, part] for part in range(3)] for kind in range(sum(kinds))]
     scale = dropout_scale[0]
-    row_places = (group.index * tiling.rows + jax.lax.iota(jnp.int32, tiling.rows)) * hidden
+    row_places = (group.first_row + jax.lax.iota(jnp.int32, tiling.rows)) * hidden
     column_places = group.rank * hidden_share + jax.lax.iota(jnp.int32, hidden_share)
     places = (row_places[:, None] + column_places[None, :]).astype(jnp.uint32)
 

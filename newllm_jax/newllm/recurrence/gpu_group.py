@@ -1,7 +1,8 @@
 """Thread blocks that compute some rows of a batch together: their shares, barrier, matrix product and LayerNorm.
 
-A *group* is `Tiling.blocks` thread blocks of one launch. It takes `Tiling.rows` rows of the batch through all steps,
-and no group ever waits for another. Within a group, the columns of every layer are shared out evenly. Triton has no
+A launch computes one model, or several of the same sizes (`jax.vmap`): its *members*, each with its own batch and
+weights. A *group* is `Tiling.blocks` thread blocks of one launch. It takes `Tiling.rows` rows of the batch of a member
+through all steps, and no group ever waits for another. Within a group, the columns of every layer are shared out evenly. Triton has no
 barrier between thread blocks, so a group has one of its own: a counter in device memory to which each block adds 1 when
 it arrives, and which it then polls until all have arrived. Blocks are assigned to groups in the order in which they
 start, so the running blocks form whole groups, and a group never waits for a block that cannot start: no deadlock.
@@ -45,17 +46,35 @@ class Tiling(NamedTuple):
     stages: int
 
 
+class OfMember:
+    """A reference to an array of all members, `[M, ...]`, as one of them sees it: without the first axis."""
+
+    def __init__(self, reference: Any, member: Any) -> None:
+        self.reference, self.member = reference, member
+        self.shape, self.dtype = reference.shape[1:], reference.dtype
+
+    def __getitem__(self, index: Any) -> jax.Array:
+        return self.reference[self._whole(index)]
+
+    def __setitem__(self, index: Any, x: jax.Array) -> None:
+        self.reference[self._whole(index)] = x
+
+    def _whole(self, index: Any) -> tuple[Any, ...]:
+        return (self.member, *index) if isinstance(index, tuple) else (self.member, index)
+
+
 class Group:
     """One thread block's view of its group.
 
     Attributes:
       index: the group's number in the launch.
+      member: whose rows it computes.
       rank: this block's number in the group.
-      rows: the group's rows of the batch.
+      first_row, rows: the group's rows of the batch.
       own_rows: this block's share of those, for phases that need whole rows.
     """
 
-    def __init__(self, tiling: Tiling, counters: Any, alone: bool, precision: Any, groups: int) -> None:
+    def __init__(self, tiling: Tiling, counters: Any, alone: bool, precision: Any, members: int, batch: int) -> None:
         """Takes a ticket, which assigns this block to a group.
 
         Tickets follow start order, which the numbers of a grid need not. So the running blocks always form whole groups
@@ -63,18 +82,23 @@ class Group:
         can run the blocks of one group at the same time.
 
         Args:
-          counters: int32 `[groups + 1]` in device memory, zeros at the launch: each group's arrivals at its barriers,
+          counters: int32 `[groups of all members + 1]` in device memory, zeros at the launch: each group's arrivals at its barriers,
             and the tickets given so far.
           alone: the group has one block, so there is nobody to wait for; the interpreter runs blocks one by one.
           precision: of the matrix products.
-          groups: in the launch.
+          members, batch: how many there are, and the rows of each, which are whole groups.
         """
         self.tiling, self.counters, self.alone, self.precision = tiling, counters, alone, precision
-        ticket = plgpu.atomic_add(counters, (jnp.int32(groups),), jnp.int32(1))
+        groups, share = batch // tiling.rows, tiling.rows // tiling.blocks
+        ticket = plgpu.atomic_add(counters, (jnp.int32(members * groups),), jnp.int32(1))
         self.index, self.rank = ticket // tiling.blocks, ticket % tiling.blocks
-        first_row, share = self.index * tiling.rows, tiling.rows // tiling.blocks
-        self.rows = pl.ds(first_row, tiling.rows)
-        self.own_rows = pl.ds(first_row + self.rank * share, share)
+        self.member, self.first_row = self.index // groups, self.index % groups * tiling.rows
+        self.rows = pl.ds(self.first_row, tiling.rows)
+        self.own_rows = pl.ds(self.first_row + self.rank * share, share)
+
+    def of_member(self, references: Any) -> Any:
+        """References of its member, from a named tuple of those of all members; None stays."""
+        return type(references)(*(None if each is None else OfMember(each, self.member) for each in references))
 
     def columns(self, width: int, part: int = 0) -> Any:
         """This block's share of the columns, as a slice of `width / blocks`.

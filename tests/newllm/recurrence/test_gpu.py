@@ -104,6 +104,48 @@ def test_bf16_without_dropout_stores_activations_in_bf16_and_the_context_in_floa
     assert 1e-4 < error < 2e-2
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_members_of_a_vmap_are_one_launch_with_the_numbers_of_each_alone(inputs, cell, monkeypatch):
+    """Each has weights, texts and masks of its own; two groups of rows each."""
+    params, context, tokens, dropout = inputs
+    spec, alone = spec_of(params, cell=cell), {"tiling": ALONE, "interpret": True}
+    members = [
+        (jax.tree.map(lambda leaf, by=by: leaf * by, params), context * by, tokens + by,
+         CellDropout(*(each._replace(seeds=each.seeds + number) for each in dropout)))
+        for number, by in enumerate((1.0, 0.5, 2.0))
+    ]  # fmt: skip
+
+    def both_ways(params, context, tokens, dropout):
+        results, stored = gpu.forward(spec, params, context, tokens, dropout, **alone)
+        return results, gpu.backward(spec, params, stored, dropout, *results, **alone)
+
+    launches = []
+    launch = gpu._launch
+    monkeypatch.setattr(gpu, "_launch", lambda *given: launches.append(len(given[3][0])) or launch(*given))
+    found = jax.vmap(both_ways)(*jax.tree.map(lambda *leaves: jnp.stack(leaves), *members))
+    assert [count for count in launches if count > 1] == [3, 3]
+    for number, member in enumerate(members):
+        for ours, single in zip(jax.tree.leaves(found), jax.tree.leaves(both_ways(*member)), strict=True):
+            close(ours[number], single)
+
+
+def test_what_members_share_is_not_of_the_last_one_only(inputs):
+    params, context, tokens, dropout = inputs
+    spec = spec_of(params)
+
+    def outputs(tokens):
+        return gpu.forward(spec, params, context, tokens, dropout, tiling=ALONE, interpret=True)[0][1]
+
+    found = jax.vmap(outputs)(jnp.stack([tokens, tokens + 1]))
+    close(found[0], outputs(tokens))
+    close(found[1], outputs(tokens + 1))
+
+
+@pytest.mark.parametrize("batch, members, rows", [(128, 1, 16), (128, 2, 32), (128, 8, 64), (48, 8, 16), (16, 8, 16)])
+def test_groups_of_members_are_whole(batch, members, rows):
+    assert gpu.tiling_for(batch, jnp.bfloat16, members).rows == rows
+
+
 @pytest.mark.parametrize("batch, rows", [(1, 16), (32, 16), (256, 32), (300, 64), (4096, 64)])
 def test_groups_fill_the_card_but_have_rows_enough(batch, rows):
     assert gpu.tiling_for(batch, jnp.bfloat16).rows == rows

@@ -141,6 +141,19 @@ def while_loop(condition: Any, body: Any, carry: Any) -> Any:
     return carry
 
 
+class Untraced:
+    """`jax.custom_batching.custom_vmap` of a function that is called with arrays, not traced."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.function(*arguments)
+
+    def def_vmap(self, rule: Any) -> Any:
+        return rule
+
+
 @pytest.fixture
 def blocks_as_threads(monkeypatch) -> list[int]:
     """Replaces what of Pallas the kernels use; gives the numbers of blocks of the launches so far."""
@@ -170,6 +183,7 @@ def blocks_as_threads(monkeypatch) -> list[int]:
         return call
 
     monkeypatch.setattr(pl, "pallas_call", pallas_call)
+    monkeypatch.setattr(jax.custom_batching, "custom_vmap", Untraced)
     return launches
 
 
