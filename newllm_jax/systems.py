@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from newllm_jax.newllm.run import NewLLMRun
 
 Function: TypeAlias = str  # `module:name`
-USABLE_SHARE = 0.9  # of the free memory; a plan is an estimate
-
 MOST_WORDS = 10**9  # of a generated text
 LONGEST_PROMPT = 10**6  # letters, which a tokenizer splits in a second or two
 
@@ -170,7 +168,7 @@ def usable_memory() -> int | None:
     import jax
 
     from newllm_jax.records.machine import peak_memory_bytes
-    from newllm_jax.training.memory import device_memory
+    from newllm_jax.training.memory import USABLE_SHARE, device_memory
 
     _, free = device_memory()
     held = peak_memory_bytes() if jax.devices()[0].platform == "cpu" else 0

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from newllm_jax import systems
 from newllm_jax.cli import signals
-from newllm_jax.config import RunConfig, check, checked_path, load_config, nearest, parse
+from newllm_jax.config import NewLLMConfig, RunConfig, check, checked, checked_path, load_config, nearest, parse
 from newllm_jax.decoding.exits import Exits
 from newllm_jax.errors import InputError, named
 from newllm_jax.systems import SYSTEMS, System, call
@@ -60,6 +60,47 @@ def finetune(argv: Sequence[str]) -> None:
     """`newllm finetune`: fine-tunes a whole SmolLM2 on the chunks of CASCADE, or continues a run."""
     parser = Parser(prog="newllm finetune", description="Fine-tune a whole SmolLM2.", allow_abbrev=False)
     _train(parser, argv, SYSTEMS["finetune"])
+
+
+def sweep(argv: Sequence[str]) -> None:
+    """`newllm sweep`: trains New-LLM with every combination of some values, or continues a sweep."""
+    parser = Parser(
+        prog="newllm sweep", allow_abbrev=False, description="Train New-LLM with every combination of some values: "
+        "--learning_rate 1e-3,2e-3 --seed 0,1,2 (between values that are lists themselves stands a semicolon).",
+    )  # fmt: skip
+    system = SYSTEMS["new-llm"]
+    parser.add_argument("--config", help="configuration that is common to all: a name, or a TOML or JSON file "
+                        f"(default {system.default})")  # fmt: skip
+    parser.add_argument("--resume", metavar="SWEEP_DIR", help="continue a sweep instead of starting one")
+    parser.add_argument("--run_root", metavar="DIR", default="runs", help="parent of its directory (default runs)")
+    parser.add_argument("--at_once", metavar="N", help="most members that are trained side by side (default: as many "
+                        "as fit into memory)")  # fmt: skip
+    parser.add_argument("--dry_run", action="store_true", help="print what the sweep would be, as JSON, and stop")
+    _add_deterministic(parser)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    _add_settings(parser, system, "values of settings (without: that of the configuration)")
+    arguments = parser.parse_all(argv)
+    _set_up(arguments)
+    from newllm_jax.newllm.grid import parse_values
+    from newllm_jax.newllm.sweep import plan_sweep, sweep_newllm
+
+    texts = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(system.config)}
+    values = {name: parse_values(name, text) for name, text in texts.items() if text is not None}
+    at_once = None if arguments.at_once is None else checked("at_once", _integer(arguments.at_once), int, least=1)
+    if arguments.resume is not None:
+        for option in ("dry_run", "config", *values):
+            if getattr(arguments, option):
+                raise InputError(f"{option}: does not go with --resume: a sweep goes on as it was started")
+        sweep_newllm(resume=arguments.resume, at_once=at_once, stop=signals.came)
+        return
+    name, run_root = arguments.config or system.default, checked_path("run_root", arguments.run_root)
+    common = {name: single for name, (single, *others) in values.items() if not others}
+    config = load_config(name, common, config_class=NewLLMConfig)
+    grid = {name: several for name, several in values.items() if name not in common}
+    if arguments.dry_run:
+        print(json.dumps(plan_sweep(config, grid, at_once), indent=2))
+        return
+    sweep_newllm(config, grid, name=f"sweep-{Path(name).stem}", run_root=run_root, at_once=at_once, stop=signals.came)
 
 
 def generate(argv: Sequence[str]) -> None:
@@ -168,6 +209,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train,
     "cascade": cascade,
     "finetune": finetune,
+    "sweep": sweep,
     "generate": generate,
     "evaluate": evaluate,
     "compare": compare,
@@ -215,7 +257,11 @@ def _add_run_options(parser: Parser, system: System) -> None:
     parser.add_argument("--auto_batch", action="store_true", help="largest micro_batch that fits into free memory")
     _add_deterministic(parser)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    fields = parser.add_argument_group("settings (the defaults are those of the configuration)")
+    _add_settings(parser, system, "settings (the defaults are those of the configuration)")
+
+
+def _add_settings(parser: Parser, system: System, title: str) -> None:
+    fields = parser.add_argument_group(title)
     for field in dataclasses.fields(system.config):
         fields.add_argument(f"--{field.name}", metavar="VALUE", help=field.metadata["help"])
 
@@ -243,6 +289,11 @@ def deterministic_flags() -> str:
     if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 10):
         flags.append("--xla_gpu_enable_scatter_determinism_expander=false")
     return " ".join(flags)
+
+
+def _integer(text: str) -> Any:
+    """The integer that a text is, or the text."""
+    return int(text) if text.isdecimal() else text
 
 
 def _overrides(arguments: argparse.Namespace, config_class: type[RunConfig]) -> dict[str, Any]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
-from newllm_jax.config import NewLLMConfig
-from newllm_jax.newllm.plan import check_fits
+import optax
+
+from newllm_jax.config import NewLLMConfig, Precision
+from newllm_jax.newllm.model import ContextVectorLM
+from newllm_jax.newllm.plan import check_fits, parameter_count
 from newllm_jax.newllm.run import before_0_2
 from newllm_jax.newllm.updates import (
     build_training,
@@ -35,11 +39,99 @@ from newllm_jax.report.finish import REPORT, complete, write_results
 from newllm_jax.report.newllm import write_report
 from newllm_jax.training.checkpoint import Checkpoints, every_few_epochs
 from newllm_jax.training.clock import Clock
-from newllm_jax.training.history import at_epoch, best_epoch, how_it_stopped, is_finished
-from newllm_jax.training.loop import evaluate, fit
+from newllm_jax.training.history import Entry, at_epoch, best_epoch, how_it_stopped, is_finished
+from newllm_jax.training.loop import Training, evaluate, fit
 from newllm_jax.training.manifest import Owner
 from newllm_jax.training.step import TrainState, count_parameters
 from newllm_jax.training.stopping import Asked, Stopping, never
+
+
+class Setup(NamedTuple):
+    """What a configuration is resolved to before anything is written.
+
+    Attributes:
+      training, optimizer: the compiled functions and the optimiser of `updates.build_training`.
+    """
+
+    config: NewLLMConfig
+    precision: Precision
+    data: Wikitext
+    model: ContextVectorLM
+    training: Training
+    optimizer: optax.GradientTransformation
+
+    @classmethod
+    def from_config(cls, config: NewLLMConfig, data: Wikitext | None = None) -> Self:
+        """Raises InputError where a run cannot begin: its data, its precision, its size.
+
+        Args:
+          data: what the configuration reads, where it is loaded already.
+        """
+        precision, data = training_precision(config), data or load_wikitext(config)
+        check_fits(config, data, precision)
+        model = training_model(config, len(data.tokenizer), precision)
+        return cls(config, precision, data, model, *build_training(config, model, data.steps(config)))
+
+
+@dataclass
+class OpenRun:
+    """A run whose directory this process holds: where it stands, and how it ends.
+
+    Attributes:
+      state, history: after its last checkpoint; of a new run at its start.
+    """
+
+    run: RunDir
+    setup: Setup
+    clock: Clock
+    checkpoints: Checkpoints
+    state: TrainState
+    history: list[Entry]
+
+    @classmethod
+    def begin(cls, stack: ExitStack, run: RunDir, setup: Setup, clock: Clock, narrate: Narrate) -> Self:
+        """Writes the files that make a directory a run, after what it has of an earlier process was checked.
+
+        Args:
+          stack: closes the checkpoints.
+          clock: of the run.
+
+        Raises:
+          InputError: the data are not those that the run was trained on, or no checkpoint is whole.
+        """
+        config, data = setup.config, setup.data
+        files = {"vocabulary.json": data.tokenizer.words}
+        description = describe_run(config, setup.precision, data.fingerprints(), files)
+        owner, keep = Owner(run.run_id, description=description), every_few_epochs(config.checkpoint_every)
+        checkpoints = stack.enter_context(Checkpoints(run.checkpoints, owner, keep))
+        if run.description:
+            check_fingerprints(run, data.fingerprints(), before_0_2(checkpoints.record()))
+        state = initial_state(config, setup.model, setup.optimizer)
+        state, history = checkpoints.resume(state, config, clock, narrate)
+        run.begin(description, files)
+        return cls(run, setup, clock, checkpoints, state, history)
+
+    def finished(self) -> RunResult | None:
+        """The result of a run that was at its end already, or None; writes what a killed process left out."""
+        if not (self.history and is_finished(self.history, self.setup.config)):
+            return None
+        found = finished_results(self.run, "epochs", len(self.history))
+        return complete(self.run, found, write_report) if found else None
+
+    def finish(self) -> RunResult:
+        """Measures the best parameters on the test split; writes results and report."""
+        setup, config = self.setup, self.setup.config
+        best = at_epoch(self.history, best_epoch(self.history))
+        params = self.checkpoints.params(best["epoch"], self.state.params)
+        test = evaluate(setup.training.evaluate, params, setup.data.split("test", config), config.examples_at_once)
+        return RunResult(self.run.path, write_results(self.run, write_report, {
+            **results_header(self.run, config, setup.precision),
+            "data": setup.data.summary(config),
+            "parameters": count_parameters(self.state.params),
+            "epochs": self.history, "stopped": how_it_stopped(self.history, config),
+            "best": best, "test": test,
+            **results_footer(self.clock.seconds()),
+        }))  # fmt: skip
 
 
 def train_newllm(
@@ -69,59 +161,54 @@ def train_newllm(
     clock = Clock()
     with ExitStack() as stack:
         run, config = resume_or_start(stack, resume, config, NewLLMConfig, overrides)
-        precision, data = training_precision(config), load_wikitext(config)
-        check_fits(config, data, precision)
-        model, summary = training_model(config, len(data.tokenizer), precision), data.summary(config)
-        training, optimizer = build_training(config, model, summary["steps_per_epoch"])
-        state = initial_state(config, model, optimizer)
-
-        run = run or stack.enter_context(RunDir.create(run_root, f"{name}-builtin" if data.fallback else name))
+        setup = Setup.from_config(config)
+        fallback = setup.data.fallback
+        run = run or stack.enter_context(RunDir.create(run_root, f"{name}-builtin" if fallback else name))
         stopping = Stopping(clock, run.path, config, stop)
         mirror = stack.enter_context(Mirror(run, config.mirror, narrate, stopping.timer("mirror")))
-        _narrate(narrate, run, config, data, state)
-        files = {"vocabulary.json": data.tokenizer.words}
-        description = describe_run(config, precision, data.fingerprints(), files)
-        owner, keep = Owner(run.run_id, description=description), every_few_epochs(config.checkpoint_every)
-        checkpoints = stack.enter_context(Checkpoints(run.checkpoints, owner, keep))
-        if resume is not None:
-            check_fingerprints(run, data.fingerprints(), before_0_2(checkpoints.record()))
-        state, history = checkpoints.resume(state, config, clock, narrate)
-        run.begin(description, files)
+        _narrate(narrate, run, setup)
+        opened = OpenRun.begin(stack, run, setup, clock, narrate)
         mirror.start()
+        history = opened.history
         if history and is_finished(history, config):
             narrate(f"finished {how_it_stopped(history, config)}")
-            if finished := finished_results(run, "epochs", len(history)):
-                return complete(run, finished, write_report)
+            if finished := opened.finished():
+                return finished
         tracker = open_tracker(config.tracker, run, config.to_dict())
         run.write_metrics(history)
-        splits = {name: data.split(name, config) for name in SPLITS}
+        splits = {name: setup.data.split(name, config) for name in ("train", "validation")}
         with TrainingProgress(run, tracker, config.num_epochs, history) as progress:
-            state, history = fit(training, state, splits, config, checkpoints, progress, stopping, history)
+            opened.state, opened.history = fit(
+                setup.training, opened.state, splits, config, opened.checkpoints, progress, stopping, history
+            )
         stopping.check("validation")
-        best = at_epoch(history, best_epoch(history))
-        params = checkpoints.params(best["epoch"], state.params)
-        test = evaluate(training.evaluate, params, splits["test"], config.examples_at_once)
-        results = write_results(run, write_report, {
-            **results_header(run, config, precision),
-            "data": summary,
-            "parameters": count_parameters(state.params),
-            "epochs": history, "stopped": how_it_stopped(history, config),
-            "best": best, "test": test,
-            **results_footer(clock.seconds()),
-        })  # fmt: skip
+        result = opened.finish()
+    best, test = result.results["best"], result.results["test"]
     narrate(f"best        validation PPL {best['val_ppl']:.2f} after epoch {best['epoch']}; test PPL {test['ppl']:.2f}")
     narrate(f"report      {run.path / REPORT}")
-    return RunResult(run.path, results)
+    return result
 
 
-def _narrate(narrate: Narrate, run: RunDir, config: NewLLMConfig, data: Wikitext, state: TrainState) -> None:
+def _narrate(narrate: Narrate, run: RunDir, setup: Setup) -> None:
     """Tells what a run resolved."""
-    source, counts = data.provenance["source"], [f"{data.count(split, config):,}" for split in SPLITS]
+    config, data = setup.config, setup.data
+    facts = {
+        "data": f"{data.provenance['source']}: {data_facts(data, config)}",
+        "parameters": f"{parameter_count(config, len(data.tokenizer)):,}",
+    }
+    narrate_start(narrate, run, setup.precision, facts, start_warnings(config, data))
+
+
+def data_facts(data: Wikitext, config: NewLLMConfig) -> str:
+    """How much there is to read, for a line."""
+    counts = [f"{data.count(split, config):,}" for split in SPLITS]
+    return f"{' / '.join(counts)} sequences, {data.steps(config):,} updates an epoch"
+
+
+def start_warnings(config: NewLLMConfig, data: Wikitext) -> list[str]:
+    """What a user must know before the run begins; "" for what is as it should be."""
+    source = data.provenance["source"]
     replaced = data.fallback and (
         f"{data.fallback}: training on {source} instead. Its figures cannot be compared with published ones."
     )
-    facts = {
-        "data": f"{source}: {' / '.join(counts)} sequences, {data.steps(config):,} updates an epoch",
-        "parameters": f"{count_parameters(state.params):,}",
-    }
-    narrate_start(narrate, run, training_precision(config), facts, [replaced, slow_loop_warning(config)])
+    return [replaced, slow_loop_warning(config)]

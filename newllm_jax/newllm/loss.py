@@ -7,6 +7,7 @@ parts: the loss of some steps with its gradient, then of the next steps, so that
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from newllm_jax.config import NewLLMConfig, Precision
+from newllm_jax.newllm.dropout import Rate
 from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.recurrence.gradients import kernel_gradient
 from newllm_jax.newllm.tokenizer import PAD
@@ -31,11 +33,14 @@ def initial_carry(config: NewLLMConfig, rows: int) -> Carry:
     return {"context": jnp.zeros((rows, config.context_dim))} if config.text == "stream" else None
 
 
-def next_word_loss(model: ContextVectorLM) -> LossFn:
+def next_word_loss(model: ContextVectorLM, rates: Mapping[str, Rate] | None = None) -> LossFn:
     """The loss of New-LLM as the update loop needs it: sums over the targets of a batch that are not padding.
 
     Its batch is `ids [B, T + 1]`: inputs are `ids[:, :-1]`, targets `ids[:, 1:]`. A key turns dropout on. The carry is
     the context vector after the batch, for the next piece of a stream; None where each example is a text of its own.
+
+    Args:
+      rates: of dropout in the place of the model's, of the same kinds; they can be traced.
     """
 
     def loss(
@@ -46,7 +51,7 @@ def next_word_loss(model: ContextVectorLM) -> LossFn:
         masked = model if part is None else model.clone(mask_texts=part.whole)
         context, first_text = carry and carry["context"], None if part is None else part.first
         states, last = masked.apply(  # type: ignore[misc]
-            variables, ids[:, :-1], context, deterministic=key is None, first_text=first_text,
+            variables, ids[:, :-1], context, deterministic=key is None, rates=rates, first_text=first_text,
             method="hidden_states", rngs=None if key is None else {"dropout": key},
         )  # fmt: skip
         states, kernel, bias = model.apply(variables, states, method="head")  # type: ignore[misc]

@@ -22,6 +22,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -43,6 +44,11 @@ RELU_GAIN = 2.0  # ReLU halves the mean square of what passes it
 DROPOUTS = (
     "dropout", "variational_dropout", "input_dropout", "output_dropout", "weight_dropout", "word_dropout",
 )  # fmt: skip
+
+
+def dropout_rates(settings: Any) -> dict[str, Rate]:
+    """The rates of the kinds of dropout that are on, by setting, of a model or a configuration."""
+    return {name: Rate.from_share(getattr(settings, name)) for name in DROPOUTS if getattr(settings, name) > 0}
 
 
 def kernel_init(initialization: Initialization, inputs: int, gain: float = 1.0) -> Initializer:
@@ -209,7 +215,7 @@ class ContextVectorLM(nn.Module):
     @property
     def rates(self) -> dict[str, Rate]:
         """The kinds of dropout that training has, by setting."""
-        return {name: Rate.from_share(getattr(self, name)) for name in DROPOUTS if getattr(self, name) > 0}
+        return dropout_rates(self)
 
     def initial_context(self, batch: int) -> jax.Array:
         """c_0: zeros `[B, C]`."""
@@ -264,17 +270,19 @@ class ContextVectorLM(nn.Module):
         context: jax.Array | None = None,
         *,
         deterministic: bool = True,
+        rates: Mapping[str, Rate] | None = None,
         first_text: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """As `__call__`, but the states `[T, B, H]` that the output layer reads instead of logits.
 
         Args:
+          rates: of dropout in the place of the model's, of the same kinds.
           first_text: the place of the first text in a batch of `mask_texts`, a part of which `ids` are.
         """
         check_array("ids", ids, "integers", "B", "T")
         initial = self.initial_context(ids.shape[0]) if context is None else context
         check_array("context", initial, "numbers", ids.shape[0], self.context_dim)
-        rates = {} if deterministic else self.rates
+        rates = {} if deterministic else rates or self.rates
 
         def drop_by_text(name: str, x: jax.Array) -> jax.Array:
             if name not in rates:

@@ -13,7 +13,15 @@ from newllm_jax.newllm.loss import logit_parts
 from newllm_jax.newllm.updates import build_training, initial_state, training_model, training_precision
 from newllm_jax.newllm.wikitext import SPLITS, Wikitext, load_wikitext
 from newllm_jax.records.machine import environment, peak_memory_bytes
-from newllm_jax.training.memory import ADAM_BYTES, FLOAT, check_memory, update_bytes
+from newllm_jax.training.memory import (
+    ADAM_BYTES,
+    FLOAT,
+    PLAN_FACTOR,
+    USABLE_SHARE,
+    check_memory,
+    device_memory,
+    update_bytes,
+)
 
 
 def plan_newllm(config: NewLLMConfig) -> dict[str, Any]:
@@ -57,6 +65,21 @@ def check_fits(config: NewLLMConfig, data: Wikitext, precision: Precision) -> No
     bound["stride or sequence_length"] = sum(data.sequences[split].nbytes for split in SPLITS)
     check_memory(bound, lambda: planned_memory(config, data, precision))
     check_places(config)
+
+
+def members_that_fit(config: NewLLMConfig, data: Wikitext, precision: Precision, members: int) -> int:
+    """How many of some trainings of this size the free memory takes side by side, one at least.
+
+    Each is counted with its gradients, moments and activations, twice its state (between epochs there is a copy), and
+    with data of its own, which in truth are shared.
+    """
+    _, free = device_memory()
+    bound = memory_bound(config, len(data.tokenizer), precision)
+    if free is None or members * PLAN_FACTOR * sum(bound.values()) <= free:
+        return members
+    parameters = parameter_count(config, len(data.tokenizer))
+    needed = planned_memory(config, data, precision) + ADAM_BYTES * parameters
+    return min(members, max(1, int(USABLE_SHARE * free) // needed))
 
 
 def check_places(config: NewLLMConfig) -> None:

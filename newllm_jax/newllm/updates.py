@@ -3,20 +3,58 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any, NamedTuple, Self
 
+import jax
 import optax
 
 from newllm_jax.config import NewLLMConfig, Precision
+from newllm_jax.newllm.dropout import Rate
 from newllm_jax.newllm.loss import initial_carry, next_word_loss
-from newllm_jax.newllm.model import ContextVectorLM
+from newllm_jax.newllm.model import DROPOUTS, ContextVectorLM, dropout_rates
 from newllm_jax.newllm.recurrence import gpu
 from newllm_jax.newllm.recurrence.scan import form_for
 from newllm_jax.newllm.run import init_params
 from newllm_jax.training.loop import Training
 from newllm_jax.training.loss_scale import initial_loss_scale
+from newllm_jax.training.members import Program, make_member_evaluation, make_member_updates
 from newllm_jax.training.optimizer import clipped_adam, clipping_schedule, learning_rate_schedule
 from newllm_jax.training.precision import resolve_precision, supported_precisions
-from newllm_jax.training.step import TrainState, init_state, make_evaluation, make_updates, train_step
+from newllm_jax.training.split import Data
+from newllm_jax.training.step import (
+    LossFn,
+    StepFn,
+    Totals,
+    TrainState,
+    init_state,
+    make_evaluation,
+    make_updates,
+    train_step,
+)
+
+NUMBERS = ("learning_rate", "weight_decay", "ema_decay", *DROPOUTS)
+# What else may differ among trainings of one compiled program: it is read before the first update, or on the host.
+OUTSIDE = ("seed", "initialization", "forget_bias", "patience", "minimum_gain", "checkpoint_every")
+
+
+class Numbers(NamedTuple):
+    """The settings that a compiled training can take as arrays, each of one training or of several (`[M]`).
+
+    Attributes:
+      learning_rate: the peak.
+      weight_decay, ema_decay: of AdamW, and of the moving average.
+      rates: of the kinds of dropout that are on, by setting.
+    """
+
+    learning_rate: Any
+    weight_decay: Any
+    ema_decay: Any
+    rates: dict[str, Rate]
+
+    @classmethod
+    def from_config(cls, config: NewLLMConfig) -> Self:
+        """Those of one training."""
+        return cls(config.learning_rate, config.weight_decay, config.ema_decay, dropout_rates(config))
 
 
 def training_precision(config: NewLLMConfig) -> Precision:
@@ -67,12 +105,54 @@ def build_training(
     config: NewLLMConfig, model: ContextVectorLM, steps_per_epoch: int
 ) -> tuple[Training, optax.GradientTransformation]:
     """The compiled functions of a run, and its optimiser. Evaluation is strict float32 whatever training is."""
+    numbers = Numbers.from_config(config)
+    rate, clip = _schedules(config, steps_per_epoch, numbers)
+    updates = make_updates(_step(config, model, steps_per_epoch, numbers))
+    evaluation = make_evaluation(_strict_loss(config, model))
+    optimizer = _optimizer(config, steps_per_epoch, numbers)
+    return Training(updates, evaluation, rate, clip, model.precision), optimizer
+
+
+def build_members(config: NewLLMConfig, model: ContextVectorLM, steps_per_epoch: int) -> Program:
+    """The compiled functions of trainings that differ from a configuration in `NUMBERS` and `OUTSIDE` only."""
+
+    def step(
+        numbers: Numbers, state: TrainState, batch: Data, present: jax.Array, key: jax.Array
+    ) -> tuple[TrainState, Totals]:
+        return _step(config, model, steps_per_epoch, numbers)(state, batch, present, key)
+
+    return Program(make_member_updates(step), make_member_evaluation(_strict_loss(config, model)))
+
+
+def program_of(config: NewLLMConfig) -> dict[str, Any]:
+    """What compiled programs depend on: trainings for which it is equal can share one.
+
+    Of numbers only whether they are 0, which leaves something out of the program.
+    """
+    settings = {name: value for name, value in config.to_dict().items() if name not in OUTSIDE}
+    return {name: value > 0 if name in NUMBERS else value for name, value in settings.items()}
+
+
+def _step(config: NewLLMConfig, model: ContextVectorLM, steps_per_epoch: int, numbers: Numbers) -> StepFn:
+    """One update."""
+    optimizer = _optimizer(config, steps_per_epoch, numbers)
+    loss = next_word_loss(model, numbers.rates)
+    return partial(train_step, loss, optimizer, micro_batch=config.micro_batch, ema_decay=numbers.ema_decay)
+
+
+def _strict_loss(config: NewLLMConfig, model: ContextVectorLM) -> LossFn:
+    return next_word_loss(training_model(config, model.vocabulary_size, "fp32"))
+
+
+def _optimizer(config: NewLLMConfig, steps_per_epoch: int, numbers: Numbers) -> optax.GradientTransformation:
+    decay = numbers.weight_decay if config.weight_decay else None
+    return clipped_adam(*_schedules(config, steps_per_epoch, numbers), decay)
+
+
+def _schedules(
+    config: NewLLMConfig, steps_per_epoch: int, numbers: Numbers
+) -> tuple[optax.Schedule, optax.Schedule]:  # fmt: skip
+    """The learning rate, and the bound of the gradient's norm, by update."""
     horizon = (config.decay_epochs or config.num_epochs) * steps_per_epoch
-    rate = learning_rate_schedule(config.schedule, config.learning_rate, config.warmup_steps, horizon)
-    clip = clipping_schedule(config.clip_norms, config.clip_epochs, steps_per_epoch)
-    optimizer = clipped_adam(rate, clip, config.weight_decay)
-    strict = training_model(config, model.vocabulary_size, "fp32")
-    step = partial(
-        train_step, next_word_loss(model), optimizer, micro_batch=config.micro_batch, ema_decay=config.ema_decay
-    )  # fmt: skip
-    return Training(make_updates(step), make_evaluation(next_word_loss(strict)), rate, clip, model.precision), optimizer
+    rate = learning_rate_schedule(config.schedule, numbers.learning_rate, config.warmup_steps, horizon)
+    return rate, clipping_schedule(config.clip_norms, config.clip_epochs, steps_per_epoch)

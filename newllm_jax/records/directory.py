@@ -66,6 +66,16 @@ class RunDir:
         raise InputError(f"run_root: no free name for a run in {root}")
 
     @classmethod
+    def open_or_create(cls, path: Path) -> Self:
+        """The run of a directory, or a new one where it has none yet."""
+        if any((path / name).is_file() for name in ("config.json", COPY)):
+            return cls.open(path)
+        path.mkdir(parents=True, exist_ok=True)
+        run = cls(path, {})
+        run._is_new = True
+        return run
+
+    @classmethod
     def open(cls, path: str | Path) -> Self:
         """An existing run directory.
 

@@ -154,7 +154,7 @@ def fit(
             kept = f"the checkpoint of epoch {len(history)} is kept" if history else "there is no checkpoint yet"
             raise NumericalError(f"epoch {epoch}: {error}; {kept}; try a new run with {_remedy(training)}") from error
         state = place.state
-        history.append(_entry(training, place, steps, validated, place.seconds + time.monotonic() - started))
+        history.append(epoch_entry(training, place, steps, validated, place.seconds + time.monotonic() - started))
         stopping.took("epoch", history[-1]["seconds"])
         observer.epoch(history[-1])
         with stopping.timed("checkpoint"):
@@ -185,7 +185,7 @@ def _pause(
         raise Stopped(reason)
 
 
-def _entry(training: Training, place: Place, steps: int, validated: Mapping[str, float], seconds: float) -> Entry:
+def epoch_entry(training: Training, place: Place, steps: int, validated: Mapping[str, float], seconds: float) -> Entry:
     """A whole epoch, as the history has it. `seconds`: with its validation."""
     first_update = (place.epoch - 1) * steps - place.skipped_before  # the schedules count applied updates only
     totals: Totals = jax.device_get(place.totals)

@@ -19,6 +19,7 @@ FLOAT = 4  # bytes
 ADAM_BYTES = 4 * FLOAT  # of a parameter in training: itself, its gradient and the two moments of Adam
 # A plan is at most so many times the bound: smaller runs are not planned, which would compile their updates once more.
 PLAN_FACTOR = 5
+USABLE_SHARE = 0.9  # of the free memory; a plan is an estimate
 SMALL = 2**29  # bytes: a run that needs no more is never refused, for what is free changes with every other process
 CONTAINER = Path("/sys/fs/cgroup")  # where Linux tells the limits of the one that this process runs in
 

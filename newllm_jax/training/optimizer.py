@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import optax
@@ -20,7 +21,7 @@ def clipping_schedule(norms: Sequence[float], epochs: Sequence[int], steps_per_e
     return optax.join_schedules([optax.constant_schedule(norm) for norm in norms], borders)
 
 
-def learning_rate_schedule(name: str, peak: float, warmup_steps: int, decay_steps: int) -> optax.Schedule:
+def learning_rate_schedule(name: str, peak: Any, warmup_steps: int, decay_steps: int) -> optax.Schedule:
     """Linear warm-up from 0, then `constant`, or `cosine` down to 0 at `decay_steps` (warm-up counted in)."""
     if name == "cosine":
         main = optax.cosine_decay_schedule(peak, max(decay_steps - warmup_steps, 1))
@@ -32,15 +33,16 @@ def learning_rate_schedule(name: str, peak: float, warmup_steps: int, decay_step
 
 
 def clipped_adam(
-    learning_rate: optax.Schedule, clip_norm: optax.Schedule, weight_decay: float = 0.0
+    learning_rate: optax.Schedule, clip_norm: optax.Schedule, weight_decay: Any = None
 ) -> optax.GradientTransformation:
     """Adam (0.9, 0.999, 1e-8; Kingma & Ba 2015) on gradients clipped to a scheduled global norm.
 
     Args:
       weight_decay: of AdamW (Loshchilov & Hutter 2019), for kernels and embeddings; biases and norms are not decayed.
+        None: Adam.
     """
     clip = optax.inject_hyperparams(optax.clip_by_global_norm)(max_norm=clip_norm)
-    if not weight_decay:
+    if weight_decay is None:
         return optax.chain(clip, optax.adam(learning_rate, *BETAS, EPSILON))
     decayed = partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
     return optax.chain(clip, optax.adamw(learning_rate, *BETAS, EPSILON, weight_decay=weight_decay, mask=decayed))

@@ -141,7 +141,7 @@ def train_step(
     present: jax.Array,
     key: jax.Array,
     micro_batch: int | None = None,
-    ema_decay: float = 0.0,
+    ema_decay: float | jax.Array = 0.0,
 ) -> tuple[TrainState, Totals]:
     """One update on the mean loss over the targets of a batch; one without targets has a gradient of 0.
 
@@ -231,12 +231,16 @@ def _unless_overflown(
 
 
 def make_updates(step_fn: StepFn) -> UpdateFn:
-    """Compiles `updates(state, totals, data, order, start, stop, key)`: updates start..stop of an epoch in one call.
+    """Compiles `updates_of` an update. State and totals are donated."""
+    return jax.jit(updates_of(step_fn), donate_argnums=(0, 1))
+
+
+def updates_of(step_fn: StepFn) -> UpdateFn:
+    """`updates(state, totals, data, order, start, stop, key)`: updates start..stop of an epoch in one call.
 
     `step_fn` is one update: `train_step` with its first two arguments bound, or a function that does the same.
     `order [steps, B]` and `key` are the whole epoch's; update i draws its dropout from `fold_in(key, i)`, and the
-    borders are traced, so any cut of an epoch into calls runs the same program and gives the same bits. State and
-    totals are donated.
+    borders are traced, so any cut of an epoch into calls runs the same program and gives the same bits.
     """
 
     def updates(
@@ -250,11 +254,16 @@ def make_updates(step_fn: StepFn) -> UpdateFn:
 
         return jax.lax.fori_loop(start, stop, body, (state, totals))
 
-    return jax.jit(updates, donate_argnums=(0, 1))
+    return updates
 
 
 def make_evaluation(loss_fn: LossFn) -> EvalFn:
-    """Compiles `evaluate(params, data, order, stop, carry=None) -> Sums` over the first `stop` batches of an order.
+    """Compiles `evaluation_of` a loss."""
+    return jax.jit(evaluation_of(loss_fn))
+
+
+def evaluation_of(loss_fn: LossFn) -> EvalFn:
+    """`evaluate(params, data, order, stop, carry=None) -> Sums` over the first `stop` batches of an order.
 
     `order` is `[steps, B]`, `carry` what the loss gets with the first batch. There is no dropout.
     """
@@ -268,4 +277,4 @@ def make_evaluation(loss_fn: LossFn) -> EvalFn:
 
         return jax.lax.fori_loop(0, stop, body, (Sums.zero(), carry))[0]
 
-    return jax.jit(evaluate)
+    return evaluate

@@ -181,9 +181,7 @@ def _pad_batch(x: jax.Array, multiple: int) -> jax.Array:
     return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, missing), (0, 0)]) if missing else x
 
 
-def _call(
-    kernel: partial[None], inputs: Any, shapes: Any, tiling_of: Callable[[int], Tiling], interpret: bool
-) -> Any:
+def _call(kernel: partial[None], inputs: Any, shapes: Any, tiling_of: Callable[[int], Tiling], interpret: bool) -> Any:
     """Launches a kernel, also for all members of a `jax.vmap` at once: a launch for each would take as often as long.
 
     Args:

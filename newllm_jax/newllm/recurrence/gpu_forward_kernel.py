@@ -4,8 +4,9 @@ Texts are independent, so a group of thread blocks (`gpu_group.py`) takes its ro
 itself. A phase is what a group computes between two barriers; within it, each block computes its own columns (or rows).
 
 Shapes follow the legend B batch, T time, H hidden, C context, L layers, and N the blocks of a group; they are those of
-one member of a launch: the arrays of a launch have an axis of members before these. In the kernels, B is the batch padded to whole groups; values of the padding rows are computed, and dropped by the caller. Where a shape
-is of the group or of the block, R are the rows of a group, H/N and C/N the columns of a block.
+one member of a launch: the arrays of a launch have an axis of members before these. In the kernels, B is the batch
+padded to whole groups; values of the padding rows are computed, and dropped by the caller. Where a shape is of the
+group or of the block, R are the rows of a group, H/N and C/N the columns of a block.
 
 Written for Pallas's Triton back end. `gpu.py` calls this; `cell.py` has the equations of the model.
 """

@@ -2,10 +2,11 @@
 
 A launch computes one model, or several of the same sizes (`jax.vmap`): its *members*, each with its own batch and
 weights. A *group* is `Tiling.blocks` thread blocks of one launch. It takes `Tiling.rows` rows of the batch of a member
-through all steps, and no group ever waits for another. Within a group, the columns of every layer are shared out evenly. Triton has no
-barrier between thread blocks, so a group has one of its own: a counter in device memory to which each block adds 1 when
-it arrives, and which it then polls until all have arrived. Blocks are assigned to groups in the order in which they
-start, so the running blocks form whole groups, and a group never waits for a block that cannot start: no deadlock.
+through all steps, and no group ever waits for another. Within a group, the columns of every layer are shared out
+evenly. Triton has no barrier between thread blocks, so a group has one of its own: a counter in device memory to which
+each block adds 1 when it arrives, and which it then polls until all have arrived. Blocks are assigned to groups in the
+order in which they start, so the running blocks form whole groups, and a group never waits for a block that cannot
+start: no deadlock.
 
 Shapes follow the legend of `gpu_forward_kernel.py`. Written for Pallas's Triton back end.
 """
@@ -82,8 +83,8 @@ class Group:
         can run the blocks of one group at the same time.
 
         Args:
-          counters: int32 `[groups of all members + 1]` in device memory, zeros at the launch: each group's arrivals at its barriers,
-            and the tickets given so far.
+          counters: int32 `[groups of all members + 1]` in device memory, zeros at the launch: each group's arrivals at
+            its barriers, and the tickets given so far.
           alone: the group has one block, so there is nobody to wait for; the interpreter runs blocks one by one.
           precision: of the matrix products.
           members, batch: how many there are, and the rows of each, which are whole groups.

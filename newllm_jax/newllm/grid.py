@@ -1,0 +1,99 @@
+"""The members of a sweep: every combination of some values of some settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from newllm_jax.config import NewLLMConfig, check, parse
+from newllm_jax.config.parsing import field_types
+from newllm_jax.errors import InputError, named
+
+MOST_MEMBERS = 1000
+LONGEST_FOLDER = 150  # characters
+# Of one process or one directory, and a member has neither to itself.
+WHOLE_SWEEP = ("mirror", "save_minutes", "tracker")
+
+
+@dataclass(frozen=True)
+class GridMember:
+    """One combination.
+
+    Attributes:
+      number: its place in the grid, from 1.
+      settings: those that differ among members.
+      config: all of them.
+    """
+
+    number: int
+    settings: dict[str, Any]
+    config: NewLLMConfig
+
+    @property
+    def name(self) -> str:
+        """The settings that differ among members: `learning_rate=0.001, seed=2`."""
+        return ", ".join(f"{name}={_shown(value)}" for name, value in self.settings.items()) or "the only member"
+
+    @property
+    def folder(self) -> str:
+        """A file name that tells it."""
+        told = re.sub(r"[^\w.=+-]+", "_", ",".join(f"{name}={_shown(value)}" for name, value in self.settings.items()))
+        return f"{self.number:03}-{told}"[:LONGEST_FOLDER].rstrip("-")
+
+
+def grid_members(config: NewLLMConfig, grid: Mapping[str, Sequence[Any]]) -> list[GridMember]:
+    """All combinations, the last setting of a configuration (the seed before all others) changing fastest.
+
+    Args:
+      config: what is common to them.
+      grid: the values of each setting; a single one is common too.
+
+    Raises:
+      InputError: a setting that there is not, that no sweep has, or whose values are none, wrong or twice the same.
+    """
+    check("grid", grid, "values by setting", isinstance(grid, Mapping))
+    for name, values in grid.items():
+        check(str(name), values, "a list of values", isinstance(values, Sequence) and not isinstance(values, str))
+        check(str(name), values, "one value at least", len(values) > 0)
+        config.override({name: values[0]})  # that there is such a setting
+    for name in WHOLE_SWEEP:
+        default = getattr(NewLLMConfig(), name)
+        if name in grid or getattr(config, name) != default:
+            raise InputError(f"{name}: does not go with a sweep, whose members share one process")
+    names = [field.name for field in dataclasses.fields(NewLLMConfig) if field.name in grid and field.name != "seed"]
+    names += ["seed"] if "seed" in grid else []
+    varied = [name for name in names if len(grid[name]) > 1]
+    members: list[GridMember] = []
+    count = 1
+    for name in names:
+        count *= len(grid[name])
+    if count > MOST_MEMBERS:
+        raise InputError(f"grid: {count:,} members are more than {MOST_MEMBERS:,}")
+    for number, values in enumerate(product(*(grid[name] for name in names)), 1):
+        whole = config.override(dict(zip(names, values, strict=True)))
+        settings = {name: whole.to_dict()[name] for name in varied}
+        for other in members:
+            if other.config == whole:
+                raise InputError(f"{named(', '.join(varied))}: the values of members {other.number} and {number} are "
+                                 "the same")  # fmt: skip
+        members.append(GridMember(number, settings, whole))
+    return members
+
+
+def parse_values(name: str, text: str) -> list[Any]:
+    """The values of a setting from a command line: `1e-3,2e-3`; of a setting that is a list itself, `0.5,1;1,2`.
+
+    Raises:
+      InputError: a value of another type.
+    """
+    is_list = "tuple" in str(field_types(NewLLMConfig)[name])
+    parts = text.split(";" if is_list else ",")
+    return [parse(NewLLMConfig, name, part.strip()) for part in parts]
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

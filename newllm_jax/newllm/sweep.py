@@ -1,0 +1,230 @@
+"""Many trainings of New-LLM, those that can share a compiled program side by side: `newllm sweep`.
+
+The directory of a sweep has `config.json` (what is common, and the grid), `results.json`, `report.md`, and in `members`
+a run directory for each member, the same as `newllm train` leaves: it can be restored, evaluated, compared, and its
+figures are those of a single run but for rounding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from newllm_jax.config import NewLLMConfig, check, checked, checked_path
+from newllm_jax.content import json_sha256
+from newllm_jax.errors import InputError
+from newllm_jax.newllm.experiment import OpenRun, Setup, data_facts, start_warnings
+from newllm_jax.newllm.grid import GridMember, grid_members
+from newllm_jax.newllm.plan import check_fits, members_that_fit, parameter_count
+from newllm_jax.newllm.updates import Numbers, build_members, program_of, training_precision
+from newllm_jax.newllm.wikitext import PREPARED_BY, Wikitext, load_wikitext
+from newllm_jax.records.directory import RunDir
+from newllm_jax.records.machine import environment
+from newllm_jax.records.progress import Narrate, narrate_start
+from newllm_jax.records.results import SCHEMA_VERSION, RunResult, results_footer, results_header
+from newllm_jax.records.stored_config import stored_config
+from newllm_jax.records.sweep_progress import SweepProgress
+from newllm_jax.report.finish import REPORT, write_results
+from newllm_jax.report.sweep import finished_row, member_row, write_sweep_report
+from newllm_jax.training.clock import Clock
+from newllm_jax.training.members import Member, fit_members
+from newllm_jax.training.stopping import Asked, Stopping, never
+
+SYSTEM = "new-llm-sweep"  # in `config.json`; no command takes its directory for a run
+MEMBERS = "members"  # the folder of their run directories
+
+
+class Group(NamedTuple):
+    """Members that are trained side by side, and what they read."""
+
+    members: list[GridMember]
+    data: Wikitext
+
+
+def sweep_newllm(
+    config: NewLLMConfig | None = None,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    *,
+    name: str = "sweep",
+    run_root: str | Path = "runs",
+    resume: str | Path | None = None,
+    at_once: int | None = None,
+    narrate: Narrate = print,
+    stop: Asked = never,
+) -> RunResult:
+    """Trains every combination of the values of a grid, and evaluates the best parameters of each on the test split.
+
+    Args:
+      config: the settings that are common to all members.
+      grid: the values of each setting that is not: `{"learning_rate": [1e-3, 2e-3], "seed": [0, 1, 2]}`.
+      name, run_root: a new sweep goes to `run_root/name-time`.
+      resume: the directory of a sweep to continue, with no config and no grid.
+      at_once: the most members that are trained side by side; None: as many as fit into memory.
+      narrate, stop: as for `train_newllm`.
+
+    Raises:
+      InputError: a setting, data set or directory that cannot be used.
+      Stopped: `stop` or `time_limit` ended the sweep; resuming continues it after the last whole epoch.
+    """
+    clock = Clock()
+    check("at_once", at_once, "a number of members, or none", at_once is None or checked("at_once", at_once, int) >= 1)
+    with ExitStack() as stack:
+        if resume is None:
+            config, sweep = config or NewLLMConfig(), None
+            check("config", config, "a NewLLMConfig", isinstance(config, NewLLMConfig))
+        else:
+            check("grid", grid, "none where a sweep is resumed, which has its own", config is None and not grid)
+            sweep = stack.enter_context(RunDir.open(checked_path("run_dir", resume)))
+            config, grid = _stored(sweep)
+        members = grid_members(config, grid or {})
+        groups = list(_groups(members, at_once))
+        sweep = sweep or stack.enter_context(RunDir.create(run_root, name))
+        _begin(sweep, config, _as_json(config, grid or {}), groups, narrate)
+        stopping, rows = Stopping(clock, sweep.path, config, stop), list[dict[str, Any]]()
+        for number, group in enumerate(groups, 1):
+            narrate(f"program {number} of {len(groups)}: {len(group.members)} members side by side")
+            rows += _train_group(sweep, group, stopping, narrate)
+        results = write_results(sweep, write_sweep_report, {
+            **results_header(sweep, config, training_precision(config)),
+            "system": SYSTEM, "grid": sweep.description["grid"], "programs": len(groups),
+            "members": sorted(rows, key=lambda row: row["number"]),
+            **results_footer(clock.seconds()),
+        })  # fmt: skip
+    narrate(f"report      {sweep.path / REPORT}")
+    return RunResult(sweep.path, results)
+
+
+def plan_sweep(
+    config: NewLLMConfig, grid: Mapping[str, Sequence[Any]], at_once: int | None = None
+) -> dict[str, Any]:  # fmt: skip
+    """What a sweep would be: its members, and which of them are trained side by side.
+
+    Raises:
+      InputError: as `sweep_newllm`.
+    """
+    groups = list(_groups(grid_members(config, grid), at_once))
+    return {
+        "system": SYSTEM,
+        "config": config.to_dict(),
+        "grid": _as_json(config, grid),
+        "environment": environment(training_precision(config)),
+        "programs": [
+            {
+                "members": [member.name for member in group.members],
+                "parameters": parameter_count(group.members[0].config, len(group.data.tokenizer)),
+                "updates_per_epoch": group.data.steps(group.members[0].config),
+                "num_epochs": group.members[0].config.num_epochs,
+            }
+            for group in groups
+        ],
+    }
+
+
+def _groups(members: Sequence[GridMember], at_once: int | None) -> Iterator[Group]:
+    """Members whose compiled programs are the same, in groups of equal size that fit into memory."""
+    programs: dict[str, list[GridMember]] = {}
+    for member in members:
+        programs.setdefault(json_sha256(program_of(member.config)), []).append(member)
+    data: dict[str, Wikitext] = {}
+    for alike in programs.values():
+        config = alike[0].config
+        read = json_sha256([config.dataset, config.dataset_config, *(getattr(config, name) for name in PREPARED_BY)])
+        data[read] = data[read] if read in data else load_wikitext(config)
+        precision = training_precision(config)
+        check_fits(config, data[read], precision)
+        most = members_that_fit(config, data[read], precision, len(alike))
+        count = math.ceil(len(alike) / min(most, at_once or most))
+        size = math.ceil(len(alike) / count)
+        for first in range(0, len(alike), size):
+            yield Group(alike[first : first + size], data[read])
+
+
+def _begin(
+    sweep: RunDir, config: NewLLMConfig, grid: dict[str, Any], groups: Sequence[Group], narrate: Narrate
+) -> None:  # fmt: skip
+    """Writes `config.json` of a new sweep, and tells what was resolved."""
+    precision, data = training_precision(config), groups[0].data
+    count = sum(len(group.members) for group in groups)
+    facts = {
+        "data": f"{data.provenance['source']}: {data_facts(data, groups[0].members[0].config)}",
+        "members": f"{count}, in {len(groups)} programs",
+    }
+    narrate_start(narrate, sweep, precision, facts, start_warnings(config, data))
+    if not sweep.description:
+        description = {"config": config.to_dict(), "grid": grid, "environment": environment(precision)}
+        sweep.begin({"schema_version": SCHEMA_VERSION, "system": SYSTEM, **description})
+
+
+def _as_json(config: NewLLMConfig, grid: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """A grid as JSON has it, its values as a configuration has them."""
+    return {
+        name: [config.override({name: value}).to_dict()[name] for value in values] for name, values in grid.items()
+    }  # fmt: skip
+
+
+def _stored(sweep: RunDir) -> tuple[NewLLMConfig, dict[str, Any]]:
+    """What a sweep was started with. Raises InputError where it is none, or damaged."""
+    if sweep.description.get("system") != SYSTEM:
+        raise InputError(f"{sweep.path}: not a sweep")
+    grid = sweep.description.get("grid")
+    try:
+        check("grid", grid, "a table", isinstance(grid, dict))
+        return NewLLMConfig.from_dict(sweep.description["config"]), sweep.description["grid"]
+    except (InputError, KeyError) as error:
+        raise InputError(f"{sweep.path / 'config.json'}: damaged ({error})") from error
+
+
+def _train_group(sweep: RunDir, group: Group, stopping: Stopping, narrate: Narrate) -> list[dict[str, Any]]:
+    """Trains the members that are not finished and writes their results; the rows of all of them."""
+    with ExitStack() as stack:
+        runs: dict[str, OpenRun] = {}
+        for member in group.members:
+            run = stack.enter_context(RunDir.open_or_create(sweep.path / MEMBERS / member.folder))
+            if run.description:
+                member.config.check_resumption(stored_config(run, NewLLMConfig), str(run.path))
+            setup = Setup.from_config(member.config, group.data)
+            if runs:  # they share one compiled evaluation
+                shared = next(iter(runs.values())).setup.training.evaluate
+                setup = setup._replace(training=dataclasses.replace(setup.training, evaluate=shared))
+            quiet = _ignore if not run.description else lambda line, name=member.name: narrate(f"{name}: {line}")
+            runs[member.name] = OpenRun.begin(stack, run, setup, stopping.clock, quiet)
+        results = {name: run.finished() for name, run in runs.items()}
+        left = {name: run for name, run in runs.items() if results[name] is None}
+        failures = _fit(left, stopping) if left else {}
+        stopping.check("validation")
+        for name, run in left.items():
+            results[name] = run.finish() if name not in failures else None
+        return [_row(member, results[member.name], failures.get(member.name, "")) for member in group.members]
+
+
+def _row(member: GridMember, result: RunResult | None, failure: str) -> dict[str, Any]:
+    """A member in the results of the sweep."""
+    row = member_row(member.number, member.name, member.settings, f"{MEMBERS}/{member.folder}")
+    return row | ({"failed": failure} if result is None else finished_row(result.results))
+
+
+def _fit(runs: Mapping[str, OpenRun], stopping: Stopping) -> dict[str, str]:
+    """Trains runs side by side; why some of them could not go on, by name."""
+    first = next(iter(runs.values())).setup
+    program = build_members(first.config, first.model, first.data.steps(first.config))
+    members = []
+    for name, run in runs.items():
+        run.run.write_metrics(run.history)
+        members.append(Member(
+            name, run.setup.config, run.setup.training, Numbers.from_config(run.setup.config), run.checkpoints,
+            run.run.append_metrics, run.state, run.history,
+        ))  # fmt: skip
+    splits = {name: first.data.split(name, first.config) for name in ("train", "validation")}
+    with SweepProgress(members, first.config.num_epochs) as progress:
+        fit_members(program, members, splits, stopping, progress)
+    for member in members:
+        runs[member.name].state, runs[member.name].history = member.state, member.history
+    return {member.name: member.failure for member in members if member.failure}
+
+
+def _ignore(line: str) -> None:
+    """Of a new member there is nothing to tell that its sweep has not told."""
