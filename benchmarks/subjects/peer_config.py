@@ -12,8 +12,8 @@ from newllm_jax.config.checking import check
 from newllm_jax.config.parsing import type_of
 
 Kind = Literal["lstm", "gpt"]
-SHARE = {"least": 0, "below": 1}
-WIDTH = {"least": 1, "most": 2**16}
+SHARE: dict[str, Any] = {"least": 0, "below": 1}
+WIDTH: dict[str, Any] = {"least": 1, "most": 2**16}
 KINDS: dict[str, str] = {"lstm": "LSTM", "gpt": "GPT"}
 ONLY_LSTM = ("word_dropout", "between_dropout", "output_dropout", "weight_dropout")
 ONLY_GPT = ("residual_dropout", "attention_dropout")
