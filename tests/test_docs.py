@@ -71,6 +71,13 @@ def test_every_file_of_results_has_a_command_that_makes_it_again(path):
         assert found["command"].startswith(f"python -m {module}")
         assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
         return
+    if path.parent == RESULTS / "peers":
+        words = shlex.split(found["command"])
+        assert words[:3] == ["python", "-m", "benchmarks.peers"]
+        typed = importlib.import_module("benchmarks.peers").options().parse(words[3:]).arguments
+        assert path.stem.startswith(f"{typed.task}-{typed.kind}-{typed.size}")
+        assert (typed.task, typed.kind) == (found["task"], found["kind"])
+        return
     assert path.parent == RESULTS / "benchmarks"
     module = importlib.import_module(f"benchmarks.{found['benchmark']}")
     sweep = found.get("sweep")

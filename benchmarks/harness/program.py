@@ -92,13 +92,16 @@ class Program:
 
     Attributes:
       name: the beginning of the default output file's name; a `part` for `--help` alone says what may follow it.
+      default_folder: where the default output file lies. In another folder than the benchmarks' own, `part` is the
+        beginning of its name in `--help`.
       results: what will be written as JSON.
     """
 
-    def __init__(self, name: str, description: str, part: str = "") -> None:
-        self.name = name
+    def __init__(self, name: str, description: str, part: str = "", default_folder: Path = RESULTS) -> None:
+        self.name, self.default_folder = name, default_folder
         self.parser = Parser(prog=f"python -m benchmarks.{name}", description=description, allow_abbrev=False)
-        default = f"{RESULTS.relative_to(ROOT).as_posix()}/{name}-{part}DEVICE.json"
+        beginning = f"{name}-{part}" if default_folder == RESULTS else part
+        default = f"{default_folder.relative_to(ROOT).as_posix()}/{beginning}DEVICE.json"
         self.parser.add_argument("--output", metavar="FILE", help=f"JSON file to write (default {default})")
         self.arguments: Any = None
         self.results: dict[str, Any] = {}
@@ -168,10 +171,14 @@ class Program:
             print(f"{time.monotonic() - started:.1f} s", file=sys.stderr)
         return result
 
+    def output_file(self) -> Path:
+        """Where the results are written; known once the program has started."""
+        default = self.default_folder / f"{self.name}-{self.results['environment']['slug']}.json"
+        return Path(self.arguments.output) if self.arguments.output else default
+
     def save(self) -> Path:
         """Writes the results as they are by now."""
-        default = RESULTS / f"{self.name}-{self.results['environment']['slug']}.json"
-        path = Path(self.arguments.output) if self.arguments.output else default
+        path = self.output_file()
         with whole_file(path) as partial:
             partial.write_text(json.dumps(self.results, indent=1) + "\n", encoding="utf-8")
         return path

@@ -9,12 +9,16 @@ import re
 
 from benchmarks.tables.benchmark import file_tables
 from benchmarks.tables.files import RESULTS, ROOT, load_all
+from benchmarks.tables.peers import peer_tables
 from benchmarks.tables.reliability import RELIABILITY_TABLES
 from benchmarks.tables.results import RESULTS_TABLES
 from benchmarks.tables.speed import SPEED_TABLES
 
 PAGES = (ROOT / "README.md", RESULTS / "README.md", ROOT / "docs" / "reliability.md")
-TABLES = RESULTS_TABLES | SPEED_TABLES | RELIABILITY_TABLES | file_tables(load_all("benchmarks").items())
+TABLES = (
+    RESULTS_TABLES | SPEED_TABLES | RELIABILITY_TABLES | peer_tables(load_all("peers"))
+    | file_tables(load_all("benchmarks").items())
+)  # fmt: skip
 BLOCK = re.compile(r"(<!-- table: (?P<name>.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
