@@ -93,12 +93,13 @@ class Program:
     Attributes:
       name: the beginning of the default output file's name; a `part` for `--help` alone says what may follow it.
       results: what will be written as JSON.
+      results_folder: of the default output file.
     """
 
-    def __init__(self, name: str, description: str, part: str = "") -> None:
-        self.name = name
+    def __init__(self, name: str, description: str, part: str = "", folder: Path = RESULTS) -> None:
+        self.name, self.results_folder = name, folder
         self.parser = Parser(prog=f"python -m benchmarks.{name}", description=description, allow_abbrev=False)
-        default = f"{RESULTS.relative_to(ROOT).as_posix()}/{name}-{part}DEVICE.json"
+        default = f"{folder.relative_to(ROOT).as_posix()}/{name}-{part}DEVICE.json"
         self.parser.add_argument("--output", metavar="FILE", help=f"JSON file to write (default {default})")
         self.arguments: Any = None
         self.results: dict[str, Any] = {}
@@ -170,7 +171,7 @@ class Program:
 
     def save(self) -> Path:
         """Writes the results as they are by now."""
-        default = RESULTS / f"{self.name}-{self.results['environment']['slug']}.json"
+        default = self.results_folder / f"{self.name}-{self.results['environment']['slug']}.json"
         path = Path(self.arguments.output) if self.arguments.output else default
         with whole_file(path) as partial:
             partial.write_text(json.dumps(self.results, indent=1) + "\n", encoding="utf-8")

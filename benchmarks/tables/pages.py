@@ -8,13 +8,15 @@ from __future__ import annotations
 import re
 
 from benchmarks.tables.benchmark import file_tables
+from benchmarks.tables.experiments import EXPERIMENT_TABLES
 from benchmarks.tables.files import RESULTS, ROOT, load_all
 from benchmarks.tables.reliability import RELIABILITY_TABLES
 from benchmarks.tables.results import RESULTS_TABLES
 from benchmarks.tables.speed import SPEED_TABLES
 
 PAGES = (ROOT / "README.md", RESULTS / "README.md", ROOT / "docs" / "reliability.md")
-TABLES = RESULTS_TABLES | SPEED_TABLES | RELIABILITY_TABLES | file_tables(load_all("benchmarks").items())
+TABLES = RESULTS_TABLES | SPEED_TABLES | RELIABILITY_TABLES | EXPERIMENT_TABLES
+TABLES |= file_tables((load_all("benchmarks") | load_all("ablation")).items())
 BLOCK = re.compile(r"(<!-- table: (?P<name>.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
