@@ -37,7 +37,7 @@ def save_signal(path: Path, results: dict[str, Any]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     variants = {name: found["epochs"] for name, found in results["variants"].items() if "error" not in found}
-    layout = [[*(f"{measure} {name}" for name in variants), "perplexity"] for measure in ROWS]
+    layout: list[Any] = [[*(f"{measure} {name}" for name in variants), "perplexity"] for measure in ROWS]
     with style.context("default"):  # a `matplotlibrc` of the current folder has no say
         figure = Figure(figsize=(3.2 * len(variants) + 4, 6.5), layout="constrained")
         FigureCanvasAgg(figure)
@@ -56,8 +56,9 @@ def save_signal(path: Path, results: dict[str, Any]) -> None:
             first.legend(fontsize="xx-small", ncols=2)
         perplexity = drawings["perplexity"]
         for name, epochs in variants.items():
-            values = [math.nan if entry["val_ppl"] is None else entry["val_ppl"] for entry in epochs]
-            perplexity.plot([entry["epoch"] for entry in epochs], values, label=name)
+            trained = epochs[1:]  # before the first update it says nothing, and is far above the rest
+            values = [math.nan if entry["val_ppl"] is None else entry["val_ppl"] for entry in trained]
+            perplexity.plot([entry["epoch"] for entry in trained], values, label=name)
         perplexity.set(title="validation perplexity", yscale="log", xlabel="epoch")
         perplexity.legend()
         for axes in drawings.values():

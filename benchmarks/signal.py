@@ -36,9 +36,7 @@ def options() -> Program:
     add("--precision", default="auto", help="precision of training, as for train.py (default auto); the measures are "
         "strict float32")  # fmt: skip
     add("--epochs", type=positive, default=24, help="number of epochs to train (default %(default)s)")
-    add(
-        "--texts", type=positive, default=128, help="number of validation texts that are measured (default %(default)s)"
-    )
+    add("--texts", type=positive, default=128, help="number of validation texts to measure (default %(default)s)")
     return program
 
 

@@ -85,7 +85,8 @@ def layer_measures(model: ContextVectorLM, params: Params, ids: jax.Array) -> di
 
     def mean_loss(params: Params, probes: jax.Array) -> tuple[jax.Array, jax.Array]:
         states = hidden_layers(model, params, ids[:, :-1], probes)
-        inputs, kernel, bias = model.apply({"params": params}, states[:, -1], method="head")  # type: ignore[misc]
+        head: Any = model.apply({"params": params}, states[:, -1], method="head")
+        inputs, kernel, bias = head
         sums = summed_losses(dot(inputs, kernel, spec.precision) + bias, targets, counted)
         return sums.loss / sums.count, states
 
@@ -118,7 +119,8 @@ def hidden_layers(model: ContextVectorLM, params: Params, ids: jax.Array, probes
         them is one with respect to what the layers hand on.
     """
     spec, cell = model.spec, params["cell"]
-    tokens = model.apply({"params": params}, method=lambda module: module.token_in(module.embed.embedding))[ids.T]
+    words: Any = model.apply({"params": params}, method=lambda module: module.token_in(module.embed.embedding))
+    tokens = words[ids.T]
     weights = CellParams(
         context_in=cell["context_in_kernel"],
         hidden=tuple(

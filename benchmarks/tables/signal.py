@@ -31,5 +31,5 @@ def signal_table(results: dict[str, Any]) -> str:
 
 def _ratio(entry: dict[str, Any] | None, measure: str, layer: int, reference: int) -> str:
     """Of two layers; a dash where the reference is 0."""
-    values = entry and entry[measure]
+    values: list[float] = entry[measure] if entry else []
     return f"{values[layer] / values[reference]:.2g}" if values and values[reference] else "-"
