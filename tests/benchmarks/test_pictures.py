@@ -22,15 +22,12 @@ def results():
 
 def test_every_measure_of_every_variant_is_drawn(tmp_path):
     drawn = []
-    changes = [(None, None, None), ("normal", "signal", 1), ("he", "gradient", 0), ("he", "val_ppl", None)]
-    for name, what, layer in changes:
+    changes = [
+        ("signal", [1.0, 0.1]), ("signal", [1.0, 0.3]), ("gradient", [0.3, 1.0]), ("val_ppl", 50.0), ("val_ppl", None)
+    ]  # fmt: skip
+    for name, (what, value) in zip(("normal", "he", "he", "normal", "he"), changes, strict=True):
         changed = copy.deepcopy(results())
-        if name:
-            entry = changed["variants"][name]["epochs"][2]
-            if layer is None:
-                entry[what] = None  # it overflowed: a gap
-            else:
-                entry[what][layer] *= 3
+        changed["variants"][name]["epochs"][2][what] = value  # the first is as it was; None overflowed: a gap
         pictures.save_signal(tmp_path / "picture.png", changed)
         drawn.append((tmp_path / "picture.png").read_bytes())
     assert len(set(drawn)) == len(changes)
