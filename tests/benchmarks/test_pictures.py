@@ -25,7 +25,7 @@ def test_every_measure_of_every_variant_is_drawn(tmp_path):
     changes = [
         ("signal", [1.0, 0.1]), ("signal", [1.0, 0.3]), ("gradient", [0.3, 1.0]), ("val_ppl", 50.0), ("val_ppl", None)
     ]  # fmt: skip
-    for name, (what, value) in zip(("normal", "he", "he", "normal", "he"), changes, strict=True):
+    for name, (what, value) in zip(("normal", "normal", "he", "normal", "he"), changes, strict=True):
         changed = copy.deepcopy(results())
         changed["variants"][name]["epochs"][2][what] = value  # the first is as it was; None overflowed: a gap
         pictures.save_signal(tmp_path / "picture.png", changed)
