@@ -46,6 +46,7 @@ EXPERIMENTS = {
     ("python", "train.py"): "new-llm",
     ("python", "cascade.py"): "cascade",
     ("newllm", "finetune"): "finetune",
+    ("newllm", "sweep"): "new-llm",
 }
 # Sweeps whose rows were collected from single runs; the file's note says so.
 COLLECTED = {"newllm-seeds-h200.json", "cascade-seeds-h200.json"}
@@ -59,7 +60,7 @@ def test_every_file_of_results_has_a_command_that_makes_it_again(path):
     if "system" in found:
         first, second, *_ = shlex.split(found["command"])
         assert EXPERIMENTS[first, second] == found["system"]
-        assert second == "finetune" or (ROOT / second).is_file()
+        assert first == "newllm" or (ROOT / second).is_file()
         return
     if path.stem.startswith("gpu-tests"):
         assert found["command"] == f"python -m pytest -n 0 tests/gpu --report {path.relative_to(ROOT).as_posix()}"
@@ -78,7 +79,7 @@ def test_every_file_of_results_has_a_command_that_makes_it_again(path):
         assert path.stem.startswith(f"{typed.task}-{typed.kind}-{typed.size}")
         assert (typed.task, typed.kind) == (found["task"], found["kind"])
         return
-    assert path.parent == RESULTS / "benchmarks"
+    assert path.parent in (RESULTS / "benchmarks", RESULTS / "ablation")
     module = importlib.import_module(f"benchmarks.{found['benchmark']}")
     sweep = found.get("sweep")
     assert sweep is None or sweep in module.SWEEPS

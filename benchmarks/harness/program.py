@@ -100,7 +100,7 @@ class Program:
     def __init__(self, name: str, description: str, part: str = "", default_folder: Path = RESULTS) -> None:
         self.name, self.default_folder = name, default_folder
         self.parser = Parser(prog=f"python -m benchmarks.{name}", description=description, allow_abbrev=False)
-        beginning = f"{name}-{part}" if default_folder == RESULTS else part
+        beginning = part if part and default_folder != RESULTS else f"{name}-{part}"
         default = f"{default_folder.relative_to(ROOT).as_posix()}/{beginning}DEVICE.json"
         self.parser.add_argument("--output", metavar="FILE", help=f"JSON file to write (default {default})")
         self.arguments: Any = None

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from benchmarks.tables.signal import signal_table
 from newllm_jax.report.cascade_tables import configuration_name
 from newllm_jax.report.tables import markdown_table, number
 
@@ -213,6 +214,7 @@ TABLES: dict[tuple[str, str | None], dict[str, Callable[[dict[str, Any]], str]]]
     ("cascade", "plan"): {"plan": plan_table},
     ("cascade", "seeds"): {"seeds": cascade_seed_table},
     ("startup", None): {"startup": startup_table},
+    ("signal", None): {"signal": signal_table},
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from newllm_jax.config.base import Config, RunConfig
 from newllm_jax.config.checking import check, checked_path
 from newllm_jax.config.newllm import NewLLMConfig
-from newllm_jax.config.parsing import nearest
+from newllm_jax.config.parsing import field_types, nearest
 from newllm_jax.errors import InputError, named, shown
 from newllm_jax.files import read_json, read_toml
 
@@ -45,12 +46,18 @@ def load_config(
     if not isinstance(settings, dict):
         raise InputError(f"config: {path} holds no settings (a table of field = value is expected)")
     try:
-        return config_class.from_dict({**settings, **overrides})
+        absent = [name for name, value in settings.items() if value == "none" and _can_be_absent(config_class, name)]
+        return config_class.from_dict({**settings, **dict.fromkeys(absent), **overrides})
     except InputError as error:
         culprit = str(error).split(":", 1)[0]
         if culprit in map(named, settings) and culprit not in overrides:
             raise InputError(f"{path}: {error}") from error
         raise
+
+
+def _can_be_absent(config_class: type[RunConfig], name: str) -> bool:
+    """Whether a setting can have no value, which TOML can only spell as the text `none`."""
+    return isinstance(field_types(config_class).get(name), types.UnionType)
 
 
 def _config_folder() -> Path:

@@ -42,7 +42,7 @@ def histories(result):
 def test_a_member_is_the_run_that_it_would_be_alone(swept, tmp_path, number):
     row = swept.results["members"][number - 1]
     alone = train_newllm(
-        config(**OPTIONS, **row["settings"], forget_bias=1.0), run_root=tmp_path, narrate=lambda _: None
+        config(**{**OPTIONS, "forget_bias": 1.0, **row["settings"]}), run_root=tmp_path, narrate=lambda _: None
     )  # fmt: skip
     np.testing.assert_allclose(row["val_ppl"], [entry["val_ppl"] for entry in alone.results["epochs"]], rtol=1e-4)
     np.testing.assert_allclose(row["test"]["ppl"], alone.results["test"]["ppl"], rtol=1e-4)
@@ -57,7 +57,7 @@ def test_members_differ_and_are_named_by_what_differs(swept):
     found = histories(swept)
     assert len(found) == len(set(map(tuple, found.values()))) == 8
     assert list(found)[:2] == [
-        "variational_dropout=0.1, learning_rate=0.01, seed=0", "variational_dropout=0.1, learning_rate=0.01, seed=1",
+        "learning_rate=0.01, variational_dropout=0.1, seed=0", "learning_rate=0.01, variational_dropout=0.1, seed=1",
     ]  # fmt: skip
     assert swept.results["programs"] == 1
 
