@@ -111,27 +111,25 @@ class OpenRun:
         run.begin(description, files)
         return cls(run, setup, clock, checkpoints, state, history)
 
-    def finished(self) -> RunResult | None:
-        """The result of a run that was at its end already, or None; writes what a killed process left out."""
-        if not (self.history and is_finished(self.history, self.setup.config)):
-            return None
-        found = finished_results(self.run, "epochs", len(self.history))
-        return complete(self.run, found, write_report) if found else None
+    def finished(self) -> dict[str, Any] | None:
+        """The results of a run that was at its end already, or None."""
+        at_end = self.history and is_finished(self.history, self.setup.config)
+        return finished_results(self.run, "epochs", len(self.history)) if at_end else None
 
-    def finish(self) -> RunResult:
-        """Measures the best parameters on the test split; writes results and report."""
+    def finish(self) -> dict[str, Any]:
+        """Measures the best parameters on the test split; the results of the run, which are not written yet."""
         setup, config = self.setup, self.setup.config
         best = at_epoch(self.history, best_epoch(self.history))
         params = self.checkpoints.params(best["epoch"], self.state.params)
         test = evaluate(setup.training.evaluate, params, setup.data.split("test", config), config.examples_at_once)
-        return RunResult(self.run.path, write_results(self.run, write_report, {
+        return {
             **results_header(self.run, config, setup.precision),
             "data": setup.data.summary(config),
             "parameters": count_parameters(self.state.params),
             "epochs": self.history, "stopped": how_it_stopped(self.history, config),
             "best": best, "test": test,
             **results_footer(self.clock.seconds()),
-        }))  # fmt: skip
+        }  # fmt: skip
 
 
 def train_newllm(
@@ -173,7 +171,7 @@ def train_newllm(
         if history and is_finished(history, config):
             narrate(f"finished {how_it_stopped(history, config)}")
             if finished := opened.finished():
-                return finished
+                return complete(run, finished, write_report)
         tracker = open_tracker(config.tracker, run, config.to_dict())
         run.write_metrics(history)
         splits = {name: setup.data.split(name, config) for name in ("train", "validation")}
@@ -182,11 +180,11 @@ def train_newllm(
                 setup.training, opened.state, splits, config, opened.checkpoints, progress, stopping, history
             )
         stopping.check("validation")
-        result = opened.finish()
-    best, test = result.results["best"], result.results["test"]
+        results = write_results(run, write_report, opened.finish())
+    best, test = results["best"], results["test"]
     narrate(f"best        validation PPL {best['val_ppl']:.2f} after epoch {best['epoch']}; test PPL {test['ppl']:.2f}")
     narrate(f"report      {run.path / REPORT}")
-    return result
+    return RunResult(run.path, results)
 
 
 def _narrate(narrate: Narrate, run: RunDir, setup: Setup) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 
 from newllm_jax.config import NewLLMConfig, check
 from newllm_jax.newllm.loss import next_word_loss
-from newllm_jax.newllm.model import ContextVectorLM
+from newllm_jax.newllm.model import DROPOUTS, ContextVectorLM
 from newllm_jax.newllm.tokenizer import WordTokenizer
 from newllm_jax.newllm.wikitext import load_wikitext
 from newllm_jax.records.directory import RunDir
@@ -44,7 +45,13 @@ class NewLLMRun:
 
 def init_params(model: ContextVectorLM, seed: int) -> Params:
     """The initial parameters of a seed."""
-    return jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, 2), jnp.int32))["params"]
+    without_dropout = model.clone(**dict.fromkeys(DROPOUTS, 0.0))  # which changes none, and the program is the same
+    return _init(without_dropout, jax.random.key(seed))
+
+
+@partial(jax.jit, static_argnums=0)
+def _init(model: ContextVectorLM, key: jax.Array) -> Params:
+    return model.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
 
 
 def restore_newllm(run_dir: str | Path) -> NewLLMRun:

@@ -1,8 +1,8 @@
 """Many trainings of New-LLM, those that can share a compiled program side by side: `newllm sweep`.
 
 The directory of a sweep has `config.json` (what is common, and the grid), `results.json`, `report.md`, and in `members`
-a run directory for each member, the same as `newllm train` leaves: it can be restored, evaluated, compared, and its
-figures are those of a single run but for rounding.
+a run directory for each member, as `newllm train` leaves it but for the report, which `newllm report` writes: it can be
+restored, evaluated, compared, and its figures are those of a single run but for rounding.
 """
 
 from __future__ import annotations
@@ -197,14 +197,15 @@ def _train_group(sweep: RunDir, group: Group, stopping: Stopping, narrate: Narra
         failures = _fit(left, stopping) if left else {}
         stopping.check("validation")
         for name, run in left.items():
-            results[name] = run.finish() if name not in failures else None
+            if name not in failures:
+                results[name] = run.run.write_json("results.json", run.finish())
         return [_row(member, results[member.name], failures.get(member.name, "")) for member in group.members]
 
 
-def _row(member: GridMember, result: RunResult | None, failure: str) -> dict[str, Any]:
+def _row(member: GridMember, results: dict[str, Any] | None, failure: str) -> dict[str, Any]:
     """A member in the results of the sweep."""
     row = member_row(member.number, member.name, member.settings, f"{MEMBERS}/{member.folder}")
-    return row | ({"failed": failure} if result is None else finished_row(result.results))
+    return row | ({"failed": failure} if results is None else finished_row(results))
 
 
 def _fit(runs: Mapping[str, OpenRun], stopping: Stopping) -> dict[str, str]:

@@ -56,9 +56,12 @@ def tiling_for(batch: int, storage: Any, members: int = 1) -> Tiling:
     from newllm_jax.newllm.recurrence.gpu_group import Tiling
 
     power_of_two = 1 << (members * batch - 1).bit_length()
-    rows = min(max(power_of_two // 8, 16), 64)
+    largest = 128 if members > 1 and storage == jnp.bfloat16 else 64
+    rows = min(max(power_of_two // 8, 16), largest)
     while members > 1 and batch % rows:
         rows //= 2
+    if rows == 128:
+        return Tiling(rows, blocks=16, depth=64, warps=8, stages=3)
     wide = storage == jnp.float32 and rows > 16
     return Tiling(rows, blocks=16, depth=64 if wide else 128, warps=4, stages=3)
 
