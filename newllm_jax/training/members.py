@@ -213,15 +213,10 @@ def _run_epoch(
 
 def _stack(trees: Sequence[Any], room: int) -> Any:
     """Trees of arrays as one, with an axis of members in front; the first one fills up to `room`."""
-    return _stacked([*trees, *[trees[0]] * (room - len(trees))])
+    # Array by array: a program for all of them at once would take longer to compile than an epoch takes.
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees, *[trees[0]] * (room - len(trees)))
 
 
-@jax.jit
-def _stacked(trees: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-@partial(jax.jit, static_argnums=1)
 def _unstack(tree: Any, count: int) -> list[Any]:
     """The first trees of a stacked one."""
     return [jax.tree.map(lambda leaf, number=number: leaf[number], tree) for number in range(count)]

@@ -14,15 +14,17 @@ from newllm_jax.newllm.sweep import plan_sweep, sweep_newllm
 from newllm_jax.report.sweep import sweep_table
 
 SMALL = {
-    "dataset": "builtin", "vocabulary_size": 50, "embed_dim": 8, "hidden_dim": 8, "context_dim": 8, "num_layers": 2,
-    "sequence_length": 8, "stride": 8, "batch_size": 1024, "num_epochs": 4, "learning_rate": 3e-2,
+    "dataset": "builtin", "vocabulary_size": 50, "embed_dim": 16, "hidden_dim": 16, "context_dim": 16, "num_layers": 2,
+    "sequence_length": 8, "stride": 8, "batch_size": 1024, "num_epochs": 2, "learning_rate": 3e-3,
 }  # fmt: skip
 OPTIONS = {
     "cell": "residual", "initialization": "he", "dropout": 0.0, "variational_dropout": 0.1, "weight_dropout": 0.1,
     "input_dropout": 0.1, "output_dropout": 0.1, "word_dropout": 0.1, "weight_decay": 0.1, "ema_decay": 0.9,
     "schedule": "cosine",
 }  # fmt: skip
-GRID = {"learning_rate": [1e-2, 3e-2], "variational_dropout": [0.1, 0.3], "forget_bias": [1.0], "seed": [0, 1]}
+GRID = {"learning_rate": [1e-3, 3e-3], "variational_dropout": [0.1, 0.3], "forget_bias": [1.0], "seed": [0, 1]}
+
+ROUNDING = 2e-4  # relative; it grows with every update, for Adam makes whole steps of gradients that are rounding alone
 
 
 def config(**settings):
@@ -44,20 +46,23 @@ def test_a_member_is_the_run_that_it_would_be_alone(swept, tmp_path, number):
     alone = train_newllm(
         config(**{**OPTIONS, "forget_bias": 1.0, **row["settings"]}), run_root=tmp_path, narrate=lambda _: None
     )  # fmt: skip
-    np.testing.assert_allclose(row["val_ppl"], [entry["val_ppl"] for entry in alone.results["epochs"]], rtol=1e-4)
-    np.testing.assert_allclose(row["test"]["ppl"], alone.results["test"]["ppl"], rtol=1e-4)
+    found = [entry["val_ppl"] for entry in alone.results["epochs"]]
+    np.testing.assert_allclose(row["val_ppl"], found, rtol=ROUNDING)
+    others = [other["val_ppl"] for other in swept.results["members"] if other != row]
+    assert all(np.max(np.abs(np.array(other) / found - 1)) > 5 * ROUNDING for other in others)
+    np.testing.assert_allclose(row["test"]["ppl"], alone.results["test"]["ppl"], rtol=ROUNDING)
     assert row["parameters"] == alone.results["parameters"]
     ours, theirs = restore_newllm(swept.run_dir / row["run"]), restore_newllm(alone.run_dir)
     assert ours.config == theirs.config
     for one, other in zip(jax.tree.leaves(ours.params), jax.tree.leaves(theirs.params), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-4)
+        np.testing.assert_allclose(one, other, atol=2e-3)
 
 
 def test_members_differ_and_are_named_by_what_differs(swept):
     found = histories(swept)
     assert len(found) == len(set(map(tuple, found.values()))) == 8
     assert list(found)[:2] == [
-        "learning_rate=0.01, variational_dropout=0.1, seed=0", "learning_rate=0.01, variational_dropout=0.1, seed=1",
+        "learning_rate=0.001, variational_dropout=0.1, seed=0", "learning_rate=0.001, variational_dropout=0.1, seed=1",
     ]  # fmt: skip
     assert swept.results["programs"] == 1
 
@@ -95,16 +100,14 @@ def test_members_stop_and_fail_alone(tmp_path):
 
 
 def test_a_stopped_sweep_goes_on_where_it_was(swept, tmp_path):
-    epochs = 0
-
     def stop():
-        return len(list(tmp_path.glob("*/members/*/checkpoints/epoch_2"))) > 0
+        return len(list(tmp_path.glob("*/members/*/checkpoints/epoch_1"))) > 0
 
     with pytest.raises(Stopped, match="--resume"):
         sweep_newllm(config(**OPTIONS), GRID, run_root=tmp_path, narrate=lambda _: None, stop=stop)
     (run_dir,) = tmp_path.iterdir()
     epochs = [len(list(member.glob("checkpoints/epoch_*"))) for member in (run_dir / "members").iterdir()]
-    assert 0 < max(epochs) < 4
+    assert max(epochs) == 1
     again = sweep_newllm(resume=run_dir, narrate=lambda _: None)
     assert histories(again) == histories(swept)
     files = {path: path.read_bytes() for path in run_dir.glob("members/*/results.json")}

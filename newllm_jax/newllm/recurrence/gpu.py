@@ -61,7 +61,7 @@ def tiling_for(batch: int, storage: Any, members: int = 1) -> Tiling:
     while members > 1 and batch % rows:
         rows //= 2
     if rows == 128:
-        return Tiling(rows, blocks=16, depth=64, warps=8, stages=3)
+        return Tiling(rows, blocks=16, depth=64, warps=8, stages=4)
     wide = storage == jnp.float32 and rows > 16
     return Tiling(rows, blocks=16, depth=64 if wide else 128, warps=4, stages=3)
 
