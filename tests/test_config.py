@@ -33,6 +33,26 @@ def test_every_configuration_file_loads():
         assert isinstance(load_config(name), NewLLMConfig)
 
 
+def test_recipes_have_the_sizes_that_they_promise():
+    from newllm_jax.newllm.plan import parameter_count
+
+    for name, words, most in (("baseline_plus", 1000, 2_750_000), ("advanced_plus", 1000, 5_000_000),
+                              ("wikitext2", 33_280, 33_000_000)):  # fmt: skip
+        config = load_config(name)
+        assert most / 2 < parameter_count(config, words) <= most
+        assert config.vocabulary_size == (1000 if words == 1000 else None)
+
+
+def test_none_in_a_toml_file_is_no_value_where_a_setting_can_have_none(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('micro_batch = "none"\ntracker = "none"\n')
+    config = load_config(file)
+    assert (config.micro_batch, config.tracker) == (None, "none")
+    file.write_text('batch_size = "none"\n')
+    with pytest.raises(InputError, match="batch_size: 'none' is not an integer"):
+        load_config(file)
+
+
 def test_round_trip_through_json():
     config = load_config("advanced", {"decay_epochs": 100, "clip_norms": [1.0], "clip_epochs": []})
     assert NewLLMConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config

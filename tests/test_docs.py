@@ -46,7 +46,7 @@ EXPERIMENTS = {
     ("python", "train.py"): "new-llm",
     ("python", "cascade.py"): "cascade",
     ("newllm", "finetune"): "finetune",
-    ("newllm", "sweep"): "new-llm",
+    ("newllm", "sweep"): "new-llm-sweep",
 }
 # Sweeps whose rows were collected from single runs; the file's note says so.
 COLLECTED = {"newllm-seeds-h200.json", "cascade-seeds-h200.json"}

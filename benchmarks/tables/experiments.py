@@ -60,7 +60,7 @@ def published_runs() -> list[Member]:
 def sweep_members(folder: str) -> list[Member]:
     """The members of all sweeps of a folder under `docs/results`."""
     return [
-        _member(file, sweep["config"] | member["settings"], member["epochs"], member)
+        _member(file, sweep["config"] | member["settings"], member.get("epochs", 0), member)
         for file, sweep in load_all(folder).items()
         for member in sweep["members"]
     ]
@@ -111,7 +111,7 @@ def shown(value: Any) -> str:
 
 
 def _member(file: str, settings: dict[str, Any], epochs: int, found: dict[str, Any]) -> Member:
-    best, test = found.get("best") or {}, found.get("test") or {}
+    best, test = found.get("best") or {}, found.get("test") or {}  # a member that failed has neither
     return Member(file, NewLLMConfig.from_dict(settings), epochs, best.get("val_ppl"), test.get("ppl"))
 
 

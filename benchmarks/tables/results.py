@@ -38,6 +38,24 @@ def newllm_summary() -> str:
     return markdown_table(header, rows)
 
 
+def newllm_recipes() -> str:
+    """The recipes by seed, beside peers of PyTorch that had a search of their own."""
+    rows = []
+    for name, sweep in load_all("recipes").items():
+        if sweep["config"]["seed"] != 0 or list(sweep["grid"]) != ["seed"]:
+            continue  # a search
+        members = sorted(sweep["members"], key=lambda member: member["settings"]["seed"])
+        rows.append([
+            f"[`{name}`](recipes/{name}.json)", f"{members[0]['parameters']:,}",
+            _each([member["best"]["val_ppl"] for member in members]),
+            _each([member["test"]["ppl"] for member in members]),
+            " / ".join(str(member["best"]["epoch"]) for member in members), str(members[0]["epochs"]),
+            f"{sweep['seconds']:.0f} s",
+        ])  # fmt: skip
+    header = ["recipe", "parameters", "val PPL (3 seeds)", "test PPL", "best epochs", "epochs", "all seeds took"]
+    return markdown_table(header, rows)
+
+
 def newllm_epochs(config: str) -> str:
     """Validation perplexity, published and ours, at every epoch for which one was published."""
     published, own = load("published.json")["newllm"][config], newllm_runs(config)
@@ -123,6 +141,7 @@ def _machine(run: dict[str, Any]) -> str:
 
 RESULTS_TABLES: dict[str, Callable[[], str]] = {
     "newllm summary": newllm_summary,
+    "newllm recipes": newllm_recipes,
     "newllm baseline epochs": lambda: newllm_epochs("baseline"),
     "newllm advanced epochs": lambda: newllm_epochs("advanced"),
     "newllm extended": newllm_extended,

@@ -35,7 +35,10 @@ def environment(precision: str) -> dict[str, Any]:
 def command_line() -> str:
     """The command that this process was started with."""
     program = Path(sys.argv[0])
-    start = ["python", program.as_posix()] if program.suffix == ".py" else [program.name]
+    if program.name == "__main__.py":
+        start = ["newllm"]  # `python -m newllm_jax`, whose file lies wherever the package does
+    else:
+        start = ["python", program.as_posix()] if program.suffix == ".py" else [program.name]
     return shlex.join([*start, *sys.argv[1:]])
 
 

@@ -105,7 +105,7 @@ def strict(shape, cell, kinds):
     """The reference, and its errors against that of a model whose second layer has another bias."""
     run, (params, context, tokens) = loop("plain", "fp32", shape, cell, kinds), inputs(*shape)
     (kernel, bias), *others = params.hidden
-    changed = params._replace(hidden=((kernel, bias + 1), *others))
+    changed = params._replace(hidden=((kernel, bias + 1.5), *others))
     reference = run(params, context, tokens)
     return reference, errors(run(changed, context, tokens), reference)
 
@@ -154,6 +154,22 @@ def test_a_run_gives_the_same_bits_every_time(precision, cell):
     moved, _ = run(params, context.at[-1, -1].add(0.1), tokens)
     assert np.any(np.asarray(moved[0])[-1] != first[0][-1])  # the last text's, one of those that fill a group partly
     np.testing.assert_array_equal(np.asarray(moved[0])[:-1], first[0][:-1])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_members_of_a_vmap_have_the_numbers_that_each_has_alone(precision, cell):
+    """Two members of 128 texts, so that a group has other rows than in a launch of one."""
+    shape = (128, 256, 256, 2)
+    run, one = loop("gpu", precision, shape, cell, ("step", "text")), inputs(*shape)
+    other = jax.tree.map(lambda leaf: leaf * 0.5, one)
+    found = jax.jit(jax.vmap(run))(*jax.tree.map(lambda *leaves: jnp.stack(leaves), one, other))
+    for number, member in enumerate((one, other)):
+        ours = jax.tree.map(lambda leaf, number=number: leaf[number].astype(jnp.float32), found)
+        alone, wrong = run(*member), run(*(other if number == 0 else one))
+        limits = RESULTS[precision], PARAMETERS, ROWS
+        for same, different, allowed in zip(errors(ours, alone), errors(ours, wrong), limits, strict=True):
+            assert max(same) < allowed < max(different)
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
