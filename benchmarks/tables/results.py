@@ -46,7 +46,7 @@ def newllm_recipes() -> str:
             continue  # a search
         members = sorted(sweep["members"], key=lambda member: member["settings"]["seed"])
         rows.append([
-            f"[`{name}`](recipes/{name}.json)", f"{members[0]['parameters']:,}",
+            f"`{name}`", f"{members[0]['parameters']:,}",
             _each([member["best"]["val_ppl"] for member in members]),
             _each([member["test"]["ppl"] for member in members]),
             " / ".join(str(member["best"]["epoch"]) for member in members), str(members[0]["epochs"]),
