@@ -81,7 +81,7 @@ def small(corpus) -> dict[str, object]:
 def options(small) -> list[str]:
     """The command of such a run."""
     typed = {name: ",".join(map(str, value)) if isinstance(value, list) else value for name, value in small.items()}
-    return ["train", "--config", "quickstart", *(f"--{name}={value}" for name, value in typed.items())]
+    return ["train", "--config", "baseline", *(f"--{name}={value}" for name, value in typed.items())]
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +90,7 @@ def small_run(tmp_path_factory, small) -> Path:
     from newllm_jax import load_config, train_newllm
 
     root = tmp_path_factory.mktemp("runs")
-    return train_newllm(load_config("quickstart", small), name="small", run_root=root, narrate=lambda _: None).run_dir
+    return train_newllm(load_config("baseline", small), name="small", run_root=root, narrate=lambda _: None).run_dir
 
 
 @pytest.fixture(scope="session")

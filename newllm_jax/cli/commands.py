@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from newllm_jax import systems
 from newllm_jax.cli import signals
-from newllm_jax.config import NewLLMConfig, RunConfig, check, checked, checked_path, load_config, nearest, parse
+from newllm_jax.config import RunConfig, check, checked, checked_path, load_config, nearest, parse
 from newllm_jax.decoding.exits import Exits
 from newllm_jax.errors import InputError, named
 from newllm_jax.systems import SYSTEMS, System, call
@@ -85,7 +85,7 @@ def sweep(argv: Sequence[str]) -> None:
     from newllm_jax.newllm.sweep import plan_sweep, sweep_newllm
 
     texts = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(system.config)}
-    values = {name: parse_values(name, text) for name, text in texts.items() if text is not None}
+    values = {name: parse_values(name, text or "") for name, text in texts.items() if text is not None}
     at_once = None if arguments.at_once is None else checked("at_once", _integer(arguments.at_once), int, least=1)
     if arguments.resume is not None:
         for option in ("dry_run", "config", *values):
@@ -93,14 +93,12 @@ def sweep(argv: Sequence[str]) -> None:
                 raise InputError(f"{option}: does not go with --resume: a sweep goes on as it was started")
         sweep_newllm(resume=arguments.resume, at_once=at_once, stop=signals.came)
         return
-    name, run_root = arguments.config or system.default, checked_path("run_root", arguments.run_root)
-    common = {name: single for name, (single, *others) in values.items() if not others}
-    config = load_config(name, common, config_class=NewLLMConfig)
-    grid = {name: several for name, several in values.items() if name not in common}
+    name = system.default if arguments.config is None else arguments.config
+    config, run_root = load_config(name), checked_path("run_root", arguments.run_root)
     if arguments.dry_run:
-        print(json.dumps(plan_sweep(config, grid, at_once), indent=2))
+        print(json.dumps(plan_sweep(config, values, at_once), indent=2))
         return
-    sweep_newllm(config, grid, name=f"sweep-{Path(name).stem}", run_root=run_root, at_once=at_once, stop=signals.came)
+    sweep_newllm(config, values, name=f"sweep-{Path(name).stem}", run_root=run_root, at_once=at_once, stop=signals.came)
 
 
 def generate(argv: Sequence[str]) -> None:
@@ -293,9 +291,10 @@ def deterministic_flags() -> str:
 
 def _integer(text: str) -> Any:
     """The integer that a text is, or the text."""
-    return int(text) if text.isdecimal() else text
+    return int(text) if text and text.isdecimal() and len(text) < 20 else text
 
 
 def _overrides(arguments: argparse.Namespace, config_class: type[RunConfig]) -> dict[str, Any]:
     texts = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(config_class)}
-    return {name: parse(config_class, name, text) for name, text in texts.items() if text is not None}
+    # argparse makes an empty list of `--`
+    return {name: parse(config_class, name, text or "") for name, text in texts.items() if text is not None}

@@ -182,6 +182,8 @@ def _out_of_memory(error: BaseException, asked: str, command: str) -> str:
     on_host = any(isinstance(cause, MemoryError) for cause in causes(error))
     _, free = host_memory() if on_host else device_memory()
     trained = [system.less_memory for system in SYSTEMS.values() if system.command == command]
+    if command == "sweep":
+        trained = ["lower at_once (--resume goes on with it), or micro_batch and batch_size"]
     remedy = trained[0] if trained else "close what else needs memory, or use a CPU (JAX_PLATFORMS=cpu)"
     known = "" if free is None else f", {free / 2**30:.2f} GiB are free"
     return f"out of memory{' of the host' if on_host else ''}: {asked} asked for{known}; {remedy}"

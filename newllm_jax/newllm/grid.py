@@ -10,16 +10,17 @@ from itertools import product
 from typing import Any
 
 from newllm_jax.config import NewLLMConfig, check, parse
-from newllm_jax.config.parsing import field_types
+from newllm_jax.config.parsing import field_types, type_of
 from newllm_jax.errors import InputError, named
 
 MOST_MEMBERS = 1000
 LONGEST_FOLDER = 150  # characters
 # Of one process or one directory, and a member has neither to itself.
-WHOLE_SWEEP = ("mirror", "save_minutes", "tracker")
+NO_SWEEP = ("mirror", "save_minutes", "tracker")
+COMMON = ("time_limit", "fallback")  # of a sweep as a whole
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GridMember:
     """One combination.
 
@@ -41,7 +42,8 @@ class GridMember:
     @property
     def folder(self) -> str:
         """A file name that tells it."""
-        told = re.sub(r"[^\w.=+-]+", "_", ",".join(f"{name}={_shown(value)}" for name, value in self.settings.items()))
+        told = ",".join(f"{name}={_shown(value)}" for name, value in self.settings.items())
+        told = re.sub(r"[^\w.=+,-]+", "_", told, flags=re.ASCII)
         return f"{self.number:03}-{told}"[:LONGEST_FOLDER].rstrip("-")
 
 
@@ -49,8 +51,8 @@ def grid_members(config: NewLLMConfig, grid: Mapping[str, Sequence[Any]]) -> lis
     """All combinations, the last setting of a configuration (the seed before all others) changing fastest.
 
     Args:
-      config: what is common to them.
-      grid: the values of each setting; a single one is common too.
+      config: the settings that are not in the grid.
+      grid: the values of each setting; a single one is common to all members.
 
     Raises:
       InputError: a setting that there is not, that no sweep has, or whose values are none, wrong or twice the same.
@@ -59,11 +61,12 @@ def grid_members(config: NewLLMConfig, grid: Mapping[str, Sequence[Any]]) -> lis
     for name, values in grid.items():
         check(str(name), values, "a list of values", isinstance(values, Sequence) and not isinstance(values, str))
         check(str(name), values, "one value at least", len(values) > 0)
-        config.override({name: values[0]})  # that there is such a setting
-    for name in WHOLE_SWEEP:
-        default = getattr(NewLLMConfig(), name)
-        if name in grid or getattr(config, name) != default:
+        type_of(NewLLMConfig, name)  # raises InputError where there is no such setting
+        if name in NO_SWEEP or (name in COMMON and len(values) > 1):
             raise InputError(f"{name}: does not go with a sweep, whose members share one process")
+    for name in NO_SWEEP:
+        check(name, getattr(config, name), "left as it is by default in a sweep, whose members share one process",
+              getattr(config, name) == getattr(NewLLMConfig(), name))  # fmt: skip
     names = [field.name for field in dataclasses.fields(NewLLMConfig) if field.name in grid and field.name != "seed"]
     names += ["seed"] if "seed" in grid else []
     varied = [name for name in names if len(grid[name]) > 1]
@@ -96,4 +99,4 @@ def parse_values(name: str, text: str) -> list[Any]:
 
 
 def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -70,15 +70,15 @@ def check_fits(config: NewLLMConfig, data: Wikitext, precision: Precision) -> No
 def members_that_fit(config: NewLLMConfig, data: Wikitext, precision: Precision, members: int) -> int:
     """How many of some trainings of this size the free memory takes side by side, one at least.
 
-    Each is counted with its gradients, moments and activations, twice its state (between epochs there is a copy), and
-    with data of its own, which in truth are shared.
+    Each is counted with its gradients, moments and activations, three times its state (after an epoch there are copies)
+    and with data of its own, which in truth are shared.
     """
     _, free = device_memory()
     bound = memory_bound(config, len(data.tokenizer), precision)
     if free is None or members * PLAN_FACTOR * sum(bound.values()) <= free:
         return members
     parameters = parameter_count(config, len(data.tokenizer))
-    needed = planned_memory(config, data, precision) + ADAM_BYTES * parameters
+    needed = planned_memory(config, data, precision) + 2 * ADAM_BYTES * parameters
     return min(members, max(1, int(USABLE_SHARE * free) // needed))
 
 

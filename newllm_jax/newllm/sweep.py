@@ -2,7 +2,8 @@
 
 The directory of a sweep has `config.json` (what is common, and the grid), `results.json`, `report.md`, and in `members`
 a run directory for each member, as `newllm train` leaves it but for the report, which `newllm report` writes: it can be
-restored, evaluated, compared, and its figures are those of a single run but for rounding.
+restored, evaluated, compared. Its losses are those of a single run but for rounding; its times are those of all members
+beside it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 from newllm_jax.config import NewLLMConfig, check, checked, checked_path
 from newllm_jax.content import json_sha256
-from newllm_jax.errors import InputError
+from newllm_jax.errors import InputError, NumericalError
 from newllm_jax.newllm.experiment import OpenRun, Setup, data_facts, start_warnings
 from newllm_jax.newllm.grid import GridMember, grid_members
 from newllm_jax.newllm.plan import check_fits, members_that_fit, parameter_count
@@ -36,6 +37,8 @@ from newllm_jax.training.stopping import Asked, Stopping, never
 
 SYSTEM = "new-llm-sweep"  # in `config.json`; no command takes its directory for a run
 MEMBERS = "members"  # the folder of their run directories
+FAILURE = "failed.json"  # of a member whose loss did not stay finite
+MOST_AT_ONCE = 64  # each holds a lock and threads that write its checkpoints
 
 
 class Group(NamedTuple):
@@ -68,6 +71,7 @@ def sweep_newllm(
 
     Raises:
       InputError: a setting, data set or directory that cannot be used.
+      NumericalError: no member has a loss that stays finite.
       Stopped: `stop` or `time_limit` ended the sweep; resuming continues it after the last whole epoch.
     """
     clock = Clock()
@@ -77,13 +81,14 @@ def sweep_newllm(
             config, sweep = config or NewLLMConfig(), None
             check("config", config, "a NewLLMConfig", isinstance(config, NewLLMConfig))
         else:
-            check("grid", grid, "none where a sweep is resumed, which has its own", config is None and not grid)
+            if config is not None or grid:
+                raise InputError("resume: a sweep goes on with the settings and the grid that it was started with")
             sweep = stack.enter_context(RunDir.open(checked_path("run_dir", resume)))
             config, grid = _stored(sweep)
         members = grid_members(config, grid or {})
-        groups = list(_groups(members, at_once))
+        groups, config = list(_groups(members, at_once)), members[0].config
         sweep = sweep or stack.enter_context(RunDir.create(run_root, name))
-        _begin(sweep, config, _as_json(config, grid or {}), groups, narrate)
+        _begin(sweep, members, grid or {}, groups, narrate)
         stopping, rows = Stopping(clock, sweep.path, config, stop), list[dict[str, Any]]()
         for number, group in enumerate(groups, 1):
             narrate(f"program {number} of {len(groups)}: {len(group.members)} members side by side")
@@ -95,6 +100,8 @@ def sweep_newllm(
             **results_footer(clock.seconds()),
         })  # fmt: skip
     narrate(f"report      {sweep.path / REPORT}")
+    if all("failed" in row for row in rows):
+        raise NumericalError(f"no member could be trained to its end; the first: {rows[0]['failed']}")
     return RunResult(sweep.path, results)
 
 
@@ -106,12 +113,13 @@ def plan_sweep(
     Raises:
       InputError: as `sweep_newllm`.
     """
-    groups = list(_groups(grid_members(config, grid), at_once))
+    members = grid_members(config, grid)
+    groups = list(_groups(members, at_once))
     return {
         "system": SYSTEM,
-        "config": config.to_dict(),
-        "grid": _as_json(config, grid),
-        "environment": environment(training_precision(config)),
+        "config": members[0].config.to_dict(),
+        "grid": _as_json(members, grid),
+        "environment": environment(training_precision(members[0].config)),
         "programs": [
             {
                 "members": [member.name for member in group.members],
@@ -125,45 +133,56 @@ def plan_sweep(
 
 
 def _groups(members: Sequence[GridMember], at_once: int | None) -> Iterator[Group]:
-    """Members whose compiled programs are the same, in groups of equal size that fit into memory."""
+    """Members whose compiled programs are the same, in groups of nearly equal size that fit into memory."""
     programs: dict[str, list[GridMember]] = {}
     for member in members:
         programs.setdefault(json_sha256(program_of(member.config)), []).append(member)
     data: dict[str, Wikitext] = {}
     for alike in programs.values():
         config = alike[0].config
-        read = json_sha256([config.dataset, config.dataset_config, *(getattr(config, name) for name in PREPARED_BY)])
+        read = json_sha256(
+            [config.dataset, config.dataset_config, config.fallback, *(getattr(config, name) for name in PREPARED_BY)]
+        )
         data[read] = data[read] if read in data else load_wikitext(config)
         precision = training_precision(config)
         check_fits(config, data[read], precision)
         most = members_that_fit(config, data[read], precision, len(alike))
-        count = math.ceil(len(alike) / min(most, at_once or most))
+        count = math.ceil(len(alike) / min(most, at_once or MOST_AT_ONCE))
         size = math.ceil(len(alike) / count)
         for first in range(0, len(alike), size):
             yield Group(alike[first : first + size], data[read])
 
 
 def _begin(
-    sweep: RunDir, config: NewLLMConfig, grid: dict[str, Any], groups: Sequence[Group], narrate: Narrate
-) -> None:  # fmt: skip
+    sweep: RunDir,
+    members: Sequence[GridMember],
+    grid: Mapping[str, Sequence[Any]],
+    groups: Sequence[Group],
+    narrate: Narrate,
+) -> None:
     """Writes `config.json` of a new sweep, and tells what was resolved."""
-    precision, data = training_precision(config), groups[0].data
-    count = sum(len(group.members) for group in groups)
+    config, data = members[0].config, groups[0].data
+    precision = training_precision(config)
     facts = {
-        "data": f"{data.provenance['source']}: {data_facts(data, groups[0].members[0].config)}",
-        "members": f"{count}, in {len(groups)} programs",
+        "data": f"{data.provenance['source']}: {data_facts(data, config)}",
+        "members": f"{len(members)}, in {len(groups)} programs",
     }
-    narrate_start(narrate, sweep, precision, facts, start_warnings(config, data))
+    warnings = [line for group in groups for line in start_warnings(group.members[0].config, group.data)]
+    narrate_start(narrate, sweep, precision, facts, dict.fromkeys(warnings))
     if not sweep.description:
-        description = {"config": config.to_dict(), "grid": grid, "environment": environment(precision)}
+        stored = {"config": config.to_dict(), "grid": _as_json(members, grid)}
+        description = {**stored, "environment": environment(precision)}
         sweep.begin({"schema_version": SCHEMA_VERSION, "system": SYSTEM, **description})
 
 
-def _as_json(config: NewLLMConfig, grid: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    """A grid as JSON has it, its values as a configuration has them."""
-    return {
-        name: [config.override({name: value}).to_dict()[name] for value in values] for name, values in grid.items()
-    }  # fmt: skip
+def _as_json(members: Sequence[GridMember], grid: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """A grid as JSON has it, its values as the configurations of the members have them."""
+    settings = [member.config.to_dict() for member in members]
+    found: dict[str, list[Any]] = {name: [] for name in grid}
+    for name, values in found.items():
+        values.extend(each[name] for number, each in enumerate(settings) if each[name] not in
+                      [other[name] for other in settings[:number]])  # fmt: skip
+    return found
 
 
 def _stored(sweep: RunDir) -> tuple[NewLLMConfig, dict[str, Any]]:
@@ -181,7 +200,7 @@ def _stored(sweep: RunDir) -> tuple[NewLLMConfig, dict[str, Any]]:
 def _train_group(sweep: RunDir, group: Group, stopping: Stopping, narrate: Narrate) -> list[dict[str, Any]]:
     """Trains the members that are not finished and writes their results; the rows of all of them."""
     with ExitStack() as stack:
-        runs: dict[str, OpenRun] = {}
+        runs: dict[int, OpenRun] = {}
         for member in group.members:
             run = stack.enter_context(RunDir.open_or_create(sweep.path / MEMBERS / member.folder))
             if run.description:
@@ -191,15 +210,27 @@ def _train_group(sweep: RunDir, group: Group, stopping: Stopping, narrate: Narra
                 shared = next(iter(runs.values())).setup.training.evaluate
                 setup = setup._replace(training=dataclasses.replace(setup.training, evaluate=shared))
             quiet = _ignore if not run.description else lambda line, name=member.name: narrate(f"{name}: {line}")
-            runs[member.name] = OpenRun.begin(stack, run, setup, stopping.clock, quiet)
-        results = {name: run.finished() for name, run in runs.items()}
-        left = {name: run for name, run in runs.items() if results[name] is None}
-        failures = _fit(left, stopping) if left else {}
-        stopping.check("validation")
-        for name, run in left.items():
-            if name not in failures:
-                results[name] = run.run.write_json("results.json", run.finish())
-        return [_row(member, results[member.name], failures.get(member.name, "")) for member in group.members]
+            runs[member.number] = OpenRun.begin(stack, run, setup, stopping.clock, quiet)
+        results = {number: run.finished() for number, run in runs.items()}
+        failures = {number: failure for number, run in runs.items() if (failure := _stored_failure(run.run))}
+        left = {number: run for number, run in runs.items() if results[number] is None and number not in failures}
+        if left:
+            failures |= _fit(
+                {member: left[member.number] for member in group.members if member.number in left}, stopping
+            )
+        for number, run in left.items():
+            if number in failures:
+                run.run.write_json(FAILURE, {"schema_version": SCHEMA_VERSION, "failed": failures[number]})
+                continue
+            stopping.check("test")
+            with stopping.timed("test"):
+                results[number] = run.run.write_json("results.json", run.finish())
+        return [_row(member, results[member.number], failures.get(member.number, "")) for member in group.members]
+
+
+def _stored_failure(run: RunDir) -> str:
+    """Why a member could not go on, by an earlier process; "" where it could."""
+    return str(run.read_json(FAILURE).get("failed", "")) if (run.path / FAILURE).is_file() else ""
 
 
 def _row(member: GridMember, results: dict[str, Any] | None, failure: str) -> dict[str, Any]:
@@ -208,23 +239,25 @@ def _row(member: GridMember, results: dict[str, Any] | None, failure: str) -> di
     return row | ({"failed": failure} if results is None else finished_row(results))
 
 
-def _fit(runs: Mapping[str, OpenRun], stopping: Stopping) -> dict[str, str]:
-    """Trains runs side by side; why some of them could not go on, by name."""
+def _fit(runs: Mapping[GridMember, OpenRun], stopping: Stopping) -> dict[int, str]:
+    """Trains runs side by side; why some of them could not go on, by number."""
     first = next(iter(runs.values())).setup
     program = build_members(first.config, first.model, first.data.steps(first.config))
     members = []
-    for name, run in runs.items():
+    for member, run in runs.items():
         run.run.write_metrics(run.history)
         members.append(Member(
-            name, run.setup.config, run.setup.training, Numbers.from_config(run.setup.config), run.checkpoints,
+            member.name, run.setup.config, run.setup.training, Numbers.from_config(run.setup.config), run.checkpoints,
             run.run.append_metrics, run.state, run.history,
         ))  # fmt: skip
     splits = {name: first.data.split(name, first.config) for name in ("train", "validation")}
     with SweepProgress(members, first.config.num_epochs) as progress:
         fit_members(program, members, splits, stopping, progress)
-    for member in members:
-        runs[member.name].state, runs[member.name].history = member.state, member.history
-    return {member.name: member.failure for member in members if member.failure}
+    for run, member in zip(runs.values(), members, strict=True):
+        run.state, run.history = member.state, member.history
+    return {
+        member.number: trained.failure for member, trained in zip(runs, members, strict=True) if trained.failure
+    }  # fmt: skip
 
 
 def _ignore(line: str) -> None:

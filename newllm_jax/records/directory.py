@@ -70,9 +70,10 @@ class RunDir:
         """The run of a directory, or a new one where it has none yet."""
         if any((path / name).is_file() for name in ("config.json", COPY)):
             return cls.open(path)
+        existed = path.exists()
         path.mkdir(parents=True, exist_ok=True)
         run = cls(path, {})
-        run._is_new = True
+        run._is_new = not existed
         return run
 
     @classmethod

@@ -11,6 +11,7 @@ from typing import Any, Protocol, Self
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 SHOWN = 20  # members in the live table, the best ones
 
@@ -30,7 +31,8 @@ class SweepProgress:
         self._members, self._epochs = members, epochs
         self._place = ""
         console = Console(file=sys.stderr)
-        self._live = Live(self._table(), console=console, transient=True) if sys.stderr.isatty() else None
+        shown = {"transient": True, "redirect_stdout": sys.stdout.isatty()}  # a log file gets its lines
+        self._live = Live(self._table(), console=console, **shown) if sys.stderr.isatty() else None
 
     def __enter__(self) -> Self:
         if self._live:
@@ -71,7 +73,7 @@ class SweepProgress:
         for member in self._ranked()[:SHOWN]:
             now = f"{member.history[-1]['val_ppl']:.2f}" if member.history else "-"
             best = "failed" if member.failure else _figure(member)
-            table.add_row(member.name, str(len(member.history)), now, best)
+            table.add_row(Text(member.name), str(len(member.history)), now, best)
         if len(self._members) > SHOWN:
             table.add_row(f"and {len(self._members) - SHOWN} more", "", "", "")
         return table

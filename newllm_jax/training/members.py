@@ -176,6 +176,9 @@ def _train_epoch(
             if not member.failure:
                 record = {"seconds": stopping.clock.seconds()}
                 member.checkpoints.save(epoch, member.state, member.history, record)
+        if config.time_limit:  # to know how long it takes until all are whole
+            for member in turn:
+                member.checkpoints.wait()
 
 
 def _run_epoch(
@@ -203,7 +206,7 @@ def _run_epoch(
         done = stop
         watcher.progress(epoch, done, steps)
         stopping.took("piece", pieces.elapsed)
-        if reason := stopping.reason("piece"):
+        if done < steps and (reason := stopping.reason("piece")):
             raise Stopped(reason)
     return [
         dataclasses.replace(place, state=state, totals=each)

@@ -194,4 +194,4 @@ def test_a_disk_that_takes_nothing_leaves_nothing(refused, options, monkeypatch,
 
     monkeypatch.setattr(Path, "mkdir", read_only)
     line = refused(*options, "--run_root", "elsewhere")
-    assert line.startswith("elsewhere/quickstart-") and ": Read-only file system; make room or choose another" in line
+    assert line.startswith("elsewhere/baseline-") and ": Read-only file system; make room or choose another" in line

@@ -88,12 +88,12 @@ def test_a_mirror_that_cannot_be_written_stops_nothing(newllm, options, only_run
     Path("drive").write_text("a file")
     code, out, err = newllm(*options, "--mirror", "drive")
     assert (code, err) == (0, "")
-    assert "| mirror: drive/quickstart-" in out
+    assert "| mirror: drive/baseline-" in out
     assert results_of(only_run())["test"] == results_of(small_run)["test"]
 
 
 def test_the_library_stops_where_its_caller_says(small, small_run):
-    config = load_config("quickstart", small).override({"save_minutes": 1e-9})
+    config = load_config("baseline", small).override({"save_minutes": 1e-9})
     told = []
     with pytest.raises(Stopped, match="--resume runs/newllm-"):
         train_newllm(config, narrate=told.append, stop=after(3))

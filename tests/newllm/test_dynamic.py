@@ -104,7 +104,7 @@ def test_sizes_are_root_mean_squares_over_segments(sizes):
 
 def test_a_run_gives_its_figures_beside_the_static_ones(small, tmp_path, monkeypatch):
     monkeypatch.setattr(dynamic, "CHOICE_SEGMENTS", 20)
-    config = load_config("quickstart", small | {"text": "stream", "batch_size": 4, "num_epochs": 1})
+    config = load_config("baseline", small | {"text": "stream", "batch_size": 4, "num_epochs": 1})
     run = train_newllm(config, run_root=tmp_path, narrate=lambda _: None).run_dir
     found = systems.evaluate(run, dynamic=True)
     assert systems.evaluate(run) == {name: found[name] for name in ("system", "validation", "test")}

@@ -32,7 +32,7 @@ TIMINGS = {"tokens_per_second", "seconds"}
 
 @pytest.fixture(scope="session")
 def config(small) -> NewLLMConfig:
-    return load_config("quickstart", small | {"num_epochs": 4})
+    return load_config("baseline", small | {"num_epochs": 4})
 
 
 def quiet(_: str) -> None:
@@ -320,7 +320,7 @@ OPTIONS = {
 
 @pytest.mark.quick
 def test_a_run_with_every_option_resumes_bit_for_bit_and_gives_back_the_average(small, tmp_path):
-    config = load_config("quickstart", small | OPTIONS | {"num_epochs": 2})
+    config = load_config("baseline", small | OPTIONS | {"num_epochs": 2})
     whole = train(config, tmp_path)
     half = train(config.override({"num_epochs": 1}), tmp_path)
     resumed = train_newllm(resume=half.run_dir, overrides={"num_epochs": 2}, narrate=quiet)

@@ -83,7 +83,7 @@ def test_ids_that_never_follow_have_no_probability_and_no_gradient():
 
 @pytest.fixture(scope="module")
 def config(small):
-    return load_config("quickstart", small | STREAM | {"batch_size": 4, "num_epochs": 2, "ema_decay": 0.9})
+    return load_config("baseline", small | STREAM | {"batch_size": 4, "num_epochs": 2, "ema_decay": 0.9})
 
 
 @pytest.fixture(scope="module")

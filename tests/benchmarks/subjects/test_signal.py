@@ -110,7 +110,7 @@ def test_a_constant_is_no_signal():
 def test_the_training_is_that_of_the_library(small, small_run):
     from newllm_jax.records.directory import RunDir
 
-    config = load_config("quickstart", small)
+    config = load_config("baseline", small)
     found = measure({"config": config.to_dict(), "epochs": 2, "texts": 8})
     history = RunDir.open(small_run).read_json("results.json")["epochs"]
     assert [entry["epoch"] for entry in found["epochs"]] == [0, 1, 2]
