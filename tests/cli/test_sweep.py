@@ -35,7 +35,7 @@ def output(newllm):
         (["--seed", "1,,2"], "seed: '' is not an integer"),
         (["--seed", "1,1"], "seed: the values of members 1 and 2 are the same"),
         (["--seed", "1,-1"], "seed: must be from 0 to"),
-        (["--dropout", "0.1,1"], "dropout: must be from 0 to below 1, not 1"),
+        (["--dropout", "0.1,1"], "dropout: must be at least 0 and below 1, not 1.0"),
         (["--clip_norms", "1;x", "--clip_epochs", ""], "clip_norms: 'x' is not a list of numbers"),
         (["--at_once", "0"], "at_once: must be at least 1, not 0"),
         (["--at_once", "two"], "at_once: must be an integer, not 'two'"),
