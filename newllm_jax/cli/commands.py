@@ -291,7 +291,7 @@ def deterministic_flags() -> str:
 
 def _integer(text: str) -> Any:
     """The integer that a text is, or the text."""
-    return int(text) if text and text.isdecimal() and len(text) < 20 else text
+    return int(text) if text and text.isdecimal() and len(text) < 20 else text or ""
 
 
 def _overrides(arguments: argparse.Namespace, config_class: type[RunConfig]) -> dict[str, Any]:

@@ -176,9 +176,9 @@ def _begin(
 
 
 def _as_json(members: Sequence[GridMember], grid: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    """A grid as JSON has it, its values as the configurations of the members have them."""
+    """The settings of a grid that differ, as JSON has them, with the values that the members' configurations have."""
     settings = [member.config.to_dict() for member in members]
-    found: dict[str, list[Any]] = {name: [] for name in grid}
+    found: dict[str, list[Any]] = {name: [] for name, values in grid.items() if len(values) > 1}
     for name, values in found.items():
         values.extend(each[name] for number, each in enumerate(settings) if each[name] not in
                       [other[name] for other in settings[:number]])  # fmt: skip

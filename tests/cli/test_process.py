@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
     [
         (
             [],
-            "usage: newllm COMMAND ..., one of train, cascade, finetune, generate, evaluate, ",
+            "usage: newllm COMMAND ..., one of train, cascade, finetune, sweep, generate, evaluate, ",
         ),
         (["trian"], "trian: no such command; did you mean train?"),
         ([""], "'': no such command; there are: "),
