@@ -46,6 +46,12 @@ DROPOUTS = (
 )  # fmt: skip
 
 
+def check_dropouts(settings: Any) -> None:
+    """Raises InputError where a rate of dropout is no share below 1."""
+    for name in DROPOUTS:
+        checked(name, getattr(settings, name), float, least=0, below=1)
+
+
 def dropout_rates(settings: Any) -> dict[str, Rate]:
     """The rates of the kinds of dropout that are on, by setting, of a model or a configuration."""
     return {name: Rate.from_share(getattr(settings, name)) for name in DROPOUTS if getattr(settings, name) > 0}
@@ -225,8 +231,7 @@ class ContextVectorLM(nn.Module):
     def setup(self) -> None:
         for name in ("vocabulary_size", "embed_dim", "hidden_dim", "context_dim", "num_layers"):
             checked(name, getattr(self, name), int, least=1)
-        for name in DROPOUTS:
-            checked(name, getattr(self, name), float, least=0, below=1)
+        check_dropouts(self)
         for name, kind in (("precision", Precision), ("cell", Cell), ("initialization", Initialization)):
             checked(name, getattr(self, name), kind)
         embed, kind = self.embed_dim, self.initialization

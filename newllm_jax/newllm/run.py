@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from newllm_jax.config import NewLLMConfig, check
 from newllm_jax.newllm.loss import next_word_loss
-from newllm_jax.newllm.model import DROPOUTS, ContextVectorLM
+from newllm_jax.newllm.model import DROPOUTS, ContextVectorLM, check_dropouts
 from newllm_jax.newllm.tokenizer import WordTokenizer
 from newllm_jax.newllm.wikitext import load_wikitext
 from newllm_jax.records.directory import RunDir
@@ -45,6 +45,7 @@ class NewLLMRun:
 
 def init_params(model: ContextVectorLM, seed: int) -> Params:
     """The initial parameters of a seed."""
+    check_dropouts(model)
     without_dropout = model.clone(**dict.fromkeys(DROPOUTS, 0.0))  # which changes none, and the program is the same
     return _init(without_dropout, jax.random.key(seed))
 
