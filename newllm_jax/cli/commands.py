@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from newllm_jax import systems
 from newllm_jax.cli import signals
-from newllm_jax.config import RunConfig, check, checked, checked_path, load_config, nearest, parse
+from newllm_jax.config import RunConfig, check, checked_path, load_config, nearest, parse
 from newllm_jax.decoding.exits import Exits
 from newllm_jax.errors import InputError, named
 from newllm_jax.systems import SYSTEMS, System, call
@@ -73,8 +73,8 @@ def sweep(argv: Sequence[str]) -> None:
                         f"(default {system.default})")  # fmt: skip
     parser.add_argument("--resume", metavar="SWEEP_DIR", help="continue a sweep instead of starting one")
     parser.add_argument("--run_root", metavar="DIR", default="runs", help="parent of its directory (default runs)")
-    parser.add_argument("--at_once", metavar="N", help="most members that are trained side by side (default: as many "
-                        "as fit into memory)")  # fmt: skip
+    parser.add_argument("--at_once", type=int, metavar="N", help="most members that are trained side by side (default: "
+                        "as many as fit into memory)")  # fmt: skip
     parser.add_argument("--dry_run", action="store_true", help="print what the sweep would be, as JSON, and stop")
     _add_deterministic(parser)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -86,7 +86,7 @@ def sweep(argv: Sequence[str]) -> None:
 
     texts = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(system.config)}
     values = {name: parse_values(name, text or "") for name, text in texts.items() if text is not None}
-    at_once = None if arguments.at_once is None else checked("at_once", _integer(arguments.at_once), int, least=1)
+    at_once = arguments.at_once
     if arguments.resume is not None:
         for option in ("dry_run", "config", *values):
             if getattr(arguments, option):
@@ -287,11 +287,6 @@ def deterministic_flags() -> str:
     if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 10):
         flags.append("--xla_gpu_enable_scatter_determinism_expander=false")
     return " ".join(flags)
-
-
-def _integer(text: str) -> Any:
-    """The integer that a text is, or the text."""
-    return int(text) if text and text.isdecimal() and len(text) < 20 else text or ""
 
 
 def _overrides(arguments: argparse.Namespace, config_class: type[RunConfig]) -> dict[str, Any]:

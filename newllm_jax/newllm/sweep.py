@@ -75,7 +75,6 @@ def sweep_newllm(
       Stopped: `stop` or `time_limit` ended the sweep; resuming continues it after the last whole epoch.
     """
     clock = Clock()
-    check("at_once", at_once, "a number of members, or none", at_once is None or checked("at_once", at_once, int) >= 1)
     with ExitStack() as stack:
         if resume is None:
             config, sweep = config or NewLLMConfig(), None
@@ -134,6 +133,7 @@ def plan_sweep(
 
 def _groups(members: Sequence[GridMember], at_once: int | None) -> Iterator[Group]:
     """Members whose compiled programs are the same, in groups of nearly equal size that fit into memory."""
+    limit: int = checked("at_once", MOST_AT_ONCE if at_once is None else at_once, int, least=1)
     programs: dict[str, list[GridMember]] = {}
     for member in members:
         programs.setdefault(json_sha256(program_of(member.config)), []).append(member)
@@ -147,7 +147,7 @@ def _groups(members: Sequence[GridMember], at_once: int | None) -> Iterator[Grou
         precision = training_precision(config)
         check_fits(config, data[read], precision)
         most = members_that_fit(config, data[read], precision, len(alike))
-        count = math.ceil(len(alike) / min(most, at_once or MOST_AT_ONCE))
+        count = math.ceil(len(alike) / min(most, limit))
         size = math.ceil(len(alike) / count)
         for first in range(0, len(alike), size):
             yield Group(alike[first : first + size], data[read])

@@ -38,7 +38,7 @@ def output(newllm):
         (["--dropout", "0.1,1"], "dropout: must be at least 0 and below 1, not 1.0"),
         (["--clip_norms", "1;x", "--clip_epochs", ""], "clip_norms: 'x' is not a list of numbers"),
         (["--at_once", "0"], "at_once: must be at least 1, not 0"),
-        (["--at_once", "two"], "at_once: 'two' is not an integer"),
+        (["--at_once", "two"], "argument --at_once: invalid int value: 'two'"),
         (["--mirror", "elsewhere"], "mirror: does not go with a sweep"),
         (["--tracker", "none,tensorboard"], "tracker: does not go with a sweep"),
         (["--save_minutes", "5"], "save_minutes: does not go with a sweep"),

@@ -47,7 +47,7 @@ def obstacle(spec: CellSpec, batch: int, steps: int) -> str:
 
 
 def tiling_for(batch: int, storage: Any, members: int = 1) -> Tiling:
-    """The tiling that measured best on an H200, where 8 groups of thread blocks fill the card.
+    """The tiling that measured best on an H200 (of several members: on an H100), where 8 groups fill the card.
 
     Args:
       storage: the type in which activations are stored.

@@ -107,7 +107,7 @@ def backward_kernel(
     """
     members, _, padded_batch, _ = inputs.d_outputs.shape
     group = Group(tiling, counters, alone, precision, members, padded_batch)
-    inputs, results = group.of_member(inputs), group.of_member(results)
+    inputs, results = group.member_references(inputs), group.member_references(results)
     d_last, d_outputs, dropout_scale, contexts, states, outputs, gates, w_in, w_hidden, w_gates, *more = inputs
     norm_scale, norm_bias, activations, state_squares, b_hidden = more
     d_pre, d_first, d_gates, d_direct, d_contexts, d_norm, along = results

@@ -117,7 +117,7 @@ def forward_kernel(
     """
     members, _, padded_batch, _ = inputs.tokens.shape
     group = Group(tiling, counters, alone, precision, members, padded_batch)
-    inputs, results = group.of_member(inputs), group.of_member(results)
+    inputs, results = group.member_references(inputs), group.member_references(results)
     tokens, masks, dropout_scale, context, w_in, w_hidden, b_hidden, w_gates, b_gates, norm_scale, norm_bias = inputs
     contexts, states, outputs, gates, last, mixed, means, squares, activations, state_squares = results
     residual = activations is not None

@@ -47,7 +47,7 @@ class Tiling(NamedTuple):
     stages: int
 
 
-class OfMember:
+class MemberReference:
     """A reference to an array of all members, `[M, ...]`, as one of them sees it: without the first axis."""
 
     def __init__(self, reference: Any, member: Any) -> None:
@@ -97,9 +97,9 @@ class Group:
         self.rows = pl.ds(self.first_row, tiling.rows)
         self.own_rows = pl.ds(self.first_row + self.rank * share, share)
 
-    def of_member(self, references: Any) -> Any:
+    def member_references(self, references: Any) -> Any:
         """References of its member, from a named tuple of those of all members; None stays."""
-        return type(references)(*(None if each is None else OfMember(each, self.member) for each in references))
+        return type(references)(*(None if each is None else MemberReference(each, self.member) for each in references))
 
     def columns(self, width: int, part: int = 0) -> Any:
         """This block's share of the columns, as a slice of `width / blocks`.
