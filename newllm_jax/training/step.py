@@ -235,6 +235,43 @@ def make_updates(step_fn: StepFn) -> UpdateFn:
     return jax.jit(updates_of(step_fn), donate_argnums=(0, 1))
 
 
+def make_frozen_updates(step_of: Callable[[Params], StepFn], frozen: Params) -> UpdateFn:
+    """`make_updates` for a step that also reads frozen parameters, an argument of the compiled call.
+
+    Args:
+      step_of: (frozen parameters) -> one update.
+    """
+
+    def updates(frozen: Params, *arguments: Any) -> tuple[TrainState, Totals]:
+        return updates_of(step_of(frozen))(*arguments)
+
+    return _Bound(jax.jit(updates, donate_argnums=(1, 2)), frozen)
+
+
+def make_frozen_evaluation(loss_of: Callable[[Params], LossFn], frozen: Params) -> EvalFn:
+    """`make_evaluation` of a loss that also reads frozen parameters, an argument of the compiled call."""
+
+    def evaluate(frozen: Params, *arguments: Any) -> Sums:
+        return evaluation_of(loss_of(frozen))(*arguments)
+
+    return _Bound(jax.jit(evaluate), frozen)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bound:
+    """A compiled function whose first argument is given."""
+
+    function: Any
+    first: Params
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.function(self.first, *arguments)
+
+    def lower(self, *arguments: Any) -> Any:
+        """For a plan of the memory."""
+        return self.function.lower(self.first, *arguments)
+
+
 def updates_of(step_fn: StepFn) -> UpdateFn:
     """`updates(state, totals, data, order, start, stop, key)`: updates start..stop of an epoch in one call.
 
