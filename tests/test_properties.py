@@ -132,9 +132,9 @@ def test_chunks(rows, train, validation, whole_rows):
         start += 1
     if start + validation > len(every) or len(every) < train:
         with pytest.raises(ValueError, match="too few rows"):
-            chunk_rows(rows, Letters(), train, validation, split_rows=not whole_rows)
+            chunk_rows(rows, Letters(), (train, validation), split_rows=not whole_rows)
         return
-    found = chunk_rows(rows, Letters(), train, validation, split_rows=not whole_rows)
+    found = chunk_rows(rows, Letters(), (train, validation), split_rows=not whole_rows)
     assert found.train.tolist() == [chunk for _, chunk in every[:train]]
     assert found.validation.tolist() == [chunk for _, chunk in every[start : start + validation]]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from newllm_jax.sources.text import open_source
 CHUNK = 129  # ids; as input and target one less
 STRIDE = CHUNK - 1  # the last id of a chunk is the first of the next
 COLUMNS = ("instruction", "input", "output")
+SPLITS = ("train", "validation", "test", "calibration")  # in the order of their rows
 
 
 class Encoder(Protocol):
@@ -30,12 +31,21 @@ class AlpacaChunks:
 
     Attributes:
       train, validation: the chunks of each split.
+      test, calibration: the chunks after those, `[0, 129]` where the configuration asks for none.
       provenance: where the rows came from; empty where they were handed over.
     """
 
     train: np.ndarray
     validation: np.ndarray
+    test: np.ndarray = field(default_factory=lambda: np.zeros((0, CHUNK), np.int32))
+    calibration: np.ndarray = field(default_factory=lambda: np.zeros((0, CHUNK), np.int32))
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def splits(self) -> dict[str, np.ndarray]:
+        """The splits that have chunks, by name, in the order of their rows."""
+        named = {name: getattr(self, name) for name in SPLITS}
+        return {name: chunks for name, chunks in named.items() if len(chunks)}
 
     @property
     def train_tokens(self) -> int:
@@ -50,7 +60,7 @@ class AlpacaChunks:
     @property
     def fingerprint(self) -> str:
         """sha256 of the ids: equal where training would see the same."""
-        return hashlib.sha256(self.train.tobytes() + b"|" + self.validation.tobytes()).hexdigest()
+        return hashlib.sha256(b"|".join(chunks.tobytes() for chunks in self.splits.values())).hexdigest()
 
     def summary(self) -> dict[str, Any]:
         """What `results.json` says about the data."""
@@ -60,6 +70,7 @@ class AlpacaChunks:
             "validation_chunks": len(self.validation),
             "train_tokens": self.train_tokens,
             "val_tokens": self.validation_tokens,
+            **{f"{name}_chunks": len(chunks) for name, chunks in self.splits.items() if name in SPLITS[2:]},
         }
 
 
@@ -77,8 +88,9 @@ def load_alpaca(tokenizer: Encoder, config: ChunkConfig | None = None) -> Alpaca
     check("config", config, "a CascadeConfig or FinetuneConfig", config is None or isinstance(config, ChunkConfig))
     config = config or CascadeConfig()
     source = open_source(config.dataset, config.dataset_config, config.fallback)
+    wanted = tuple(getattr(config, f"{name}_chunks") for name in SPLITS)
     chunks = chunk_rows(
-        source.rows(COLUMNS), tokenizer, config.train_chunks, config.validation_chunks, shrink=source.path is None
+        source.rows(COLUMNS), tokenizer, wanted, split_rows=not config.whole_rows, shrink=source.path is None
     )
     return replace(chunks, provenance=source.provenance())
 
@@ -86,21 +98,19 @@ def load_alpaca(tokenizer: Encoder, config: ChunkConfig | None = None) -> Alpaca
 def chunk_rows(
     rows: Iterable[Mapping[str, Any]],
     tokenizer: Encoder,
-    train_chunks: int = 1000,
-    validation_chunks: int = 100,
+    wanted: Sequence[int] = (1000, 100),
     *,
     split_rows: bool = True,
     shrink: bool = False,
 ) -> AlpacaChunks:
-    """The first chunks of the rows for training, the next for validation. Reads no more rows than it needs.
+    """The first chunks of the rows for training, the next for validation, and so on. Reads no more rows than it needs.
 
     Args:
       rows: with the text columns `instruction`, `input` and `output`, in order.
       tokenizer: anything with `encode(text) -> ids`.
-      train_chunks: how many chunks train.
-      validation_chunks: how many of the next validate.
-      split_rows: True cuts as published: a row can give the last train and the first validation chunks. False leaves
-        out what the border row has beyond the last train chunk, so that validation sees no row of training.
+      wanted: how many chunks each of `SPLITS` has; those not named have none.
+      split_rows: True cuts as published: a row can give the last chunks of a split and the first of the next. False
+        leaves out what a border row has beyond the last chunk of its split, so that no two splits share a row.
       shrink: with too few rows take what there is, in the same proportion, instead of an error.
 
     Raises:
@@ -109,30 +119,33 @@ def chunk_rows(
     chunks: list[list[int]] = []
     owners: list[int] = []  # the row of each chunk
 
-    def border(train: int) -> int:
-        """Where validation begins after this many train chunks."""
-        end = min(train, len(chunks))
-        while not split_rows and 0 < end < len(chunks) and owners[end] == owners[end - 1]:
-            end += 1
-        return end
+    def places(sizes: Sequence[int]) -> list[range]:
+        """Where the chunks of each split are, of which the last may not be there yet."""
+        found, start = list[range](), 0
+        for size in sizes:
+            found.append(range(start, start + size))
+            start += size
+            while not split_rows and size and 0 < start < len(chunks) and owners[start] == owners[start - 1]:
+                start += 1
+        return found
 
     for number, row in enumerate(rows):
         pieces = list(row_chunks(tokenizer.encode(row_text(row, number))))
         chunks += pieces
         owners += [number] * len(pieces)
-        if len(chunks) >= border(train_chunks) + validation_chunks and len(chunks) > train_chunks:
+        if len(chunks) >= places(wanted)[-1].stop:
             break
-    wanted = train_chunks + validation_chunks
-    found = len(chunks) - max(border(train_chunks) - train_chunks, 0)
-    if found < wanted:
-        train_chunks, validation_chunks = (found * part // wanted for part in (train_chunks, validation_chunks))
-        if not shrink or min(train_chunks, validation_chunks) < 1:
+    asked = found = sum(wanted)
+    sizes = tuple(wanted)
+    while (missing := places(sizes)[-1].stop - len(chunks)) > 0:
+        found -= missing
+        sizes = tuple(max(found, 0) * part // asked for part in wanted)
+        if not shrink or min(sizes[:2]) < 1:
             raise InputError(
-                f"dataset: too few rows: they give {found} chunks of {CHUNK} tokens, {wanted} are asked for"
+                f"dataset: too few rows: they give {found} chunks of {CHUNK} tokens, {asked} are asked for"
             )
-    start = border(train_chunks)
-    ids = np.asarray(chunks[: start + validation_chunks], np.int32)
-    return AlpacaChunks(ids[:train_chunks], ids[start:])
+    ids = np.asarray(chunks, np.int32)
+    return AlpacaChunks(*(ids[place.start : place.stop] for place in places(sizes)))
 
 
 def row_text(row: Mapping[str, Any], number: int) -> str:

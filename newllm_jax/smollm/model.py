@@ -63,6 +63,22 @@ class HiddenStates:
     cache: KVCache | None
 
 
+@struct.dataclass
+class Route:
+    """Which tokens the layers of a pass change; the residual stream of the others is held.
+
+    With x_l the stream before layer l, `x_(l+1) = layer(x)_l` where a token is active, else `held_l`. A layer makes keys
+    and values of x_l for all tokens, so an active token sees those that were held too.
+
+    Attributes:
+      active: `[L, B, T]` bool.
+      held: `[L, B, T, H]`, the stream of a held token after each layer; None: what it was before the layer.
+    """
+
+    active: jax.Array
+    held: jax.Array | None = None
+
+
 class RMSNorm(nn.Module):
     """Division by the root mean square over the last axis, then a learned scale."""
 
@@ -176,9 +192,13 @@ class _ScannedBlock(nn.Module):
         self.block = Block(self.config, self.precision)
         nn.share_scope(self, self.block)  # the parameters are those of one Block, with a layer axis in front
 
-    def __call__(self, carry: Any, slot: jax.Array, cached: Any, rotary: Any, mask: jax.Array, start: Any) -> Any:
-        x, saved = carry
-        x, cached = self.block(x, rotary, mask, cached, start)
+    def __call__(
+        self, carry: Any, slot: jax.Array, route: Route | None, cached: Any, rotary: Any, mask: jax.Array, start: Any
+    ) -> Any:  # fmt: skip
+        before, saved = carry
+        x, cached = self.block(before, rotary, mask, cached, start)
+        if route is not None:
+            x = jnp.where(route.active[..., None], x, before if route.held is None else route.held)
         saved = saved.at[slot].set(x, mode="drop") if saved.shape[0] else saved
         return (x, saved), cached
 
@@ -190,7 +210,9 @@ class Backbone(nn.Module):
     precision: Precision = "fp32"
 
     @nn.compact
-    def __call__(self, x: jax.Array, cache: KVCache | None = None, depths: tuple[int, ...] = ()) -> HiddenStates:
+    def __call__(
+        self, x: jax.Array, cache: KVCache | None = None, depths: tuple[int, ...] = (), route: Route | None = None
+    ) -> HiddenStates:
         """Runs all layers over a piece of text; in pieces with a cache, or whole without: the same numbers.
 
         Args:
@@ -198,6 +220,7 @@ class Backbone(nn.Module):
           cache: keys and values of earlier pieces; x stands at positions `cache.length` and after, without it at 0 and
             after.
           depths: rising numbers of layers (0: x itself) after which the residual stream is saved.
+          route: which tokens each layer changes; None: all.
 
         A piece that does not fit into the cache gives NaN, never a wrong number.
         """
@@ -211,13 +234,13 @@ class Backbone(nn.Module):
         rotary = rotary_embedding(positions, self.config.head_dim, self.config.rope_theta)
         slots = [depths.index(layer + 1) if layer + 1 in depths else len(depths) for layer in range(layers)]
         saved = jnp.zeros((len(depths), *x.shape), x.dtype)
-        axes: Any = (0, 0, nn.broadcast, nn.broadcast, nn.broadcast)  # slots and caches by layer, the rest the same
+        axes: Any = (0, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast)  # slots, route, caches by layer; the rest the same
         scan = nn.scan(
             _ScannedBlock, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=axes, length=layers
         )
         cached = None if cache is None else (cache.keys, cache.values)
         (residual, saved), cached = scan(self.config, self.precision, name="blocks")(
-            (x, saved.at[0].set(x) if 0 in depths else saved), jnp.asarray(slots), cached, rotary, mask, start
+            (x, saved.at[0].set(x) if 0 in depths else saved), jnp.asarray(slots), route, cached, rotary, mask, start
         )
         if cache is not None:
             residual = jnp.where(start + time <= seen.shape[0], residual, jnp.nan)
@@ -261,13 +284,15 @@ class SmolLM2(nn.Module):
         check_array("ids", ids, "integers", "B", "T")
         return self.from_hidden(self.embed(ids), cache, depths)
 
-    def from_hidden(self, x: jax.Array, cache: KVCache | None = None, depths: tuple[int, ...] = ()) -> HiddenStates:
+    def from_hidden(
+        self, x: jax.Array, cache: KVCache | None = None, depths: tuple[int, ...] = (), route: Route | None = None
+    ) -> HiddenStates:
         """Runs the layers on a residual stream `x [B, T, H]` instead of on embedded ids; see `Backbone`."""
         check_array("x", x, "numbers", "B", "T", self.config.hidden_size)
         check("cache", cache, "a KVCache or None", cache is None or isinstance(cache, KVCache))
         if self.is_initializing():
             self.logits(self.embed(jnp.zeros((1, 1), jnp.int32)))  # ids or no ids: the same parameters
-        return self.backbone(x.astype(self.dtype), cache, depths)
+        return self.backbone(x.astype(self.dtype), cache, depths, route)
 
     def logits(self, last: jax.Array) -> jax.Array:
         """The head: last hidden states `[..., H]` -> float32 logits `[..., V]`."""

@@ -1,5 +1,6 @@
 """The cut of rows into chunks."""
 
+import itertools
 import os
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def test_chunks_of_a_row(length, chunks):
 
 def test_first_chunks_train_and_the_next_validate():
     rows = rows_of(130, 300, 100, 400, 150, 150)  # 1, 2, 0, 3, 1, 1 chunks
-    chunks = chunk_rows(rows, Characters(), 4, 3)
+    chunks = chunk_rows(rows, Characters(), (4, 3))
     assert letters(chunks.train) == "abbd" and letters(chunks.validation) == "dde"  # row d on both sides, as published
     assert chunks.train.shape == (4, 129) and chunks.train.dtype == np.int32
     assert (chunks.train_tokens, chunks.validation_tokens) == (512, 384)
@@ -48,11 +49,11 @@ def test_first_chunks_train_and_the_next_validate():
 
 def test_split_between_rows():
     rows = rows_of(130, 300, 100, 400, 150, 150)
-    chunks = chunk_rows(rows, Characters(), 4, 2, split_rows=False)
+    chunks = chunk_rows(rows, Characters(), (4, 2), split_rows=False)
     assert letters(chunks.train) == "abbd" and letters(chunks.validation) == "ef"
     with pytest.raises(InputError, match="they give 6 chunks of 129 tokens, 7 are asked for"):
-        chunk_rows(rows, Characters(), 4, 3, split_rows=False)
-    fewer = chunk_rows(rows, Characters(), 8, 4, split_rows=False, shrink=True)
+        chunk_rows(rows, Characters(), (4, 3), split_rows=False)
+    fewer = chunk_rows(rows, Characters(), (8, 4), split_rows=False, shrink=True)
     assert letters(fewer.train) == "abbdd" and letters(fewer.validation) == "ef"
 
 
@@ -61,18 +62,18 @@ def test_reads_no_more_rows_than_it_needs():
         yield from rows_of(150, 150, 150)
         raise AssertionError("read on")
 
-    assert letters(chunk_rows(rows(), Characters(), 2, 1).validation) == "c"
+    assert letters(chunk_rows(rows(), Characters(), (2, 1)).validation) == "c"
 
 
 def test_too_few_rows_says_how_many_chunks_there_are():
     with pytest.raises(InputError, match="they give 3 chunks of 129 tokens, 4 are asked for"):
-        chunk_rows(rows_of(150, 300), Characters(), 3, 1)
+        chunk_rows(rows_of(150, 300), Characters(), (3, 1))
     with pytest.raises(InputError, match="they give 0 chunks"):
-        chunk_rows([], Characters(), 3, 1, shrink=True)
+        chunk_rows([], Characters(), (3, 1), shrink=True)
 
 
 def test_too_few_rows_shrink_in_proportion():
-    chunks = chunk_rows(rows_of(*[150] * 23), Characters(), 1000, 100, shrink=True)
+    chunks = chunk_rows(rows_of(*[150] * 23), Characters(), (1000, 100), shrink=True)
     assert (len(chunks.train), len(chunks.validation)) == (20, 2)
     assert letters(chunks.train) + letters(chunks.validation) == letters(np.arange(97, 119)[:, None])
 
@@ -86,7 +87,7 @@ def test_too_few_rows_shrink_in_proportion():
 )
 def test_rows_that_are_not_alpaca(row, message):
     with pytest.raises(InputError, match=message):
-        chunk_rows([row], Characters(), 1, 1)
+        chunk_rows([row], Characters(), (1, 1))
 
 
 def test_chunks_of_the_real_rows(smollm2):
@@ -106,4 +107,16 @@ def test_chunks_of_the_real_rows(smollm2):
     next_row = row_chunks(smollm2.tokenizer.encode(row_text(rows[723], 723)))
     assert apart.validation[0].tolist() == next(next_row)
     with pytest.raises(InputError, match="they give 2814 chunks"):
-        chunk_rows(rows, smollm2.tokenizer, 2800, 100)
+        chunk_rows(rows, smollm2.tokenizer, (2800, 100))
+
+
+def test_four_splits_share_no_row():
+    rows = rows_of(150, 300, 450, 150, 300, 300, 450, 150)  # 1, 2, 3, 1, 2, 2, 3, 1 chunks, a letter a row
+    apart = chunk_rows(rows, Characters(), (2, 2, 1, 2), split_rows=False)
+    found = [letters(apart.splits[name]) for name in ("train", "validation", "test", "calibration")]
+    cut = chunk_rows(rows, Characters(), (2, 2, 1, 2))
+    assert [len(split) for split in apart.splits.values()] == [2, 2, 1, 2]
+    assert all(set(one).isdisjoint(other) for one, other in itertools.combinations(found, 2)), found
+    straddled = [letters(split) for split in cut.splits.values()]
+    assert not all(set(one).isdisjoint(other) for one, other in itertools.combinations(straddled, 2))
+    assert cut.fingerprint != chunk_rows(rows, Characters(), (2, 2)).fingerprint
