@@ -108,6 +108,14 @@ def ensemble_rows(
     return rows
 
 
+def best_ensemble(rows: Sequence[dict[str, Any]]) -> int:
+    """How many stages the best of some ensembles has, by its loss over all validation tokens; perhaps none.
+
+    Of equal ones the smallest; so what is kept is never worse than with fewer stages, on the split that chose it.
+    """
+    return min(rows, key=lambda row: (row["val_loss"], row["stages"]))["stages"]
+
+
 def _mean(values: np.ndarray) -> float | None:
     return float(np.mean(values, dtype=np.float64)) if len(values) else None
 

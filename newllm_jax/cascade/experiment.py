@@ -11,15 +11,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from newllm_jax.cascade.ensemble import TrainedStage, evaluate_ensemble
+from newllm_jax.cascade.design_experiment import measure_again, train_design
+from newllm_jax.cascade.ensemble import TrainedStage, best_ensemble, evaluate_ensemble
 from newllm_jax.cascade.extraction import Pieces, Tokens, extract
 from newllm_jax.cascade.hardness import stage_counts
 from newllm_jax.cascade.plan import check_fits
-from newllm_jax.cascade.run import begun_stages, read_stages, restore_cascade
+from newllm_jax.cascade.run import DesignRun, begun_stages, has_finished_design, read_stages, restore_cascade
 from newllm_jax.cascade.stage.model import Stage, stage_config, stage_size
 from newllm_jax.cascade.stage.training import SPLITS, FinishedStage, TokenSplits, hand_on, train_stage
 from newllm_jax.cascade.stage.updates import StageTraining, build_stage_training, slow_update_warning
-from newllm_jax.config import CascadeConfig
+from newllm_jax.config import CascadeConfig, Precision
 from newllm_jax.errors import InputError
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.mirror import Mirror
@@ -64,8 +65,8 @@ def train_cascade(
 ) -> RunResult:
     """Trains stage after stage on the hard tokens of a frozen SmolLM2 and evaluates the ensemble over all tokens.
 
-    The procedure is that of the report of CASCADE: `stage_weights` "last" gives the last weights of a stage to the next
-    one and to the ensemble, as published; `best` those of the lowest validation loss.
+    With the published design, the procedure is that of the report of CASCADE: `stage_weights` "last" gives the last
+    weights of a stage to the next one and to the ensemble, as published; `best` those of the lowest validation loss.
 
     Arguments and errors are those of `train_newllm`; resuming may raise `num_stages`. InputError also where no hard
     tokens are left for a stage.
@@ -80,35 +81,22 @@ def train_cascade(
         run = run or stack.enter_context(RunDir.create(run_root, run_name(name, base, data)))
         stopping = Stopping(clock, run.path, config, stop)
         mirror = stack.enter_context(Mirror(run, config.mirror, narrate, stopping.timer("mirror")))
-        stage = Stage(stage_config(base.model.config, config.stage_layers), precision)
-        _narrate(narrate, run, config, base, data, stage)
+        _narrate(narrate, run, config, base, data, precision)
         if resume is not None:
             check_fingerprints(run, fingerprints(base, data))
         _check_stages(run, config)
         run.begin(describe_run(config, precision, fingerprints(base, data)))
         mirror.start()
-        if finished := _finished(run, stage, config, narrate):
+        if finished := _finished(run, base, config, narrate):
             narrate(f"finished, all {config.num_stages} stages (raise num_stages to continue)")
             shutil.rmtree(extraction_folder(run), ignore_errors=True)
             return complete(run, finished, write_report)
-
-        tokens = everything = read_base(base, data, config, run, stopping)
-        loss = float(np.mean(tokens["validation"].losses, dtype=np.float64))
-        narrate(f"base        validation loss {loss:.4f}, PPL {np.exp(loss):.2f} over all tokens")
-        shared, stages = build_stage_training(stage, config), list[FinishedStage]()
-        for number in range(1, config.num_stages + 1):
-            stages.append(train_stage(shared, run, tokens, stages, stopping, narrate))
-            if number < config.num_stages:
-                tokens = hand_on(shared, number, stages[-1], stopping)
-
-        trained = [finished.trained for finished in stages]
-        ensemble = measure_ensemble(everything["validation"], shared.strict, trained, config, base, stopping)
+        train = train_stages if config.has_published_design else train_design
+        measured = train(run, config, base, data, precision, stopping, narrate)
         results = write_results(run, write_report, {
             **results_header(run, config, precision),
             "data": data.summary(),
-            "base": base_results(base, ensemble[0]["val_loss"], ensemble[0]["val_ppl"]),
-            "stages": [_describe_stage(finished.entry, base, shared) for finished in stages],
-            "ensemble": ensemble,
+            **measured,
             **results_footer(clock.seconds()),
         })  # fmt: skip
         shutil.rmtree(extraction_folder(run), ignore_errors=True)
@@ -118,6 +106,35 @@ def train_cascade(
     return RunResult(run.path, results)
 
 
+def train_stages(
+    run: RunDir,
+    config: CascadeConfig,
+    base: Pretrained,
+    data: AlpacaChunks,
+    precision: Precision,
+    stopping: Stopping,
+    narrate: Narrate,
+) -> dict[str, Any]:
+    """Trains stage after stage as published and measures the ensemble: the entries of `results.json`."""
+    tokens = everything = read_base(base, data, config, run, stopping)
+    loss = float(np.mean(tokens["validation"].losses, dtype=np.float64))
+    narrate(f"base        validation loss {loss:.4f}, PPL {np.exp(loss):.2f} over all tokens")
+    stage = Stage(stage_config(base.model.config, config.stage_layers), precision)
+    shared, stages = build_stage_training(stage, config), list[FinishedStage]()
+    for number in range(1, config.num_stages + 1):
+        stages.append(train_stage(shared, run, tokens, stages, stopping, narrate))
+        if number < config.num_stages:
+            tokens = hand_on(shared, number, stages[-1], stopping)
+    trained = [finished.trained for finished in stages]
+    ensemble = measure_ensemble(everything["validation"], shared.strict, trained, config, base, stopping)
+    return {
+        "base": base_results(base, ensemble[0]["val_loss"], ensemble[0]["val_ppl"]),
+        "stages": [_describe_stage(finished.entry, base, shared) for finished in stages],
+        "ensemble": ensemble,
+        "kept_stages": best_ensemble(ensemble) if config.kept_stages == "best" else config.num_stages,
+    }
+
+
 def _check_stages(run: RunDir, config: CascadeConfig) -> None:
     """Raises InputError where a run has begun more stages than it is to have."""
     begun = max(begun_stages(run), default=0)
@@ -125,10 +142,14 @@ def _check_stages(run: RunDir, config: CascadeConfig) -> None:
         raise InputError(f"num_stages: {run.path} has {begun} stages already, not {config.num_stages}")
 
 
-def _finished(run: RunDir, stage: Stage, config: CascadeConfig, narrate: Narrate) -> dict[str, Any] | None:
+def _finished(run: RunDir, base: Pretrained, config: CascadeConfig, narrate: Narrate) -> dict[str, Any] | None:
     """The results of a run that has them and all its stages; None for one that is to be trained on."""
     try:
-        are_whole = len(read_stages(run, stage, config)) == config.num_stages
+        if config.has_published_design:
+            stage = Stage(stage_config(base.model.config, config.stage_layers))
+            are_whole = len(read_stages(run, stage, config)) == config.num_stages
+        else:
+            are_whole = has_finished_design(run, base, config)
     except InputError as error:
         narrate(f"note        {error}")
         return None
@@ -140,6 +161,8 @@ def evaluate_run(run_dir: str | Path) -> dict[str, Any]:
     run = restore_cascade(run_dir)
     data = load_alpaca(run.tokenizer, run.config)
     check_fingerprints(run.run, fingerprints(run.base, data))
+    if isinstance(run, DesignRun):
+        return {"ensemble": measure_again(run, data)}
     with progress_bar("base: hidden states", len(data.validation)) as advance:
         params = jax.device_put(run.base.params)
         tokens = extract(run.base.model, params, data.validation, run.config.criterion, advance=advance)
@@ -197,12 +220,13 @@ def _describe_stage(entry: dict[str, Any], base: Pretrained, shared: StageTraini
 
 
 def _narrate(
-    narrate: Narrate, run: RunDir, config: CascadeConfig, base: Pretrained, data: AlpacaChunks, stage: Stage
+    narrate: Narrate, run: RunDir, config: CascadeConfig, base: Pretrained, data: AlpacaChunks, precision: Precision
 ) -> None:  # fmt: skip
     """Tells what a run resolved."""
-    size = stage_size(stage.config)
-    total = count_parameters(base.params) + config.num_stages * size
-    facts = source_facts(base, data)
-    facts["parameters"] = f"{total:,}: the frozen base and {config.num_stages} stages of {size:,}"
-    warnings = [*source_warnings(base, data, config), slow_update_warning(config, base.model.config)]
-    narrate_start(narrate, run, stage.precision, facts, warnings)
+    facts, warnings = source_facts(base, data), source_warnings(base, data, config)
+    if config.has_published_design:
+        size = stage_size(stage_config(base.model.config, config.stage_layers))
+        total = count_parameters(base.params) + config.num_stages * size
+        facts["parameters"] = f"{total:,}: the frozen base and {config.num_stages} stages of {size:,}"
+        warnings.append(slow_update_warning(config, base.model.config))
+    narrate_start(narrate, run, precision, facts, warnings)

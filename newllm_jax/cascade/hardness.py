@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from newllm_jax.config import Criterion, checked
+from newllm_jax.config import Criterion, check, checked
 from newllm_jax.errors import InputError, NumericalError
 from newllm_jax.training.arrays import check_array
 
@@ -23,7 +23,7 @@ def token_scores(criterion: Criterion, h_in: jax.Array, h_out: jax.Array, logits
     """The score of each token by a criterion: low is hard.
 
     Args:
-      criterion: `cosine`, `entropy` or `max_probability`.
+      criterion: `cosine`, `entropy`, `max_probability` or `margin`.
       h_in: `[..., H]`, what the model (or stage) read: its embedding, or its input.
       h_out: `[..., H]`, its last hidden state, after the final norm.
       logits: `[..., V]`, its prediction.
@@ -36,6 +36,9 @@ def token_scores(criterion: Criterion, h_in: jax.Array, h_out: jax.Array, logits
         return cosine_similarity(h_in, h_out)
     if criterion == "entropy":
         return -predictive_entropy(logits)
+    if criterion == "margin":
+        return margin(logits)
+    check("criterion", criterion, "a score of a single pass; a probe is trained first", criterion != "probe")
     return max_probability(logits)
 
 
@@ -59,6 +62,14 @@ def max_probability(logits: jax.Array) -> jax.Array:
     """Probability of the likeliest id in `logits [..., V]`."""
     check_array("logits", logits, "numbers", "...", "V")
     return jnp.exp(jnp.max(jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1), axis=-1))
+
+
+def margin(logits: jax.Array) -> jax.Array:
+    """Probability of the likeliest id in `logits [..., V]` less that of the next."""
+    check_array("logits", logits, "numbers", "...", "V")
+    probabilities = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+    likeliest = jax.lax.top_k(probabilities, 2)[0]
+    return likeliest[..., 0] - likeliest[..., 1]
 
 
 def hardness_threshold(scores: np.ndarray | jax.Array, hard_ratio: float) -> float:

@@ -9,6 +9,9 @@ import jax.numpy as jnp
 
 from newllm_jax.cascade import extraction
 from newllm_jax.cascade.hardness import count_hard, stage_counts
+from newllm_jax.cascade.paths import routed_pass
+from newllm_jax.cascade.stage.design_training import build_design_training
+from newllm_jax.cascade.stage.designs import build_design
 from newllm_jax.cascade.stage.model import Stage, init_stage, stage_config, stage_size
 from newllm_jax.cascade.stage.updates import build_stage_training
 from newllm_jax.config import CascadeConfig, Precision
@@ -35,6 +38,8 @@ def plan_cascade(config: CascadeConfig) -> dict[str, Any]:
     source, llama, tokenizer = describe_base(config)
     data = load_alpaca(tokenizer, config)
     check_fits(config, llama, data, precision)
+    if not config.has_published_design:
+        return _plan_design(config, source.provenance(), llama, data, precision)
     base_size = count_parameters(parameter_shapes(llama))
     size = stage_size(stage_config(llama, config.stage_layers))
     counts = [
@@ -67,8 +72,58 @@ def plan_cascade(config: CascadeConfig) -> dict[str, Any]:
     }
 
 
+def _plan_design(
+    config: CascadeConfig, source: dict[str, Any], llama: LlamaConfig, data: AlpacaChunks, precision: Precision
+) -> dict[str, Any]:
+    """`plan_cascade` for a design other than the published one."""
+    design = build_design(config, SmolLM2(llama), precision)
+    base = parameter_shapes(llama)
+    size = count_parameters(jax.eval_shape(lambda base: design.init(base, config.seed), base))
+    base_size, costs = count_parameters(base), design.costs(llama)
+    needed = planned_design_memory(config, llama, data, precision)
+    if jax.devices()[0].platform == "cpu":
+        needed += peak_memory_bytes() + base_size * FLOAT
+    steps = -(-len(data.train) // config.batch_size)
+    share = config.hard_ratio if config.flops is None else costs.hard_share(config.flops)
+    return {
+        "system": config.system,
+        "config": config.to_dict(),
+        "environment": environment(precision),
+        "data": data.summary(),
+        "base": {**source, "parameters": base_size, "layers": llama.num_layers},
+        "stages": [{"stage": 1, "stage_parameters": size, "updates_per_epoch": steps, "path_flops": vars(costs)}],
+        "parameters": base_size + size,
+        "flops": costs.mean(share),
+        "updates": config.num_epochs * steps,
+        "estimated_memory_bytes": needed,
+    }
+
+
+def planned_design_memory(config: CascadeConfig, llama: LlamaConfig, data: AlpacaChunks, precision: Precision) -> int:
+    """The larger of the memory peaks of a design's run, by XLA's own plan: an update, or a pass over both paths."""
+    design, base = build_design(config, SmolLM2(llama), precision), parameter_shapes(llama)
+    training, optimizer = build_design_training(design, design, base)
+    scale = initial_loss_scale(precision)
+    state = jax.eval_shape(lambda base: init_state(design.init(base, config.seed), optimizer, scale), base)
+    ranks = jax.ShapeDtypeStruct((len(data.train), CHUNK - 1), jnp.float32)
+    steps = -(-len(data.train) // config.batch_size)
+    update = update_bytes(training.updates, state, (data.train, ranks), steps, config.batch_size)
+    ids = jax.ShapeDtypeStruct((extraction.batch_chunks(), CHUNK), jnp.int32)
+    hard = jax.ShapeDtypeStruct((extraction.batch_chunks(), CHUNK - 1), jnp.bool_)
+    strict = build_design(config, SmolLM2(llama), "fp32")
+    return max(update, planned_bytes(routed_pass.lower(strict, base, state.params, ids, hard).compile()))
+
+
 def check_fits(config: CascadeConfig, base: LlamaConfig, data: AlpacaChunks, precision: Precision) -> None:
     """Raises InputError where a stage would get no hard tokens, or the run would not fit the memory that is free."""
+    if not config.has_published_design:
+        build_design(config, SmolLM2(base), precision)
+        stored = 2 * base.num_layers * (2 * base.hidden_size + 2 * base.intermediate_size) + 2 * base.vocab_size
+        check_memory(
+            {"micro_batch or batch_size": config.examples_at_once * (CHUNK - 1) * stored * FLOAT},
+            lambda: planned_design_memory(config, base, data, precision),
+        )
+        return
     for count in (data.train_tokens, data.validation_tokens):
         stage_counts(count, config.hard_ratio, config.num_stages)
     device, host = memory_bounds(config, base, data)

@@ -7,12 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 
 from newllm_jax.cascade.ensemble import TrainedStage
+from newllm_jax.cascade.paths import Routing, TrainedDesign
+from newllm_jax.cascade.probe import init_probe
+from newllm_jax.cascade.stage.designs import build_design
 from newllm_jax.cascade.stage.model import Stage, init_stage, stage_config
 from newllm_jax.config import CascadeConfig
+from newllm_jax.content import read_arrays, write_arrays
 from newllm_jax.errors import InputError
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.results import check_fingerprints
@@ -22,6 +28,8 @@ from newllm_jax.smollm.pretrained import Pretrained
 from newllm_jax.smollm.tokenizer import Tokenizer
 from newllm_jax.training.history import History, best_epoch, is_finished
 from newllm_jax.training.manifest import Owner, tree_sha256
+
+ROUTING = "routing.arrays"  # the file of a run directory that says which tokens take which path
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,32 @@ class CascadeRun:
     base: Pretrained
     stage: Stage
     stages: tuple[TrainedStage, ...]
+    config: CascadeConfig
+    run: RunDir
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Of the base."""
+        return self.base.tokenizer
+
+
+@dataclass(frozen=True)
+class DesignRun:
+    """A frozen base and a design trained on it, ready to call.
+
+    Attributes:
+      base: the base model, its parameters (NumPy) and where they came from.
+      trained: the design, the base's parameters and the trained ones, on the device.
+      routing: which tokens take which path.
+      kept_stages: 1, or 0 where the base alone was better on validation and the run keeps the best.
+      config: of the run.
+      run: its directory.
+    """
+
+    base: Pretrained
+    trained: TrainedDesign
+    routing: Routing
+    kept_stages: int
     config: CascadeConfig
     run: RunDir
 
@@ -70,8 +104,10 @@ def chosen_epoch(history: History, config: CascadeConfig) -> int:
     return len(history) if config.stage_weights == "last" else best_epoch(history)
 
 
-def restore_cascade(run_dir: str | Path) -> CascadeRun:
+def restore_cascade(run_dir: str | Path) -> CascadeRun | DesignRun:
     """The base and the finished stages of a run, each with the weights that went on. Changes nothing on disk.
+
+    A run of a design other than the published one gives a `DesignRun`.
 
     Raises:
       InputError: not a CASCADE run, one without a finished stage or whose stages are damaged, or a base that cannot be
@@ -81,6 +117,8 @@ def restore_cascade(run_dir: str | Path) -> CascadeRun:
     config = stored_config(run, CascadeConfig)
     base = load_base(config)
     check_fingerprints(run, fingerprints(base))
+    if not config.has_published_design:
+        return restore_design(run, config, base)
     stage = Stage(stage_config(base.model.config, config.stage_layers))
     stages = read_stages(run, stage, config)
     if not stages:
@@ -89,6 +127,8 @@ def restore_cascade(run_dir: str | Path) -> CascadeRun:
     if len(stages) < expected:
         again = f"cascade.py --resume {run.path} trains the others again"
         raise InputError(f"{run.path}: has {len(stages)} of its {expected} stages; {again}")
+    if config.kept_stages == "best":
+        stages = stages[: run.read_json("results.json")["kept_stages"]] if expected else stages
     return CascadeRun(base, stage, tuple(stages), config, run)
 
 
@@ -124,3 +164,46 @@ def read_stages(run: RunDir, stage: Stage, config: CascadeConfig) -> list[Traine
             break
         stages.append(TrainedStage(params, record["threshold"]))
     return stages
+
+
+def _routing_key(params: Any) -> list[Any]:
+    """What the content of `routing.arrays` depends on."""
+    return ["routing", tree_sha256(params)]
+
+
+def write_routing(run: RunDir, routing: Routing, kept_stages: int, params: Any) -> None:
+    """Writes the threshold, the probe and the number of stages that are used, for these trained parameters."""
+    arrays = {"threshold": np.float64(routing.threshold), "kept_stages": np.int32(kept_stages)}
+    if routing.probe is not None:
+        leaves = jax.tree_util.tree_leaves_with_path(routing.probe)
+        arrays |= {f"probe{jax.tree_util.keystr(path)}": np.asarray(leaf) for path, leaf in leaves}
+    write_arrays(run.path / ROUTING, _routing_key(jax.device_get(params)), arrays)
+
+
+def has_finished_design(run: RunDir, base: Pretrained, config: CascadeConfig) -> bool:
+    """Whether a run of a design has all that `restore_cascade` reads."""
+    if not (run.path / ROUTING).exists():
+        return False
+    restore_design(run, config, base)
+    return True
+
+
+def restore_design(run: RunDir, config: CascadeConfig, base: Pretrained) -> DesignRun:
+    """The trained design of a run on a base that was read. Raises InputError where it is not finished."""
+    from newllm_jax.training.checkpoint import read_chosen
+
+    design = build_design(config, base.model, "fp32")
+    like = jax.eval_shape(lambda params: design.init(params, config.seed), base.params)
+    choose = partial(chosen_epoch, config=config)
+    _, params, record = read_chosen(stage_folder(run, 1), stage_owner(run, []), like, choose)
+    found = read_arrays(run.path / ROUTING, _routing_key(params)) if is_finished(record["history"], config) else None
+    if found is None:
+        raise InputError(f"{run.path}: is not finished; cascade.py --resume {run.path} continues it")
+    probe = None
+    if config.criterion == "probe":
+        shapes = jax.eval_shape(lambda: init_probe(base.model.config.hidden_size, 0))
+        named = jax.tree_util.tree_leaves_with_path(shapes)
+        leaves = [found[f"probe{jax.tree_util.keystr(path)}"] for path, _ in named]
+        probe = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+    trained = TrainedDesign(design, jax.device_put(base.params), jax.device_put(params))
+    return DesignRun(base, trained, Routing(float(found["threshold"]), probe), int(found["kept_stages"]), config, run)

@@ -19,7 +19,9 @@ class ChunkConfig(RunConfig):
     )
     train_chunks: int = setting(1000, "training chunks of 129 ids, from the first rows", least=1, most=10**8)
     validation_chunks: int = setting(100, "validation chunks, from the rows after those", least=1, most=10**8)
-    calibration_chunks: int = setting(0, "chunks that thresholds are set on; 0: the training chunks", least=0, most=10**8)
+    calibration_chunks: int = setting(
+        0, "chunks that thresholds are set on; 0: the training chunks", least=0, most=10**8
+    )
     test_chunks: int = setting(0, "chunks that nothing is chosen on, for final figures", least=0, most=10**8)
     whole_rows: bool = setting(
         False, "whether all chunks of a row belong to one split; false: cut as published, where a row can straddle two"

@@ -145,7 +145,8 @@ def chunk_rows(
                 f"dataset: too few rows: they give {found} chunks of {CHUNK} tokens, {asked} are asked for"
             )
     ids = np.asarray(chunks, np.int32)
-    return AlpacaChunks(*(ids[place.start : place.stop] for place in places(sizes)))
+    named = zip(SPLITS, places(sizes), strict=False)
+    return AlpacaChunks(**{name: ids[place.start : place.stop] for name, place in named})  # type: ignore[arg-type]
 
 
 def row_text(row: Mapping[str, Any], number: int) -> str:

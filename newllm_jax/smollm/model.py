@@ -67,8 +67,8 @@ class HiddenStates:
 class Route:
     """Which tokens the layers of a pass change; the residual stream of the others is held.
 
-    With x_l the stream before layer l, `x_(l+1) = layer(x)_l` where a token is active, else `held_l`. A layer makes keys
-    and values of x_l for all tokens, so an active token sees those that were held too.
+    With x_l the stream before layer l, x_(l+1) is `layer_l(x_l)` where a token is active, else `held_l`. A layer makes
+    keys and values of x_l for all tokens, so an active token also sees those that were held.
 
     Attributes:
       active: `[L, B, T]` bool.
@@ -234,7 +234,14 @@ class Backbone(nn.Module):
         rotary = rotary_embedding(positions, self.config.head_dim, self.config.rope_theta)
         slots = [depths.index(layer + 1) if layer + 1 in depths else len(depths) for layer in range(layers)]
         saved = jnp.zeros((len(depths), *x.shape), x.dtype)
-        axes: Any = (0, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast)  # slots, route, caches by layer; the rest the same
+        axes: Any = (
+            0,
+            0,
+            0,
+            nn.broadcast,
+            nn.broadcast,
+            nn.broadcast,
+        )  # slots, route, caches by layer; the rest the same
         scan = nn.scan(
             _ScannedBlock, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=axes, length=layers
         )
