@@ -2,7 +2,7 @@
 
     python -m benchmarks.designs --table search --dataset data/alpaca --output docs/results/designs
 
-A line of a table is a name and the settings in which it differs from the table's common ones. Each design is a JSON file
+A line of a table is a name and the settings in which it differs from the common ones. Each design is a JSON file
 with the results of its run and its points on the validation (and test) chunks; one that is there is not trained again.
 """
 

@@ -1,6 +1,6 @@
 """Quality against compute: the loss of a cascade at many thresholds, and what a token costs there.
 
-Each point is a share of hard tokens: the threshold is that quantile of the scores of calibration tokens, and the loss is
+Each point is a share of hard tokens: the threshold is that quantile of the scores of calibration tokens. The loss is
 measured on others, with intervals by the bootstrap over chunks (Efron 1979), whose tokens are not independent.
 """
 
