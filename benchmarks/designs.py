@@ -51,14 +51,15 @@ def main() -> None:
             key = config.train_chunks
             if key not in loaded:
                 loaded[key] = load_base_and_data(config)
-            results = measure(config, name, *loaded[key], Path(arguments.run_root))
+            base, data = loaded[key]
+            results = measure(config, arguments.table, name, base, data, Path(arguments.run_root))
             file.write_text(json.dumps({"command": command_line(), "name": name, **results}, indent=1))
             rows = results["ensemble"]
             print(name, seed, f"{results['seconds']:.0f} s", [round(row["val_ppl"], 3) for row in rows],
                   round(rows[-1]["flops"], 3), flush=True)  # fmt: skip
 
 
-def measure(config: CascadeConfig, name: str, base: Any, data: Any, root: Path) -> dict[str, Any]:
+def measure(config: CascadeConfig, table: str, name: str, base: Any, data: Any, root: Path) -> dict[str, Any]:
     """Trains one design; its results, and its points by split and by who chooses the hard tokens."""
     clock, precision = Clock(), resolve_precision(config.precision)
     with RunDir.create(root, name) as run:
@@ -66,11 +67,12 @@ def measure(config: CascadeConfig, name: str, base: Any, data: Any, root: Path) 
         stopping = Stopping(clock, run.path, config)
         results = train_design(run, config, base, data, precision, stopping, lambda _: None)
         trained = restore_design(run, config, base)
+        policies = POLICIES[:1] if "search" in table else POLICIES
         calibration = data.calibration if len(data.calibration) else data.train
         curves = {}
-        for split in ("validation", "test"):
+        for split in ("validation",) if "search" in table else ("validation", "test"):
             if len(chunks := getattr(data, split)):
-                for policy in POLICIES if split == "validation" else POLICIES[:1]:
+                for policy in policies:
                     curves[f"{split} {policy}"] = design_curve(
                         trained.trained, base.model, trained.routing, calibration, chunks, policy
                     )

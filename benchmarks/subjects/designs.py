@@ -14,6 +14,26 @@ REENTRY = {
 }  # fmt: skip
 SKIP = {**COMMON, "skipped_layers": [14, 22], "weights": "lora", "criterion": "probe", "flops": 0.85}
 
+OWN = {"weights": "own", "learning_rate": 1e-4}
+ABLATION = {  # each differs from the recipe of re-entry in one choice
+    "recipe": {},
+    "entropy": {"criterion": "entropy"},
+    "cosine": {"criterion": "cosine"},
+    "trained-on-hard": {"trained_on": "hard"},
+    "tokens": {"context": "token"},
+    "own-weights": OWN,
+    "own-head": {**OWN, "head": "own"},
+    "random-start": {**OWN, "start": "random"},
+    "last-hidden-state": {**OWN, "start": "random", "entry_layer": None},
+    "mixes": {"prediction": "mixes"},
+    "entry0": {"entry_layer": 0},
+    "entry15": {"entry_layer": 15},
+    "entry22": {"entry_layer": 22},
+    "entry30": {"entry_layer": 30},
+    "margin": {"criterion": "margin"},
+    "max-probability": {"criterion": "max_probability"},
+}
+
 TABLES: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
     "search-reentry": (REENTRY, {
         **{f"reentry-lr{rate}": {"learning_rate": float(rate)} for rate in ("5e-4", "1e-3", "2e-3", "4e-3")},
@@ -26,14 +46,19 @@ TABLES: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
         "reentry-mixes": {"prediction": "mixes"},
         "reentry-entropy": {"criterion": "entropy"},
     }),
-    "search-skip": (SKIP, {
-        **{f"skip14-22-lr{rate}": {"learning_rate": float(rate)} for rate in ("5e-4", "1e-3", "2e-3")},
+    "ablation-search": (REENTRY, ABLATION),
+    "search-skip": ({**SKIP, "hard_ratio": 0.3}, {
         "skip14-20": {"skipped_layers": [14, 20]},
-        "skip12-22": {"skipped_layers": [12, 22]},
-        "skip12-24": {"skipped_layers": [12, 24]},
-        "skip10-22": {"skipped_layers": [10, 22]},
-        "skip14-24": {"skipped_layers": [14, 24]},
-        "skip14-22-map": {"skip_rank": 64},
-        "skip14-22-epochs4": {"num_epochs": 4, "patience": 2},
+        "skip14-20-share0.1": {"skipped_layers": [14, 20], "hard_ratio": 0.1},
+        "skip14-18-short": {"skipped_layers": [14, 18], "short_head": 12288},
+        "skip14-16-short": {"skipped_layers": [14, 16], "short_head": 12288},
+        "skip14-18-short8192": {"skipped_layers": [14, 18], "short_head": 8192, "short_rank": 64},
+        "skip14-18-short16384": {"skipped_layers": [14, 18], "short_head": 16384},
+        "skip14-18-short1": {"skipped_layers": [14, 18], "short_head": 1, "short_rank": 192},
+        "skip14-20-short": {"skipped_layers": [14, 20], "short_head": 12288},
+        "skip12-20-short": {"skipped_layers": [12, 20], "short_head": 12288},
+        "skip14-18-short-lr5e-4": {"skipped_layers": [14, 18], "short_head": 12288, "learning_rate": 5e-4},
+        "skip14-18-short-map": {"skipped_layers": [14, 18], "short_head": 12288, "skip_rank": 64},
+        "skip14-18-short-share0.15": {"skipped_layers": [14, 18], "short_head": 12288, "hard_ratio": 0.15},
     }),
 }  # fmt: skip

@@ -62,6 +62,11 @@ class CascadeConfig(ChunkConfig):
         most=MOST_LAYERS,
     )
     skip_rank: int = setting(0, "rank of a linear map that stands in for skipped layers; 0: none", least=0, most=4096)
+    short_head: int = setting(
+        0, "first ids of the vocabulary that tokens which skip layers get exact scores for; those of the others come from "
+        "a product of low rank; 0: the base's head", least=0, most=10**7,
+    )  # fmt: skip
+    short_rank: int = setting(96, "rank of that product", least=1, most=4096)
     context: Context = setting("token", "what a stage sees: each token alone (as published) or the sequence")
     start: Start = setting("random", "initial layers of a stage: random (as published) or the base's own")
     weights: Weights = setting("own", "what is trained: layers of a stage's own, or LoRA adapters on the base's layers")
@@ -94,7 +99,9 @@ class CascadeConfig(ChunkConfig):
             check("criterion", self.criterion, "probe beside skipped_layers: it is asked before the layers that are "
                   "skipped, where there is no prediction yet", self.criterion == "probe")  # fmt: skip
             check("weights", self.weights, "lora beside skipped_layers", self.weights == "lora")
-        elif self.entry_layer is None:
+        else:
+            check("short_head", self.short_head, "0 without skipped_layers", self.short_head == 0)
+        if not span and self.entry_layer is None:
             check("start", self.start, "random where entry_layer is none: no layer of the base reads its last hidden "
                   "state", self.start == "random")  # fmt: skip
         check("weights", self.weights, "own where start is random", bool(span) or self.weights == "own" or

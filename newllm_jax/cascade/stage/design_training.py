@@ -25,8 +25,8 @@ def design_loss(design: AnyDesign, base: Params) -> LossFn:
     """The loss of a design as the update loop needs it.
 
     A stage is trained on hard tokens or, where `trained_on` is all, on all of them, each of which passes it. A design
-    that skips layers is trained on all tokens, in each chunk with a share of hard ones that is drawn anew, so that it
-    works with any threshold; its validation has the share `hard_ratio`.
+    that skips layers is trained on all tokens, in each chunk with a share of hard ones that is drawn anew, from 0 to
+    twice `hard_ratio`, so that it works with many thresholds; its validation has the share `hard_ratio`.
     """
 
     def loss(
@@ -63,8 +63,8 @@ def hard_bounds(design: AnyDesign, key: jax.Array | None, chunks: int, part: Par
     if key is None or not isinstance(design, SkipDesign):
         return jnp.full((chunks,), design.config.hard_ratio)
     if part is None:
-        return jax.random.uniform(key, (chunks,))
-    drawn = jax.random.uniform(key, (part.whole,))  # by the place in the whole batch
+        return 2 * design.config.hard_ratio * jax.random.uniform(key, (chunks,))
+    drawn = 2 * design.config.hard_ratio * jax.random.uniform(key, (part.whole,))  # by the place in the whole batch
     return jax.lax.dynamic_slice_in_dim(jnp.pad(drawn, (0, chunks)), part.first, chunks)
 
 

@@ -14,25 +14,31 @@ top layers that add nothing at first. Without a layer to enter, a stage is new l
 
     x_b = layers_(a ... b-1)(x_a) where a token is hard, else x_a + x_a A B          A B: a linear map, of rank 0: none
 
-With b = L easy tokens leave for good: an early exit. In both designs every layer makes keys and values of the stream
+With b = L easy tokens leave for good: an early exit. With a *short head* their scores of rare ids are approximate:
+those of the first K ids are products with the embedding E, those of the others go through rank r,
+
+    logits = [last E_K^T, last P Q]          P [H, r], Q [r, V - K]: at first the best such product for E, then trained
+
+In both designs every layer makes keys and values of the stream
 that a token has there, so hard tokens see the tokens before them, whichever path those took.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 
 from newllm_jax.cascade.flops import Costs, PathCosts, probe_cost
-from newllm_jax.config import CascadeConfig, Precision
+from newllm_jax.config import CascadeConfig, Precision, check
 from newllm_jax.errors import InputError
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.smollm.lora import init_adapters, merge_adapters
 from newllm_jax.smollm.model import HiddenStates, Route, SmolLM2, rms_norm, take_layers
-from newllm_jax.training.precision import dot
+from newllm_jax.training.precision import PRECISIONS, dot
 from newllm_jax.training.step import Params
 
 NO_LOGITS = ("cosine", "probe")  # criteria that need no prediction of the base
@@ -201,7 +207,14 @@ class SkipDesign:
         if rank:
             drawn = jax.random.normal(jax.random.fold_in(key, 1), (hidden, rank)) * hidden**-0.5
             trained["skip"] = {"a": drawn, "b": jnp.zeros((rank, hidden))}
+        if self.config.short_head:
+            table, scale = self.head_table(base), base["backbone"]["norm"]["scale"]
+            trained["short"] = low_rank_product(table[self.config.short_head :], scale, self.config.short_rank)
         return trained
+
+    def head_table(self, base: Params) -> jax.Array:
+        """The rows `[V, H]` with which the head multiplies."""
+        return base["embed"]["embedding"] if self.base.config.tie_embeddings else base["lm_head"]["kernel"].T
 
     def _pass(self, params: Params, first: int, stop: int, x: jax.Array, route: Route | None = None) -> HiddenStates:
         """Layers `first` to `stop` (exclusive)."""
@@ -231,17 +244,41 @@ class SkipDesign:
             last = self._pass(params, stop, llama.num_layers, x).last
         else:
             last = rms_norm(x, params["backbone"]["norm"]["scale"], llama.rms_norm_eps)
-        return cast(jax.Array, self.base.apply({"params": params}, last, method="logits"))
+        exact = cast(jax.Array, self.base.apply({"params": params}, last, method="logits"))
+        if "short" not in trained:
+            return exact
+        return jnp.where(hard[..., None], exact, self.short_logits(params, trained, last))
+
+    def short_logits(self, params: Params, trained: Params, last: jax.Array) -> jax.Array:
+        """The predictions `[..., V]` of easy tokens, from their last hidden states `[..., H]`."""
+        multiply, short = partial(dot, precision=self.base.precision), trained["short"]
+        table = self.head_table(params)[: self.config.short_head]
+        return jnp.concatenate([multiply(last, table.T), multiply(multiply(last, short["p"]), short["q"])], axis=-1)
 
     def costs(self, llama: LlamaConfig) -> PathCosts:
         cost, (first, stop) = Costs.of(llama), self.config.skipped_layers
         hard = cost.base + probe_cost(llama)
         easy = hard - (stop - first) * (cost.layer - cost.keys_and_values)
         easy += 2 * llama.hidden_size * self.config.skip_rank
+        if exact := self.config.short_head:
+            short = exact * llama.hidden_size
+            short += self.config.short_rank * (llama.hidden_size + llama.vocab_size - exact)
+            easy += short - cost.head
         return PathCosts(easy / cost.base, hard / cost.base)
 
 
 AnyDesign: TypeAlias = StageDesign | SkipDesign
+
+
+def low_rank_product(table: jax.Array, scale: jax.Array, rank: int) -> Params:
+    """`p [H, rank]` and `q [rank, rows]` with `x p q` near `x table^T`, for `table [rows, H]` and x = u * scale.
+
+    The best of this rank for u whose directions are all equally likely: the leading singular vectors of table * scale.
+    """
+    scaled = table * scale
+    _, vectors = jnp.linalg.eigh(jnp.matmul(scaled.T, scaled, precision=PRECISIONS["fp32"]))
+    leading = vectors[:, -rank:]
+    return {"p": leading / scale[:, None], "q": jnp.matmul(leading.T, scaled.T, precision=PRECISIONS["fp32"])}
 
 
 def skipped_stream(trained: Params, x: jax.Array, precision: Precision) -> jax.Array:
@@ -260,6 +297,8 @@ def build_design(config: CascadeConfig, base: SmolLM2, precision: Precision) -> 
     ):
         if layer is not None and layer > layers:
             raise InputError(f"{name}: the base has {layers} layers, not {layer}")
+    check("short_head", config.short_head, f"below the {base.config.vocab_size} ids of the base",
+          config.short_head < base.config.vocab_size)  # fmt: skip
     if config.skipped_layers:
         if config.skipped_layers[0] < 1:
             raise InputError("skipped_layers: the first must be at least 1, for a probe to read something")
