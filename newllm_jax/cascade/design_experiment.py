@@ -17,6 +17,7 @@ from newllm_jax.cascade.paths import (
     base_losses,
     build_routing,
     hard_tokens,
+    hidden_moment,
     routed_losses,
     token_path_scores,
 )
@@ -37,6 +38,8 @@ from newllm_jax.training.loss_scale import initial_loss_scale
 from newllm_jax.training.split import Split
 from newllm_jax.training.step import Params, count_parameters, init_state
 from newllm_jax.training.stopping import Stopping
+
+MOMENT_CHUNKS = 200  # that short heads are fitted to
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,9 @@ def train_paths(
     """Trains, or continues; the parameters of the epoch that is chosen, the history, and the number of parameters."""
     config, data = setting.config, setting.data
     training, optimizer = build_design_training(setting.design, setting.strict, setting.params)
-    initial = jax.jit(setting.design.init, static_argnums=1)(setting.params, config.seed)
+    sample = data.train[: MOMENT_CHUNKS if config.short_head else 0]
+    moment = hidden_moment(setting.base.model, setting.params, sample)
+    initial = jax.jit(setting.design.init, static_argnums=1)(setting.params, config.seed, moment)
     state = init_state(initial, optimizer, initial_loss_scale(setting.design.base.precision))
     size = count_parameters(state.params)
     narrate(f"trained     {size:,} parameters")

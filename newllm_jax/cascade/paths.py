@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from newllm_jax.cascade.extraction import Advance, batch_chunks, read_chunks
@@ -20,6 +21,7 @@ from newllm_jax.cascade.stage.designs import AnyDesign
 from newllm_jax.config import CascadeConfig, Criterion
 from newllm_jax.smollm.model import SmolLM2
 from newllm_jax.training.losses import token_losses
+from newllm_jax.training.precision import PRECISIONS
 from newllm_jax.training.step import Params
 
 
@@ -114,6 +116,14 @@ def decision_states(trained: TrainedDesign, chunks: np.ndarray) -> np.ndarray:
     return in_batches(partial(_decide, trained.design, trained.base, trained.params), chunks)[0]
 
 
+def hidden_moment(base: SmolLM2, params: Params, chunks: np.ndarray) -> np.ndarray:
+    """The mean `[H, H]` of h h^T over the last hidden states h of the base; over no chunks the identity."""
+    moments = np.eye(base.config.hidden_size, dtype=np.float32)[None]
+    if len(chunks):
+        moments = in_batches(partial(_moments, base, params), chunks)[0]
+    return moments.mean(axis=0)
+
+
 def token_path_scores(
     trained: TrainedDesign, strict: SmolLM2, routing_probe: Params | None, chunks: np.ndarray
 ) -> np.ndarray:
@@ -165,6 +175,12 @@ def routed_pass(
     """The losses and hits of `ids [B, 129]`, each `[B, 128]`; see `routed_losses`."""
     decision = design.decide(base, params, ids[:, :-1])
     return token_losses(design.logits(base, params, decision, hard), ids[:, 1:])
+
+
+@partial(jax.jit, static_argnums=0)
+def _moments(base: SmolLM2, params: Params, ids: jax.Array) -> tuple[jax.Array]:
+    last: Any = base.apply({"params": params}, ids[:, :-1], method="hidden")
+    return (jnp.einsum("btg,bth->bgh", last.last, last.last, precision=PRECISIONS["fp32"]) / (ids.shape[1] - 1),)
 
 
 @partial(jax.jit, static_argnums=0)

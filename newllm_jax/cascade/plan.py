@@ -78,7 +78,9 @@ def _plan_design(
     """`plan_cascade` for a design other than the published one."""
     design = build_design(config, SmolLM2(llama), precision)
     base = parameter_shapes(llama)
-    size = count_parameters(jax.eval_shape(lambda base: design.init(base, config.seed), base))
+    size = count_parameters(
+        jax.eval_shape(lambda base: design.init(base, config.seed, jnp.eye(llama.hidden_size)), base)
+    )
     base_size, costs = count_parameters(base), design.costs(llama)
     needed = planned_design_memory(config, llama, data, precision)
     if jax.devices()[0].platform == "cpu":
@@ -104,7 +106,9 @@ def planned_design_memory(config: CascadeConfig, llama: LlamaConfig, data: Alpac
     design, base = build_design(config, SmolLM2(llama), precision), parameter_shapes(llama)
     training, optimizer = build_design_training(design, design, base)
     scale = initial_loss_scale(precision)
-    state = jax.eval_shape(lambda base: init_state(design.init(base, config.seed), optimizer, scale), base)
+    state = jax.eval_shape(
+        lambda base: init_state(design.init(base, config.seed, jnp.eye(llama.hidden_size)), optimizer, scale), base
+    )
     ranks = jax.ShapeDtypeStruct((len(data.train), CHUNK - 1), jnp.float32)
     steps = -(-len(data.train) // config.batch_size)
     update = update_bytes(training.updates, state, (data.train, ranks), steps, config.batch_size)

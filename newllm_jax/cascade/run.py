@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from newllm_jax.cascade.ensemble import TrainedStage
@@ -193,7 +194,8 @@ def restore_design(run: RunDir, config: CascadeConfig, base: Pretrained) -> Desi
     from newllm_jax.training.checkpoint import read_chosen
 
     design = build_design(config, base.model, "fp32")
-    like = jax.eval_shape(lambda params: design.init(params, config.seed), base.params)
+    moment = jnp.eye(base.model.config.hidden_size)
+    like = jax.eval_shape(lambda params: design.init(params, config.seed, moment), base.params)
     choose = partial(chosen_epoch, config=config)
     _, params, record = read_chosen(stage_folder(run, 1), stage_owner(run, []), like, choose)
     found = read_arrays(run.path / ROUTING, _routing_key(params)) if is_finished(record["history"], config) else None

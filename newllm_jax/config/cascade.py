@@ -63,8 +63,8 @@ class CascadeConfig(ChunkConfig):
     )
     skip_rank: int = setting(0, "rank of a linear map that stands in for skipped layers; 0: none", least=0, most=4096)
     short_head: int = setting(
-        0, "first ids of the vocabulary that tokens which skip layers get exact scores for; those of the others come from "
-        "a product of low rank; 0: the base's head", least=0, most=10**7,
+        0, "first ids of the vocabulary that tokens which skip layers get exact scores for; those of the others come "
+        "from a product of low rank; 0: the base's head", least=0, most=10**7,
     )  # fmt: skip
     short_rank: int = setting(96, "rank of that product", least=1, most=4096)
     context: Context = setting("token", "what a stage sees: each token alone (as published) or the sequence")

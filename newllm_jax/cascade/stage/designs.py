@@ -41,6 +41,7 @@ from newllm_jax.smollm.model import HiddenStates, Route, SmolLM2, rms_norm, take
 from newllm_jax.training.precision import PRECISIONS, dot
 from newllm_jax.training.step import Params
 
+LEAST_MOMENT = 1e-6  # of hidden states in a direction, as a share of the largest
 NO_LOGITS = ("cosine", "probe")  # criteria that need no prediction of the base
 
 
@@ -61,8 +62,8 @@ class Design(Protocol):
 
     config: CascadeConfig
 
-    def init(self, base: Params, seed: int) -> Params:
-        """The trained parameters at the start."""
+    def init(self, base: Params, seed: int, moment: jax.Array) -> Params:
+        """The trained parameters at the start. `moment [H, H]`: the mean of h h^T over last hidden states h."""
         ...
 
     def decide(self, base: Params, trained: Params, ids: jax.Array) -> Decision:
@@ -107,7 +108,7 @@ class StageDesign:
             replace(llama, num_layers=layers, tie_embeddings=own_head or llama.tie_embeddings), self.precision
         )
 
-    def init(self, base: Params, seed: int) -> Params:
+    def init(self, base: Params, seed: int, moment: jax.Array) -> Params:
         config, key = self.config, jax.random.fold_in(jax.random.key(seed), 1)
         if config.start == "random":
             params = self.model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
@@ -201,15 +202,15 @@ class SkipDesign:
     config: CascadeConfig
     base: SmolLM2
 
-    def init(self, base: Params, seed: int) -> Params:
+    def init(self, base: Params, seed: int, moment: jax.Array) -> Params:
         key, hidden, rank = jax.random.key(seed), self.base.config.hidden_size, self.config.skip_rank
         trained: dict[str, Any] = {"adapters": init_adapters(self.base.config, self.config.rank, key)}
         if rank:
             drawn = jax.random.normal(jax.random.fold_in(key, 1), (hidden, rank)) * hidden**-0.5
             trained["skip"] = {"a": drawn, "b": jnp.zeros((rank, hidden))}
         if self.config.short_head:
-            table, scale = self.head_table(base), base["backbone"]["norm"]["scale"]
-            trained["short"] = low_rank_product(table[self.config.short_head :], scale, self.config.short_rank)
+            rare = self.head_table(base)[self.config.short_head :]
+            trained["short"] = low_rank_product(rare, moment, self.config.short_rank)
         return trained
 
     def head_table(self, base: Params) -> jax.Array:
@@ -270,15 +271,19 @@ class SkipDesign:
 AnyDesign: TypeAlias = StageDesign | SkipDesign
 
 
-def low_rank_product(table: jax.Array, scale: jax.Array, rank: int) -> Params:
-    """`p [H, rank]` and `q [rank, rows]` with `x p q` near `x table^T`, for `table [rows, H]` and x = u * scale.
+def low_rank_product(table: jax.Array, moment: jax.Array, rank: int) -> Params:
+    """`p [H, rank]` and `q [rank, rows]` whose product is nearest to `table^T [H, rows]` on the hidden states there are.
 
-    The best of this rank for u whose directions are all equally likely: the leading singular vectors of table * scale.
+    With the moment M = E[h h^T] = R R^T, the mean of |h^T (p q - table^T)|^2 is the squared distance of R^T p q from
+    R^T table^T, which is smallest where p q keeps the leading singular vectors of the latter.
     """
-    scaled = table * scale
-    _, vectors = jnp.linalg.eigh(jnp.matmul(scaled.T, scaled, precision=PRECISIONS["fp32"]))
-    leading = vectors[:, -rank:]
-    return {"p": leading / scale[:, None], "q": jnp.matmul(leading.T, scaled.T, precision=PRECISIONS["fp32"])}
+    strict = partial(jnp.matmul, precision=PRECISIONS["fp32"])
+    values, vectors = jnp.linalg.eigh(moment)
+    sizes = jnp.sqrt(jnp.maximum(values, LEAST_MOMENT * values[-1]))
+    seen = strict(table, vectors * sizes)  # [rows, H]: R^T table^T, transposed
+    _, directions = jnp.linalg.eigh(strict(seen.T, seen))
+    leading = directions[:, -rank:]
+    return {"p": strict(vectors / sizes, leading), "q": strict(leading.T, seen.T)}
 
 
 def skipped_stream(trained: Params, x: jax.Array, precision: Precision) -> jax.Array:
