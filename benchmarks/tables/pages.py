@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 from benchmarks.tables.benchmark import file_tables
+from benchmarks.tables.designs import DESIGN_TABLES
 from benchmarks.tables.experiments import EXPERIMENT_TABLES
 from benchmarks.tables.files import RESULTS, ROOT, load_all
 from benchmarks.tables.peers import peer_tables
@@ -17,8 +18,8 @@ from benchmarks.tables.speed import SPEED_TABLES
 
 PAGES = (ROOT / "README.md", RESULTS / "README.md", ROOT / "docs" / "reliability.md")
 TABLES = (
-    RESULTS_TABLES | SPEED_TABLES | RELIABILITY_TABLES | EXPERIMENT_TABLES | peer_tables(load_all("peers"))
-    | file_tables((load_all("benchmarks") | load_all("ablation")).items())
+    RESULTS_TABLES | SPEED_TABLES | RELIABILITY_TABLES | EXPERIMENT_TABLES | DESIGN_TABLES
+    | peer_tables(load_all("peers")) | file_tables((load_all("benchmarks") | load_all("ablation")).items())
 )  # fmt: skip
 BLOCK = re.compile(r"(<!-- table: (?P<name>.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 

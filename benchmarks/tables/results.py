@@ -119,6 +119,8 @@ def cascade_commands() -> str:
     """The command, device and memory of every committed run."""
     rows = []
     for name, run in load_all("cascade").items():
+        if "system" not in run:
+            continue  # a measurement, not a run
         rows.append([
             _link("cascade", name), f"`{run['command']}`", _machine(run), f"{run['seconds']:.0f} s",
             f"{run['peak_memory_bytes'] / 2**30:.2f} GiB",

@@ -43,14 +43,15 @@ def probe_gains(probe: Params, hidden: jax.Array) -> jax.Array:
     return (dot(x, outer["kernel"], "fp32") + outer["bias"])[..., 0]
 
 
-def train_probe(hidden: np.ndarray, gains: np.ndarray, seed: int) -> Params:
+def train_probe(hidden: np.ndarray, gains: np.ndarray, seed: int, largest: float = LARGEST_GAIN) -> Params:
     """A probe trained by the squared error of its gains, with AdamW and a cosine schedule.
 
     Args:
       hidden: `[tokens, H]`.
       gains: `[tokens]`, nats.
+      largest: what a larger gain, or loss, counts as.
     """
-    target = np.clip(gains, -LARGEST_GAIN, LARGEST_GAIN)
+    target = np.clip(gains, -largest, largest)
     batch = min(BATCH, len(target))
     # Left-over tokens of an epoch are left out: with another order every epoch, never the same ones.
     steps = len(target) // batch

@@ -17,6 +17,10 @@ from newllm_jax.decoding.exits import Exits
 from newllm_jax.errors import InputError, named
 from newllm_jax.systems import SYSTEMS, System, call
 
+HARDNESS = (  # the settings of a measurement of criteria
+    "base_model", "dataset", "dataset_config", "fallback", "train_chunks", "validation_chunks", "whole_rows",
+    "hard_ratio", "seed",
+)  # fmt: skip
 LONGEST_COMPLAINT = 300  # characters; argparse quotes what was typed, whatever its length
 
 
@@ -165,8 +169,7 @@ def compare(argv: Sequence[str]) -> None:
     from newllm_jax.report.compare import comparison, read_results
     from newllm_jax.report.published import PUBLISHED_RUNS
 
-    output = checked_path("output", arguments.output)
-    check("output", arguments.output, "a file or a new name", output.is_file() or not output.exists())
+    output = _new_file("output", arguments.output)
     results = [read_results(run) for run in arguments.runs]
     if arguments.published and all(run["system"] == "new-llm" for run in results):
         raise InputError("published: only CASCADE has published runs here, and these are runs of New-LLM")
@@ -174,6 +177,36 @@ def compare(argv: Sequence[str]) -> None:
     with whole_file(output) as partial:
         partial.write_text(text, encoding="utf-8")
     print(f"{text}\nwritten to {output}")
+
+
+def hardness(argv: Sequence[str]) -> None:
+    """`newllm hardness`: measures how well each criterion tells hard tokens, on any base and data or a run's."""
+    parser = Parser(
+        prog="newllm hardness", allow_abbrev=False, description="Measure how well each criterion tells hard tokens, by "
+        "the loss of a base and, where a run is given, by what its hard path gains.",
+    )  # fmt: skip
+    system = SYSTEMS["cascade"]
+    parser.add_argument("run_dir", metavar="RUN", nargs="?", help="cascade run of a design, whose base, data and gains "
+                        "are measured")  # fmt: skip
+    parser.add_argument("--output", metavar="FILE", help="JSON file for the results (default: none is written)")
+    _add_deterministic(parser)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    _add_settings(parser, system, "settings (the defaults are those of the published run, or of RUN)", HARDNESS)
+    arguments = parser.parse_all(argv)
+    _set_up(arguments)
+    output = None if arguments.output is None else _new_file("output", arguments.output)
+    settings = _overrides(arguments, system.config, HARDNESS)
+    from newllm_jax.cascade.criteria import measure_hardness
+    from newllm_jax.content import finite
+    from newllm_jax.files import whole_file
+    from newllm_jax.report.criteria import criteria_text
+
+    results = finite(measure_hardness(settings, arguments.run_dir))
+    print(f"\n{criteria_text(results)}")
+    if output is not None:
+        with whole_file(output) as partial:
+            partial.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        print(f"\nwritten to {output}")
 
 
 def report(argv: Sequence[str]) -> None:
@@ -211,6 +244,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "generate": generate,
     "evaluate": evaluate,
     "compare": compare,
+    "hardness": hardness,
     "report": report,
     "doctor": doctor,
 }
@@ -258,9 +292,10 @@ def _add_run_options(parser: Parser, system: System) -> None:
     _add_settings(parser, system, "settings (the defaults are those of the configuration)")
 
 
-def _add_settings(parser: Parser, system: System, title: str) -> None:
+def _add_settings(parser: Parser, system: System, title: str, names: Sequence[str] = ()) -> None:
+    """`names`: of the settings; all where there are none."""
     fields = parser.add_argument_group(title)
-    for field in dataclasses.fields(system.config):
+    for field in _settings(system.config, names):
         fields.add_argument(f"--{field.name}", metavar="VALUE", help=field.metadata["help"])
 
 
@@ -289,7 +324,20 @@ def deterministic_flags() -> str:
     return " ".join(flags)
 
 
-def _overrides(arguments: argparse.Namespace, config_class: type[RunConfig]) -> dict[str, Any]:
-    texts = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(config_class)}
+def _settings(config_class: type[RunConfig], names: Sequence[str]) -> list[dataclasses.Field[Any]]:
+    return [field for field in dataclasses.fields(config_class) if not names or field.name in names]
+
+
+def _new_file(name: str, value: str) -> Path:
+    """A path for a file. Raises InputError where there is a folder, or something else that is no file."""
+    path = checked_path(name, value)
+    check(name, value, "a file or a new name", path.is_file() or not path.exists())
+    return path
+
+
+def _overrides(
+    arguments: argparse.Namespace, config_class: type[RunConfig], names: Sequence[str] = ()
+) -> dict[str, Any]:  # fmt: skip
+    texts = {field.name: getattr(arguments, field.name) for field in _settings(config_class, names)}
     # argparse makes an empty list of `--`
     return {name: parse(config_class, name, text or "") for name, text in texts.items() if text is not None}
