@@ -32,9 +32,9 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 import jax
 import jax.numpy as jnp
 
-from newllm_jax.cascade.flops import Costs, PathCosts, probe_cost
 from newllm_jax.config import CascadeConfig, Precision, check
 from newllm_jax.errors import InputError
+from newllm_jax.smollm.flops import Costs, PathCosts, probe_cost
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.smollm.lora import init_adapters, merge_adapters
 from newllm_jax.smollm.model import HiddenStates, Route, SmolLM2, rms_norm, take_layers
@@ -272,7 +272,7 @@ AnyDesign: TypeAlias = StageDesign | SkipDesign
 
 
 def low_rank_product(table: jax.Array, moment: jax.Array, rank: int) -> Params:
-    """`p [H, rank]` and `q [rank, rows]` whose product is nearest to `table^T [H, rows]` on the hidden states there are.
+    """`p [H, rank]` and `q [rank, rows]`: the product nearest to `table^T [H, rows]` on the hidden states there are.
 
     With the moment M = E[h h^T] = R R^T, the mean of |h^T (p q - table^T)|^2 is the squared distance of R^T p q from
     R^T table^T, which is smallest where p q keeps the leading singular vectors of the latter.
