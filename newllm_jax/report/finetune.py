@@ -24,8 +24,12 @@ def finetune_report(results: dict[str, Any]) -> str:
     environment = results["environment"]
     gain = best["val_loss"] - base["val_loss"]
     start = results.get("start", base)
-    began = "" if start["val_loss"] == base["val_loss"] else f""", and {best["val_loss"] - start["val_loss"]:+.4f} nats \
+    began = (
+        ""
+        if start["val_loss"] == base["val_loss"]
+        else f""", and {best["val_loss"] - start["val_loss"]:+.4f} nats \
 against the {number(start["val_ppl"])} of the model at the start"""
+    )
     return f"""# Fine-tuning: {results["name"]}
 
 {provenance_warning(results)}Best validation perplexity **{number(best["val_ppl"])}** (loss {best["val_loss"]:.4f}) \
