@@ -57,8 +57,8 @@ def cascade(argv: Sequence[str]) -> None:
 
 
 def finetune(argv: Sequence[str]) -> None:
-    """`newllm finetune`: fine-tunes a whole SmolLM2 on the chunks of CASCADE, or continues a run."""
-    parser = Parser(prog="newllm finetune", description="Fine-tune a whole SmolLM2.", allow_abbrev=False)
+    """`newllm finetune`: fine-tunes a SmolLM2, whole or in part, on the chunks of CASCADE, or continues a run."""
+    parser = Parser(prog="newllm finetune", description="Fine-tune a SmolLM2, whole or in part.", allow_abbrev=False)
     _train(parser, argv, SYSTEMS["finetune"])
 
 
