@@ -1,7 +1,7 @@
 """Quality against compute: the loss of a cascade at many thresholds, and what a token costs there.
 
-Each point is a share of hard tokens: the threshold is that quantile of the scores of calibration tokens, the loss that of
-other tokens.
+Each point is a share of hard tokens: the threshold is that quantile of the scores of calibration tokens; the loss is that
+of other tokens.
 """
 
 from __future__ import annotations

@@ -152,6 +152,28 @@ def evaluate(argv: Sequence[str]) -> None:
     print(call(SYSTEMS[results["system"]].show, results))
 
 
+def frontier(argv: Sequence[str]) -> None:
+    """`newllm frontier`: writes and prints the quality of several runs against what a token costs."""
+    parser = Parser(prog="newllm frontier", description="Measure quality against compute.", allow_abbrev=False)
+    parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="runs of CASCADE and of fine-tuning, same data")
+    parser.add_argument("--elsewhere", default="", metavar="SOURCE", help="also measure on texts of another kind")
+    parser.add_argument("--output", default="frontier", metavar="DIR", help="folder of the results (default frontier)")
+    arguments = parser.parse_all(argv)
+    from newllm_jax.files import whole_file
+    from newllm_jax.report.frontier import frontier_page, save_frontier
+
+    output = checked_path("output", arguments.output)
+    check("output", arguments.output, "a folder or a new name", output.is_dir() or not output.exists())
+    content = systems.frontier(arguments.runs, arguments.elsewhere)
+    output.mkdir(parents=True, exist_ok=True)
+    page = frontier_page(content)
+    for name, text in (("frontier.json", json.dumps(content, indent=1)), ("frontier.md", page)):
+        with whole_file(output / name) as partial:
+            partial.write_text(text, encoding="utf-8")
+    save_frontier(output / "frontier.png", content)
+    print(f"{page}\nwritten to {output}")
+
+
 def compare(argv: Sequence[str]) -> None:
     """`newllm compare`: writes and prints the table of several runs."""
     parser = Parser(prog="newllm compare", description="Put several runs into one table.", allow_abbrev=False)
@@ -210,6 +232,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "sweep": sweep,
     "generate": generate,
     "evaluate": evaluate,
+    "frontier": frontier,
     "compare": compare,
     "report": report,
     "doctor": doctor,
