@@ -122,17 +122,17 @@ def generated_tokens(
     del params
     platform, end = jax.devices()[0].platform, NO_END if end is None else end
     per_call = per_call or (TOKENS_PER_CPU_CALL if platform == "cpu" else TOKENS_PER_CALL)
-    waiting: list[Any] = []
+    waiting: list[tuple[int, list[jax.Array]]] = []
     for first in range(0, count, per_call):
         texts, *made = compiled_calls(platform)(decoder, sampling, per_call, end, weights, texts, keys)
         waiting.append((first, made))
         if len(waiting) > 1:  # the device is at the next call by now
-            ids, exits = _fetch(*waiting.pop(0), count)
+            ids, exits = _fetch(waiting.pop(0), count)
             yield ids, exits
             if (ids[:, -1] == end).all():
                 return
-    for first, made in waiting:
-        yield _fetch(first, made, count)
+    for call in waiting:
+        yield _fetch(call, count)
 
 
 def padded_length(length: int, capacity: int) -> int:
@@ -140,8 +140,9 @@ def padded_length(length: int, capacity: int) -> int:
     return min(max(SHORTEST_PROMPT, 1 << max(length - 1, 0).bit_length()), capacity)
 
 
-def _fetch(first: int, made: list[jax.Array], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and exits of a call, without those past `count`."""
+def _fetch(call: tuple[int, list[jax.Array]], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and exits `[B, n]` of a call, which began with token `first`, without those past `count`."""
+    first, made = call
     ids, exits = (np.asarray(each)[: count - first].T for each in jax.device_get(made))
     return ids, exits
 

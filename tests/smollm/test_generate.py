@@ -81,9 +81,9 @@ def test_golden_model(golden):
     """More query heads than key heads, sizes that differ, a norm's epsilon that is seen; several tokens a call."""
     model, ids = SmolLM2(golden.config), golden["ids"]
     read = jax.jit(lambda text: model.apply({"params": golden.params}, text)[0])
-    text = ids
-    for _ in range(7):
-        text = np.concatenate([text, jnp.argmax(read(text)[:, -1], axis=-1)[:, None]], axis=1)
+    text = np.concatenate([ids, np.zeros((2, 7), int)], axis=1)
+    for length in range(11, 18):
+        text[:, length] = np.argmax(read(text)[:, length - 1], axis=-1)
     keys = jax.random.split(jax.random.key(0), 2)
     pieces = list(generated_tokens(BaseDecoder(model), golden.params, ids, 7, 64, GREEDY, keys, per_call=3))
     assert [piece.shape for piece, _ in pieces] == [(2, 3), (2, 3), (2, 1)]
@@ -108,12 +108,12 @@ def test_half_precision(golden):
     """A model that computes in bfloat16 does so here too: parameters, cache and activations."""
     model, ids = SmolLM2(golden.config, dtype=jnp.bfloat16), golden["ids"]
     decoder = BaseDecoder(model)
-    cache = decoder.start(golden.params, ids, jnp.int32(11), 64)
+    cache = jax.jit(decoder.start, static_argnums=3)(golden.params, ids, jnp.int32(11), 64)
     weights = decoder.prepare(golden.params)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(cache.layers)} == {"bfloat16"}
     assert weights.layers[0].gate_up.dtype == weights.embedding.dtype == jnp.bfloat16
-    _, logits, _ = decoder.step(weights, cache, jnp.asarray([5, 6]))
-    whole, _ = model.apply({"params": golden.params}, np.concatenate([ids, [[5], [6]]], axis=1))
+    _, logits, _ = jax.jit(decoder.step)(weights, cache, jnp.asarray([5, 6]))
+    whole, _ = jax.jit(model.apply)({"params": golden.params}, np.concatenate([ids, [[5], [6]]], axis=1))
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(logits, whole[:, -1], rtol=0.05, atol=0.3)
 
@@ -136,9 +136,9 @@ def test_tokens_do_not_depend_on_how_many_a_call_makes(base):
     ids, keys, sampling = np.asarray([random_ids(9)]), jax.random.key(0)[None], Sampling(1.0)
     texts = [
         first_rows(generated_tokens(BaseDecoder(base.model), base.params, ids, 11, 256, sampling, keys, None, size))
-        for size in (1, 4, 16)
+        for size in (1, 4)
     ]
-    assert texts[0] == texts[1] == texts[2] and len(texts[0]) == 11
+    assert texts[0] == texts[1] and len(texts[0]) == 11
 
 
 @pytest.mark.parametrize("per_call", [1, 4])
@@ -197,20 +197,23 @@ def test_what_does_not_fit_is_refused(base):
 
 def test_a_token_past_the_cache_is_not_a_number(golden):
     decoder = BaseDecoder(SmolLM2(golden.config))
-    cache, weights = decoder.start(golden.params, golden["ids"], jnp.int32(11), 12), decoder.prepare(golden.params)
-    cache, fits, _ = decoder.step(weights, cache, jnp.asarray([1, 2]))
-    _, past, _ = decoder.step(weights, cache, jnp.asarray([1, 2]))
+    start, step = jax.jit(decoder.start, static_argnums=3), jax.jit(decoder.step)
+    cache, weights = start(golden.params, golden["ids"], jnp.int32(11), 12), decoder.prepare(golden.params)
+    cache, fits, _ = step(weights, cache, jnp.asarray([1, 2]))
+    _, past, _ = step(weights, cache, jnp.asarray([1, 2]))
     assert np.isfinite(fits).all() and np.isnan(past).all()
 
 
 def test_padding_is_not_seen(golden):
     """Neither what pads a prompt nor how long the padding is changes what follows, bit for bit."""
-    decoder, weights = BaseDecoder(SmolLM2(golden.config)), BaseDecoder(SmolLM2(golden.config)).prepare(golden.params)
+    decoder = BaseDecoder(SmolLM2(golden.config))
+    start, step = jax.jit(decoder.start, static_argnums=3), jax.jit(decoder.step)
+    weights = decoder.prepare(golden.params)
 
     def logits(padding):
         ids = np.concatenate([golden["ids"], np.asarray(padding)], axis=1)
-        cache = decoder.start(golden.params, ids, jnp.int32(11), 48)
-        return decoder.step(weights, cache, jnp.asarray([1, 2]))[1]
+        cache = start(golden.params, ids, jnp.int32(11), 48)
+        return step(weights, cache, jnp.asarray([1, 2]))[1]
 
     zeros, others = logits(np.zeros((2, 21), int)), logits(np.reshape(random_ids(42, 2, 61), (2, 21)))
     np.testing.assert_array_equal(zeros, others)
@@ -219,11 +222,13 @@ def test_padding_is_not_seen(golden):
 
 def test_a_long_prompt_is_read_in_pieces(golden, monkeypatch):
     decoder, ids = BaseDecoder(SmolLM2(golden.config)), np.reshape(random_ids(64, 5, 61), (2, 32))
-    whole = decoder.start(golden.params, ids, jnp.int32(30), 40)
+
+    def caches():
+        return jax.tree.leaves(jax.jit(lambda params: decoder.start(params, ids, jnp.int32(30), 40))(golden.params))
+
+    whole = caches()
     monkeypatch.setattr(decoder_file, "PROMPT_PIECE", 8)
-    for ours, expected in zip(
-        jax.tree.leaves(decoder.start(golden.params, ids, jnp.int32(30), 40)), jax.tree.leaves(whole), strict=True
-    ):
+    for ours, expected in zip(caches(), whole, strict=True):
         np.testing.assert_allclose(ours, expected, rtol=2e-5, atol=2e-5)
 
 
