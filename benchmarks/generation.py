@@ -24,7 +24,7 @@ CASE = {"precision": "fp32", "batch": 1, "per_call": 16, "graphs": "XLA's choice
 HOST_LOOP, FORM = (f"benchmarks.subjects.jax_generation:{name}" for name in ("measure_host_loop", "measure"))
 BATCH = 32
 ENOUGH = 32  # tokens that are the same: a near tie may part two right texts at last
-LONGEST_PROCESS = 150  # seconds
+LONGEST_PROCESS = 150  # seconds, where the time is nearly up; one that is ended leaves no row
 
 
 def options() -> Program:
@@ -36,7 +36,7 @@ def options() -> Program:
     add("--tokens", type=positive, help="tokens of a text (default 256; on a CPU 32)")
     add("--repeats", type=positive, help="number of timed texts (default 3; on a CPU 1)")
     add("--layers", type=positive, default=LlamaConfig().num_layers, help="layers of the model (default %(default)s)")
-    add("--limit", type=positive, default=540, help="seconds after which no further process is started (default "
+    add("--limit", type=positive, default=420, help="seconds after which no further process is started (default "
         "%(default)s)")  # fmt: skip
     return program
 
@@ -73,25 +73,25 @@ class Rows:
     def measure_all(self, forms: Sequence[str], cpu: bool) -> None:
         """The loop of before, each form, then variations of the fastest."""
         self.add(HOST_LOOP, {}, "host asked per token")
-        for form in forms:
-            self.add_form(form, [{}] if cpu else [
-                {}, {"graphs": "nothing"}, {"graphs": "every kernel"}, {"precision": "bf16"}, {"batch": BATCH},
-                {"precision": "bf16", "batch": BATCH},
-            ])  # fmt: skip
-        for form in [] if cpu else forms:  # apart, for some versions of XLA crash here
-            self.add_form(form, [{"graphs": "the loop"}, {"graphs": "the loop, unrolled"}])
         layers = CascadeConfig().stage_layers
-        best = self.fastest()
-        if best and cpu:
-            self.add_form(best["form"], [{"per_call": 4}, {"sampling": "top_p"}, {"stage_layers": layers}])
-        elif best:
-            graphs = {"graphs": best["graphs"]}
-            self.add_form(best["form"], [
-                *(graphs | {"per_call": count} for count in (4, 8, 64)), graphs | {"sampling": "top_p"},
-                graphs | {"precision": "bf16"}, graphs | {"batch": BATCH},
-            ])  # fmt: skip
-            self.add_form(best["form"], [graphs | {"stage_layers": layers}])
-            self.add_form(best["form"], [{"graphs": "conditionals", "stage_layers": layers}])
+        if cpu:
+            for form in forms:
+                self.add_form(form, {})
+            if best := self.fastest():
+                self.add_form(best["form"], {"per_call": 4}, {"sampling": "top_p"}, {"stage_layers": layers})
+            return
+        for form in forms:
+            self.add_form(form, {}, {"graphs": "every kernel"}, {"precision": "bf16"}, {"batch": BATCH})
+        for form in forms:  # apart, for some versions of XLA crash here
+            self.add_form(form, {"graphs": "the loop"})
+        if best := self.fastest():
+            form, graphs = best["form"], {"graphs": best["graphs"]}
+            changes = [*({"per_call": count} for count in (4, 8, 64)), {"sampling": "top_p"}, {"precision": "bf16"},
+                       {"batch": BATCH}, {"precision": "bf16", "batch": BATCH}]  # fmt: skip
+            self.add_form(form, *(graphs | change for change in changes))
+            self.add_form(form, {"graphs": "every kernel", "stage_layers": layers})
+            self.add_form(form, {"graphs": "conditionals", "stage_layers": layers})
+            self.add_form(form, {"graphs": "nothing"}, {"graphs": "the loop, unrolled"})
 
     def fastest(self) -> dict[str, Any] | None:
         """The row with the most tokens a second at batch 1 in strict float32 whose text begins as the first row's."""
@@ -102,7 +102,7 @@ class Rows:
         ]  # fmt: skip
         return max(found, key=lambda row: row["tokens_per_second"]["median"], default=None)
 
-    def add_form(self, form: str, changes: list[dict[str, Any]]) -> None:
+    def add_form(self, form: str, *changes: dict[str, Any]) -> None:
         """Cases that differ from `CASE`, of one form, in one process."""
         cases = [CASE | change for change in changes]
         self.add(FORM, {"form": form, "cases": cases}, f"{form}, {len(cases)} cases")

@@ -5,7 +5,6 @@ A form replaces the functions of `smollm.token_step` that multiply, for this pro
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -124,13 +123,11 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     use_form(task["form"])
     rows = []
     for case in task["cases"]:
-        started = time.perf_counter()
         try:
             row = measure_case(LlamaConfig(**task["llama"]), case, task)
         except Exception as error:
             row = {"error": (f"{type(error).__name__}: {error}".splitlines() or ["?"])[0][:300]}
         rows.append({"form": task["form"], **case, **row})
-        print(f"{rows[-1]} {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
     return {"rows": rows}
 
 

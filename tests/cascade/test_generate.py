@@ -109,6 +109,17 @@ def test_with_stages(base, stage, trained):
     assert str(exits) == "base {}, stage 1 {}, stage 2 {}".format(*exits.counts)
 
 
+def test_a_token_that_exits_reaches_no_later_stage(base, stage, trained):
+    """Although its score is below a later stage's threshold."""
+    widening = [trained[0], dataclasses.replace(trained[1], threshold=0.9)]
+    ids = np.random.default_rng(0).integers(0, 256, 9).tolist()
+    ours, exits = cascade_tokens(base, stage, widening, ids, 16)
+    expected, depths = greedy_by_hand(base, stage, widening, ids, 16)
+    assert ours == [token for token in expected[9:] if token != base.tokenizer.eos_id]
+    assert exits.counts == np.bincount(depths, minlength=3).tolist()
+    assert exits.counts[0] > 0 and exits.counts[2] > 0
+
+
 def test_texts_at_once_exit_each_for_itself(base, stage, trained):
     decoder, params = CascadeDecoder(base.model, stage, 2, "cosine"), cascade_params(base.params, trained)
     prompts = np.random.default_rng(0).integers(0, 256, (3, 9))
