@@ -47,7 +47,7 @@ class System:
       show: (those) -> text.
       generate: (restored run, prompt, max_words, seed, sampling, exits) -> pieces of text.
       report: (run directory, results) -> writes the report and the curves, returns the report's path.
-      frontier: (run directory, chunks of other texts by name) -> its entries of a frontier; None: it has none.
+      frontier: (run directory, chunks of other texts by name, whether to time generation) -> its entries of a frontier; None: it has none.
       separator: what stands between the pieces of a generated text.
       less_memory: what to do where memory runs out in training.
     """
@@ -254,11 +254,12 @@ def evaluate(run_dir: str | Path, dynamic: bool = False) -> dict[str, Any]:
     return {"system": system.config.system, **call(system.evaluate, run_dir, **options)}
 
 
-def frontier(run_dirs: Sequence[str | Path], elsewhere: str = "") -> dict[str, Any]:
+def frontier(run_dirs: Sequence[str | Path], elsewhere: str = "", speed: bool = False) -> dict[str, Any]:
     """Quality against compute of finished runs on the same base and test chunks, the base alone first.
 
     Args:
       elsewhere: a source of texts of another kind, on which all are measured too; "": none.
+      speed: whether generation is timed too, one text and 32 at a time.
 
     Returns:
       `{"command", "environment", "seconds", "entries"}`; an entry has the points of a model: loss, interval, FLOPs.
@@ -282,9 +283,9 @@ def frontier(run_dirs: Sequence[str | Path], elsewhere: str = "") -> dict[str, A
             raise InputError(f"runs: {run.path} has another base or other chunks than {runs[0].path}")
     config: Any = stored_config(runs[0], found[0].config)
     check("test_chunks", config.test_chunks, f"above 0 in {runs[0].path}, for a frontier", config.test_chunks > 0)
-    entries, others = base_entries(config, elsewhere)
+    entries, others = base_entries(config, elsewhere, speed)
     for run_dir, system in zip(run_dirs, found, strict=True):
-        entries += call(str(system.frontier), run_dir, others)
+        entries += call(str(system.frontier), run_dir, others, speed)
     return {**results_of_command(clock.seconds()), "entries": entries}
 
 

@@ -1,18 +1,20 @@
 """Quality against compute: the loss of a cascade at many thresholds, and what a token costs there.
 
-Each point is a share of hard tokens: the threshold is that quantile of the scores of calibration tokens; the loss is that
-of other tokens.
+Each point is a share of hard tokens: the threshold is that quantile of the scores of calibration tokens. The loss is
+that of other tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import jax
 import numpy as np
 
+from newllm_jax.cascade.design_decoders import design_decoder
 from newllm_jax.cascade.ensemble import TrainedStage, ensemble_losses
 from newllm_jax.cascade.extraction import Tokens, extract, run_stage
 from newllm_jax.cascade.hardness import select_hard
@@ -33,6 +35,7 @@ from newllm_jax.smollm.alpaca import STRIDE, AlpacaChunks, load_alpaca
 from newllm_jax.smollm.base import fingerprints
 from newllm_jax.smollm.flops import Costs
 from newllm_jax.smollm.frontier_points import point
+from newllm_jax.smollm.generation_speed import generation_speed
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.smollm.model import SmolLM2
 from newllm_jax.training.step import count_parameters
@@ -72,10 +75,17 @@ def design_curve(
         scores = measured = hard.losses - easy.losses
     costs, points = trained.design.costs(strict.config), list[dict[str, Any]]()
     for share in shares:
-        hard_path = hard_tokens(measured, share_threshold(scores, share))
+        threshold = share_threshold(scores, share)
+        hard_path = hard_tokens(measured, threshold)
         losses = routed_losses(trained, chunks, hard_path).losses
         points.append(
-            point(losses, costs.mean(float(hard_path.mean())), asked=share, hard_share=float(hard_path.mean()))
+            point(
+                losses,
+                costs.mean(float(hard_path.mean())),
+                asked=share,
+                hard_share=float(hard_path.mean()),
+                threshold=threshold,
+            )
         )
     return points
 
@@ -117,11 +127,12 @@ def stages_at(
     return found
 
 
-def frontier_entries(run_dir: str | Path, elsewhere: Mapping[str, np.ndarray]) -> list[Entry]:
+def frontier_entries(run_dir: str | Path, elsewhere: Mapping[str, np.ndarray], speed: bool = False) -> list[Entry]:
     """The curves of a run on its test chunks: by its criterion, by an oracle and by chance.
 
     Args:
       elsewhere: chunks of other texts by name, on which the run is measured with its own threshold.
+      speed: whether generation is timed at every threshold of its criterion.
 
     Raises:
       InputError: a run without test chunks.
@@ -132,12 +143,12 @@ def frontier_entries(run_dir: str | Path, elsewhere: Mapping[str, np.ndarray]) -
     check("test_chunks", len(data.test), f"above 0 in {run.run.path}, for a frontier", len(data.test) > 0)
     facts = {"name": run.run.path.name, "system": run.config.system, "config": run.config.to_dict()}
     if isinstance(run, DesignRun):
-        return _design_entries(run, data, elsewhere, facts)
+        return _design_entries(run, data, elsewhere, facts, speed)
     return [{**facts, **_published_entry(run, data, elsewhere)}]
 
 
 def _design_entries(
-    run: DesignRun, data: AlpacaChunks, elsewhere: Mapping[str, np.ndarray], facts: Entry
+    run: DesignRun, data: AlpacaChunks, elsewhere: Mapping[str, np.ndarray], facts: Entry, speed: bool
 ) -> list[Entry]:  # fmt: skip
     trained, strict = run.trained, run.base.model
     calibration = data.calibration if len(data.calibration) else data.train
@@ -154,8 +165,18 @@ def _design_entries(
         points = design_curve(trained, strict, run.routing, calibration, data.test, policy)
         entries.append({**facts, "policy": policy, "trained_parameters": size, "points": points})
     entries[0]["chosen"] = at_threshold(data.test)
+    if speed:
+        for each in (*entries[0]["points"], entries[0]["chosen"]):
+            each["speed"] = _speed(run, each.get("threshold", run.routing.threshold), data.test)
     entries[0]["elsewhere"] = {name: at_threshold(chunks) for name, chunks in elsewhere.items()}
     return entries
+
+
+def _speed(run: DesignRun, threshold: float, chunks: np.ndarray) -> dict[str, Any]:
+    """`generation_speed` of a design at a threshold."""
+    routing = Routing(threshold, run.routing.probe)
+    decoder, params, _ = design_decoder(replace(run, routing=routing, kept_stages=1))
+    return generation_speed(decoder, params, chunks)
 
 
 def _published_entry(run: CascadeRun, data: AlpacaChunks, elsewhere: Mapping[str, np.ndarray]) -> Entry:

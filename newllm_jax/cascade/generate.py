@@ -14,15 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from newllm_jax.cascade.design_decoders import design_decoder
 from newllm_jax.cascade.ensemble import TrainedStage
 from newllm_jax.cascade.hardness import is_hard, token_scores
-from newllm_jax.cascade.run import CascadeRun
+from newllm_jax.cascade.run import CascadeRun, DesignRun
 from newllm_jax.cascade.stage.model import Stage
 from newllm_jax.cascade.stage.single_token import run_blocks
 from newllm_jax.config import Criterion
 from newllm_jax.decoding.exits import Exits
+from newllm_jax.decoding.loop import Decoder
 from newllm_jax.decoding.sampling import Sampling
 from newllm_jax.smollm.decoder import TokenCache, TokenWeights, read_prompt, token_states, token_weights
+from newllm_jax.smollm.flops import Costs
 from newllm_jax.smollm.generate import generate_tokens, prompt_ids, stream_text
 from newllm_jax.smollm.model import SmolLM2, rms_norm
 from newllm_jax.smollm.token_step import multiply_rows
@@ -150,7 +153,7 @@ def cascade_params(base: Params, stages: Sequence[TrainedStage]) -> CascadeParam
 
 
 def generate(
-    run: CascadeRun,
+    run: CascadeRun | DesignRun,
     prompt: str,
     *,
     max_words: int = 100,
@@ -159,10 +162,20 @@ def generate(
     exits: Exits | None = None,
 ) -> Iterator[str]:
     """Streams the answer to a prompt; arguments and errors of `systems.generate`."""
-    ids = prompt_ids(run.tokenizer, prompt)
-    decoder = CascadeDecoder(run.base.model, run.stage, len(run.stages), run.config.criterion)
-    params = cascade_params(run.base.params, run.stages)
+    ids, exits = prompt_ids(run.tokenizer, prompt), exits or Exits()
+    decoder, params, exits.costs = _decoder(run)
     tokens = generate_tokens(
         run.base, ids, max_words, sampling or Sampling(), seed, decoder=decoder, params=params, exits=exits
     )  # fmt: skip
     return stream_text(run.tokenizer, tokens)
+
+
+def _decoder(run: CascadeRun | DesignRun) -> tuple[Decoder, Any, list[float]]:
+    """The decoder of a run, its parameters, and what a token costs at each exit."""
+    if isinstance(run, DesignRun):
+        return design_decoder(run)
+    cost, stage = Costs.of(run.base.model.config), run.stage.config
+    passed = (stage.num_layers * cost.lone_token_layer + cost.head) / cost.base
+    decoder = CascadeDecoder(run.base.model, run.stage, len(run.stages), run.config.criterion)
+    costs = [1 + number * passed for number in range(decoder.exits)]
+    return decoder, cascade_params(run.base.params, run.stages), costs

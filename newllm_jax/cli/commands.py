@@ -157,6 +157,7 @@ def frontier(argv: Sequence[str]) -> None:
     parser = Parser(prog="newllm frontier", description="Measure quality against compute.", allow_abbrev=False)
     parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="runs of CASCADE and of fine-tuning, same data")
     parser.add_argument("--elsewhere", default="", metavar="SOURCE", help="also measure on texts of another kind")
+    parser.add_argument("--speed", action="store_true", help="also time generation, one text and 32 at a time")
     parser.add_argument("--output", default="frontier", metavar="DIR", help="folder of the results (default frontier)")
     arguments = parser.parse_all(argv)
     from newllm_jax.files import whole_file
@@ -164,7 +165,7 @@ def frontier(argv: Sequence[str]) -> None:
 
     output = checked_path("output", arguments.output)
     check("output", arguments.output, "a folder or a new name", output.is_dir() or not output.exists())
-    content = systems.frontier(arguments.runs, arguments.elsewhere)
+    content = systems.frontier(arguments.runs, arguments.elsewhere, arguments.speed)
     output.mkdir(parents=True, exist_ok=True)
     page = frontier_page(content)
     for name, text in (("frontier.json", json.dumps(content, indent=1)), ("frontier.md", page)):

@@ -15,7 +15,7 @@ def frontier_table(content: dict[str, Any]) -> str:
     """One line a model: its perplexity at the threshold of its run, what it costs, and what it loses on other texts."""
     others = sorted({name for entry in content["entries"] for name in entry.get("elsewhere", {})})
     header = ["model", "trained parameters", "cost of a token", "test PPL", "loss (95 % interval)",
-              *(f"loss on {Path(name).name}" for name in others)]  # fmt: skip
+              *(f"loss on {Path(name).name}" for name in others), "tokens/s, 1 text", "32 texts"]  # fmt: skip
     rows = []
     for entry in content["entries"]:
         if entry["policy"] in NAMED_POLICIES:
@@ -26,6 +26,8 @@ def frontier_table(content: dict[str, Any]) -> str:
             entry["name"], f"{entry['trained_parameters']:,}", f"{chosen['flops']:.3f}", number(chosen["ppl"]),
             f"{chosen['loss']:.4f} ({chosen['low']:.3f} to {chosen['high']:.3f})",
             *(f"{elsewhere[name]['loss']:.4f}" if name in elsewhere else "-" for name in others),
+            *(f"{chosen['speed'][batch]['tokens_per_second']:,.0f}" if "speed" in chosen else "-"
+              for batch in ("1", "32")),
         ])  # fmt: skip
     return markdown_table(header, rows)
 
@@ -50,8 +52,8 @@ def frontier_page(content: dict[str, Any]) -> str:
 
 ![perplexity over the cost of a token](frontier.png)
 
-A cost of 1 is a pass of the base for every token, its head included; probes are counted. Tokens:
-{base["data"]["source"]}, {base["data"]["test_chunks"]:,} test chunks. Thresholds were set on other tokens. Base: {base["source"]["source"]}.
+A cost of 1 is a pass of the base for every token, its head included; probes are counted. Thresholds were set on other
+tokens. Test: {base["data"]["test_chunks"]:,} chunks of {base["data"]["source"]}; base: {base["source"]["source"]}.
 
 {frontier_table(content)}
 
