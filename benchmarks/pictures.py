@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.harness.program import run_program
 from benchmarks.tables.files import RESULTS
-from newllm_jax.cli.commands import Parser
+from newllm_jax.cli.options import Parser
 from newllm_jax.files import read_json, whole_file
 
 ROWS = {"signal": "signal (RMS)", "gradient": "gradient (RMS)"}  # measures, and how they are called

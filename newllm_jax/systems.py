@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -47,6 +47,7 @@ class System:
       show: (those) -> text.
       generate: (restored run, prompt, max_words, seed, sampling, exits) -> pieces of text.
       report: (run directory, results) -> writes the report and the curves, returns the report's path.
+      frontier: (run directory, chunks of other texts by name, whether to time generation) -> its entries of a frontier; None: it has none.
       separator: what stands between the pieces of a generated text.
       less_memory: what to do where memory runs out in training.
     """
@@ -64,6 +65,7 @@ class System:
     show: Function
     generate: Function
     report: Function
+    frontier: Function | None
     separator: str
     less_memory: str
 
@@ -83,6 +85,7 @@ SYSTEMS = {
         show="newllm_jax.report.tables:json_text",
         generate="newllm_jax.newllm.generate:generate",
         report="newllm_jax.report.newllm:write_report",
+        frontier=None,
         separator=" ",
         less_memory="lower micro_batch (a new run finds it with --auto_batch), then batch_size or sequence_length",
     ),
@@ -100,6 +103,7 @@ SYSTEMS = {
         show="newllm_jax.report.cascade_tables:evaluation_text",
         generate="newllm_jax.cascade.generate:generate",
         report="newllm_jax.report.cascade:write_report",
+        frontier="newllm_jax.cascade.frontier:frontier_entries",
         separator="",
         less_memory="lower stage_layers or train_chunks, and micro_batch where batch_size is large",
     ),
@@ -117,6 +121,7 @@ SYSTEMS = {
         show="newllm_jax.report.tables:json_text",
         generate="newllm_jax.finetuning.run:generate",
         report="newllm_jax.report.finetune:write_report",
+        frontier="newllm_jax.finetuning.frontier:frontier_entries",
         separator="",
         less_memory="lower micro_batch (a new run finds it with --auto_batch), or use a smaller base_model",
     ),
@@ -247,6 +252,41 @@ def evaluate(run_dir: str | Path, dynamic: bool = False) -> dict[str, Any]:
         raise InputError(f"dynamic: is for runs of new-llm, and {run_dir} is one of {system.config.system}")
     options = {"dynamic": True} if dynamic else {}
     return {"system": system.config.system, **call(system.evaluate, run_dir, **options)}
+
+
+def frontier(run_dirs: Sequence[str | Path], elsewhere: str = "", speed: bool = False) -> dict[str, Any]:
+    """Quality against compute of finished runs on the same base and test chunks, the base alone first.
+
+    Args:
+      elsewhere: a source of texts of another kind, on which all are measured too; "": none.
+      speed: whether generation is timed too, one text and 32 at a time.
+
+    Returns:
+      `{"command", "environment", "seconds", "entries"}`; an entry has the points of a model: loss, interval, FLOPs.
+
+    Raises:
+      InputError: a run without test chunks or of New-LLM, or runs on other data than the first.
+    """
+    from newllm_jax.records.results import results_of_command
+    from newllm_jax.records.stored_config import stored_config
+    from newllm_jax.smollm.frontier_base import base_entries
+    from newllm_jax.training.clock import Clock
+
+    check("runs", [*map(str, run_dirs)], "at least one run directory", len(run_dirs) > 0)
+    clock, found = Clock(), [system_of(run_dir) for run_dir in run_dirs]
+    for run_dir, system in zip(run_dirs, found, strict=True):
+        if system.frontier is None:
+            raise InputError(f"runs: {run_dir} is a run of {system.config.system}, which has no frontier")
+    runs = [RunDir.open(run_dir) for run_dir in run_dirs]
+    for run in runs[1:]:
+        if run.description.get("fingerprints") != runs[0].description.get("fingerprints"):
+            raise InputError(f"runs: {run.path} has another base or other chunks than {runs[0].path}")
+    config: Any = stored_config(runs[0], found[0].config)
+    check("test_chunks", config.test_chunks, f"above 0 in {runs[0].path}, for a frontier", config.test_chunks > 0)
+    entries, others = base_entries(config, elsewhere, speed)
+    for run_dir, system in zip(run_dirs, found, strict=True):
+        entries += call(str(system.frontier), run_dir, others, speed)
+    return {**results_of_command(clock.seconds()), "entries": entries}
 
 
 def report(run_dir: str | Path) -> str:

@@ -29,8 +29,10 @@ def test_published_configurations():
 
 def test_every_configuration_file_loads():
     assert {"quickstart", "baseline", "advanced", "ctx1024"} <= set(config_names("newllm"))
-    for name in config_names("newllm"):
-        assert isinstance(load_config(name), NewLLMConfig)
+    assert {"lora", "last8", "pruned"} <= set(config_names("finetune"))
+    for config_class in CONFIGS:
+        for name in config_names(config_class.configurations):
+            assert isinstance(load_config(name, config_class=config_class), config_class)
 
 
 def test_recipes_have_the_sizes_that_they_promise():
@@ -90,6 +92,18 @@ def test_bad_settings_are_named(settings, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("layers", [(3,), (4, 4), (20, 14), (1, 2, 3)])
+def test_dropped_layers_are_a_range(layers):
+    with pytest.raises(InputError, match="dropped_layers: must be empty, or the first layer that is left out and a "):
+        FinetuneConfig(dropped_layers=layers)
+
+
+def test_a_rank_without_adapters_is_no_mistake():
+    assert FinetuneConfig(rank=8).adapter == "none"
+    with pytest.raises(InputError, match="rank: must be from 1 to 1024, not 0"):
+        FinetuneConfig(rank=0)
+
+
 @pytest.mark.parametrize(
     ("limit", "seconds"),
     [("11h", 39600), ("90m", 5400), ("3600s", 3600), ("3600", 3600), ("0.5H", 1800), (None, math.inf)],
@@ -125,6 +139,7 @@ WRONG = [
 ACCEPTED = {str: "x", float: 1.5, bool: True}  # of these values, by the type of a setting
 NARROWER = {"hard_ratio", "time_limit", "ema_decay", *DROPOUTS}  # which refuse some values of their types
 SIGNED = {"forget_bias"}  # which may be below 0
+EMPTY = {"dropped_layers"}  # lists that may be
 
 
 @pytest.mark.parametrize("config_class", CONFIGS)
@@ -135,7 +150,8 @@ def test_every_setting_refuses_what_it_cannot_be(config_class, wrong):
         declared = typing.get_args(declared)[0] if optional else declared
         accepted = [] if name in NARROWER else [ACCEPTED[declared]] if declared in ACCEPTED else []
         accepted += [-1] if name in SIGNED else []
-        if (wrong is None and optional) or any(wrong is value for value in accepted):
+        fits = (wrong is None and optional) or (wrong == [] and name in EMPTY)
+        if fits or any(wrong is value for value in accepted):
             config_class(**{name: wrong})
             continue
         with pytest.raises(InputError) as raised:
@@ -192,5 +208,7 @@ def test_parse_reads_command_line_texts():
     assert parse(NewLLMConfig, "decay_epochs", "7") == 7
     assert parse(NewLLMConfig, "learning_rate", "3e-4") == 3e-4
     assert [parse(NewLLMConfig, "tie_embeddings", text) for text in ("true", "False", "1")] == [True, False, "1"]
+    assert parse(FinetuneConfig, "dropped_layers", "14,20") == (14, 20)
+    assert parse(FinetuneConfig, "trained_layers", "none") is None
     with pytest.raises(InputError, match=r"num_epochs: '3.5' is not an integer"):
         parse(NewLLMConfig, "num_epochs", "3.5")

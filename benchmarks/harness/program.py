@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from newllm_jax.cli.commands import Parser
+from newllm_jax.cli.options import Parser
 from newllm_jax.config import NewLLMConfig, load_config
 from newllm_jax.errors import InputError
 from newllm_jax.files import whole_file

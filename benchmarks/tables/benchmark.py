@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from benchmarks.tables.generation import text_table
 from benchmarks.tables.signal import signal_table
 from newllm_jax.report.cascade_tables import configuration_name
 from newllm_jax.report.tables import markdown_table, number
@@ -215,6 +216,7 @@ TABLES: dict[tuple[str, str | None], dict[str, Callable[[dict[str, Any]], str]]]
     ("cascade", "seeds"): {"seeds": cascade_seed_table},
     ("startup", None): {"startup": startup_table},
     ("signal", None): {"signal": signal_table},
+    ("generation", None): {"machine": machine_table, "generation": text_table},
 }  # fmt: skip
 
 

@@ -18,7 +18,6 @@ import jax
 import numpy as np
 
 from newllm_jax.cascade.extraction import Advance
-from newllm_jax.cascade.flops import Costs, probe_cost
 from newllm_jax.cascade.hardness import hardness_threshold, is_hard, token_scores
 from newllm_jax.cascade.paths import both_paths, in_batches
 from newllm_jax.cascade.probe import LARGEST_GAIN, probe_gains, train_probe
@@ -39,6 +38,7 @@ from newllm_jax.smollm.base import (
     source_facts,
     source_warnings,
 )
+from newllm_jax.smollm.flops import Costs, probe_cost
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.smollm.model import SmolLM2
 from newllm_jax.smollm.pretrained import Pretrained

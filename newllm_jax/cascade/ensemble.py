@@ -57,6 +57,23 @@ def evaluate_ensemble(
           and all(isinstance(trained, TrainedStage) for trained in stages))  # fmt: skip
     checked("criterion", criterion, Criterion)
     checked("base_parameters", base_parameters, int, least=0)
+    losses, hits, depth = _by_stages(tokens, stage, stages, criterion, advance)
+    parameters = [base_parameters + number * _size(stages) for number in range(len(stages) + 1)]
+    return ensemble_rows(losses, hits, depth, parameters)
+
+
+def ensemble_losses(
+    tokens: Tokens, stage: Stage, stages: Sequence[TrainedStage], criterion: Criterion
+) -> tuple[np.ndarray, np.ndarray]:
+    """The loss (nats) of each token with all stages at hand, and how many of them it passes, each `[tokens]`."""
+    losses, _, depth = _by_stages(tokens, stage, stages, criterion, lambda tokens: None)
+    return losses[-1], depth
+
+
+def _by_stages(
+    tokens: Tokens, stage: Stage, stages: Sequence[TrainedStage], criterion: Criterion, advance: Advance
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The arguments of `ensemble_rows`: losses and hits by the number of stages at hand, and depths."""
     losses, hits = [tokens.losses], [tokens.hits]
     reached = np.arange(len(tokens))
     depth = np.zeros(len(tokens), np.int32)
@@ -69,8 +86,7 @@ def evaluate_ensemble(
         loss[reached], hit[reached] = tokens.losses, tokens.hits
         losses.append(loss)
         hits.append(hit)
-    parameters = [base_parameters + number * _size(stages) for number in range(len(stages) + 1)]
-    return ensemble_rows(np.stack(losses), np.stack(hits), depth, parameters)
+    return np.stack(losses), np.stack(hits), depth
 
 
 def ensemble_rows(

@@ -1,19 +1,22 @@
 """Quality against compute: the loss of a cascade at many thresholds, and what a token costs there.
 
 Each point is a share of hard tokens: the threshold is that quantile of the scores of calibration tokens. The loss is
-measured on others, with intervals by the bootstrap over chunks (Efron 1979), whose tokens are not independent.
+that of other tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import jax
 import numpy as np
 
-from newllm_jax.cascade.ensemble import TrainedStage, evaluate_ensemble
-from newllm_jax.cascade.extraction import Tokens, run_stage
-from newllm_jax.cascade.flops import Costs
+from newllm_jax.cascade.design_decoders import design_decoder
+from newllm_jax.cascade.ensemble import TrainedStage, ensemble_losses
+from newllm_jax.cascade.extraction import Tokens, extract, run_stage
 from newllm_jax.cascade.hardness import select_hard
 from newllm_jax.cascade.paths import (
     Routing,
@@ -24,16 +27,23 @@ from newllm_jax.cascade.paths import (
     share_threshold,
     token_path_scores,
 )
+from newllm_jax.cascade.run import CascadeRun, DesignRun, restore_cascade
 from newllm_jax.cascade.stage.model import Stage
-from newllm_jax.config import Criterion
+from newllm_jax.config import Criterion, check
+from newllm_jax.records.results import check_fingerprints
+from newllm_jax.smollm.alpaca import STRIDE, AlpacaChunks, load_alpaca
+from newllm_jax.smollm.base import fingerprints
+from newllm_jax.smollm.flops import Costs
+from newllm_jax.smollm.frontier_points import point
+from newllm_jax.smollm.generation_speed import generation_speed
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.smollm.model import SmolLM2
-from newllm_jax.training.losses import perplexity
+from newllm_jax.training.step import count_parameters
 
 Policy: TypeAlias = Literal["criterion", "oracle", "random"]
+Entry: TypeAlias = dict[str, Any]  # of the frontier: a curve or a point, and what it is of
 POLICIES: tuple[Policy, ...] = ("criterion", "oracle", "random")
 SHARES = tuple(step / 10 for step in range(11))  # of hard tokens
-RESAMPLINGS, INTERVAL = 1000, (2.5, 97.5)  # percentiles
 
 
 def design_curve(
@@ -65,10 +75,17 @@ def design_curve(
         scores = measured = hard.losses - easy.losses
     costs, points = trained.design.costs(strict.config), list[dict[str, Any]]()
     for share in shares:
-        hard_path = hard_tokens(measured, share_threshold(scores, share))
+        threshold = share_threshold(scores, share)
+        hard_path = hard_tokens(measured, threshold)
         losses = routed_losses(trained, chunks, hard_path).losses
         points.append(
-            point(losses, costs.mean(float(hard_path.mean())), asked=share, hard_share=float(hard_path.mean()))
+            point(
+                losses,
+                costs.mean(float(hard_path.mean())),
+                asked=share,
+                hard_share=float(hard_path.mean()),
+                threshold=threshold,
+            )
         )
     return points
 
@@ -87,14 +104,11 @@ def published_curve(
     stage_cost = stage.config.num_layers * cost.lone_token_layer + cost.head
     for share in shares:
         trained = stages_at(share, calibration, stage, stages, criterion)
-        row = evaluate_ensemble(tokens, stage, trained, criterion, 0)[-1]
-        passed = sum(number * rate for number, rate in enumerate(row["exit_rates"]))  # stages, of a token
-        needs_head = cost.base if criterion != "cosine" else cost.base - cost.head * (1 - row["exit_rates"][0])
-        points.append({
-            "asked": share, "hard_share": 1 - row["exit_rates"][0],
-            "flops": (needs_head + passed * stage_cost) / cost.base,
-            "loss": row["val_loss"], "ppl": row["val_ppl"],
-        })  # fmt: skip
+        losses, depth = ensemble_losses(tokens, stage, trained, criterion)
+        goes_on = float(np.mean(depth > 0))
+        first = cost.base if criterion != "cosine" else cost.base - cost.head * goes_on
+        flops = (first + float(depth.mean()) * stage_cost) / cost.base
+        points.append(point(losses.reshape(-1, STRIDE), flops, asked=share, hard_share=goes_on))
     return points
 
 
@@ -113,16 +127,72 @@ def stages_at(
     return found
 
 
-def point(losses: np.ndarray, flops: float, **facts: Any) -> dict[str, Any]:
-    """A point of the frontier from the losses `[chunks, 128]` of its tokens."""
-    by_chunk = losses.mean(axis=1, dtype=np.float64)
-    low, high = bootstrap(by_chunk)
-    loss = float(by_chunk.mean())
-    return {**facts, "flops": flops, "loss": loss, "ppl": perplexity(loss), "low": low, "high": high}
+def frontier_entries(run_dir: str | Path, elsewhere: Mapping[str, np.ndarray], speed: bool = False) -> list[Entry]:
+    """The curves of a run on its test chunks: by its criterion, by an oracle and by chance.
+
+    Args:
+      elsewhere: chunks of other texts by name, on which the run is measured with its own threshold.
+      speed: whether generation is timed at every threshold of its criterion.
+
+    Raises:
+      InputError: a run without test chunks.
+    """
+    run = restore_cascade(run_dir)
+    data = load_alpaca(run.tokenizer, run.config)
+    check_fingerprints(run.run, fingerprints(run.base, data))
+    check("test_chunks", len(data.test), f"above 0 in {run.run.path}, for a frontier", len(data.test) > 0)
+    facts = {"name": run.run.path.name, "system": run.config.system, "config": run.config.to_dict()}
+    if isinstance(run, DesignRun):
+        return _design_entries(run, data, elsewhere, facts, speed)
+    return [{**facts, **_published_entry(run, data, elsewhere)}]
 
 
-def bootstrap(by_chunk: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """The interval in which the mean of other chunks like these would lie 95 times in 100."""
-    drawn = np.random.default_rng(seed).integers(0, len(by_chunk), (RESAMPLINGS, len(by_chunk)))
-    low, high = np.percentile(by_chunk[drawn].mean(axis=1), INTERVAL)
-    return float(low), float(high)
+def _design_entries(
+    run: DesignRun, data: AlpacaChunks, elsewhere: Mapping[str, np.ndarray], facts: Entry, speed: bool
+) -> list[Entry]:  # fmt: skip
+    trained, strict = run.trained, run.base.model
+    calibration = data.calibration if len(data.calibration) else data.train
+    size = count_parameters(trained.params)
+    costs = trained.design.costs(strict.config)
+
+    def at_threshold(chunks: np.ndarray) -> Entry:
+        hard = hard_tokens(token_path_scores(trained, strict, run.routing.probe, chunks), run.routing.threshold)
+        share = float(hard.mean())
+        return point(routed_losses(trained, chunks, hard).losses, costs.mean(share), hard_share=share)
+
+    entries = list[Entry]()
+    for policy in POLICIES:
+        points = design_curve(trained, strict, run.routing, calibration, data.test, policy)
+        entries.append({**facts, "policy": policy, "trained_parameters": size, "points": points})
+    entries[0]["chosen"] = at_threshold(data.test)
+    if speed:
+        for each in (*entries[0]["points"], entries[0]["chosen"]):
+            each["speed"] = _speed(run, each.get("threshold", run.routing.threshold), data.test)
+    entries[0]["elsewhere"] = {name: at_threshold(chunks) for name, chunks in elsewhere.items()}
+    return entries
+
+
+def _speed(run: DesignRun, threshold: float, chunks: np.ndarray) -> dict[str, Any]:
+    """`generation_speed` of a design at a threshold."""
+    routing = Routing(threshold, run.routing.probe)
+    decoder, params, _ = design_decoder(replace(run, routing=routing, kept_stages=1))
+    return generation_speed(decoder, params, chunks)
+
+
+def _published_entry(run: CascadeRun, data: AlpacaChunks, elsewhere: Mapping[str, np.ndarray]) -> Entry:
+    base, criterion, stages = run.base.model, run.config.criterion, list(run.stages)
+    params = jax.device_put(run.base.params)
+    calibration = data.calibration if len(data.calibration) else data.train
+    scored = extract(base, params, calibration, criterion)
+
+    def curve(chunks: np.ndarray, shares: Sequence[float]) -> list[Entry]:
+        tokens = extract(base, params, chunks, criterion)
+        return published_curve(tokens, scored, run.stage, stages, criterion, base.config, shares)
+
+    return {
+        "policy": "criterion",
+        "trained_parameters": sum(count_parameters(stage.params) for stage in stages),
+        "points": curve(data.test, SHARES),
+        "chosen": curve(data.test, [run.config.hard_ratio])[0],
+        "elsewhere": {name: curve(chunks, [run.config.hard_ratio])[0] for name, chunks in elsewhere.items()},
+    }

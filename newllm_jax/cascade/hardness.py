@@ -8,7 +8,7 @@ similarity. Entropy and maximum probability of the prediction, as early-exit mod
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -94,12 +94,17 @@ def hardness_threshold(scores: np.ndarray | jax.Array, hard_ratio: float) -> flo
     return float(rounded if rounded <= quantile else np.nextafter(rounded, np.float32(-np.inf)))
 
 
-def is_hard(scores: Any, threshold: float) -> Any:
+def is_hard(scores: Any, threshold: float | jax.Array) -> Any:
     """The rule, for one score or an array of them: a token is hard at or below the threshold.
 
     The ensemble and generation both ask it, so that a token exits at the same place in both.
+
+    Args:
+      threshold: as an array a float32 scalar, where scores and threshold are computed with under `jax.jit`.
     """
-    return np.asarray(scores) <= np.float32(checked("threshold", threshold, float))
+    if not isinstance(threshold, jax.Array):
+        threshold = cast(Any, np.float32(checked("threshold", threshold, float)))
+    return scores <= threshold
 
 
 def select_hard(scores: np.ndarray | jax.Array, threshold: float) -> np.ndarray:

@@ -11,7 +11,7 @@ from newllm_jax.cascade import extraction
 from newllm_jax.cascade.hardness import count_hard, stage_counts
 from newllm_jax.cascade.paths import routed_pass
 from newllm_jax.cascade.stage.design_training import build_design_training
-from newllm_jax.cascade.stage.designs import build_design
+from newllm_jax.cascade.stage.designs import AnyDesign, build_design
 from newllm_jax.cascade.stage.model import Stage, init_stage, stage_config, stage_size
 from newllm_jax.cascade.stage.updates import build_stage_training
 from newllm_jax.config import CascadeConfig, Precision
@@ -23,7 +23,7 @@ from newllm_jax.smollm.model import SmolLM2, parameter_shapes
 from newllm_jax.training.loss_scale import initial_loss_scale
 from newllm_jax.training.memory import ADAM_BYTES, FLOAT, check_memory, planned_bytes, update_bytes
 from newllm_jax.training.precision import resolve_precision
-from newllm_jax.training.step import count_parameters, init_state
+from newllm_jax.training.step import Params, count_parameters, init_state
 
 
 def plan_cascade(config: CascadeConfig) -> dict[str, Any]:
@@ -78,9 +78,7 @@ def _plan_design(
     """`plan_cascade` for a design other than the published one."""
     design = build_design(config, SmolLM2(llama), precision)
     base = parameter_shapes(llama)
-    size = count_parameters(
-        jax.eval_shape(lambda base: design.init(base, config.seed, jnp.eye(llama.hidden_size)), base)
-    )
+    size = count_parameters(_trained_shapes(design, config, base))
     base_size, costs = count_parameters(base), design.costs(llama)
     needed = planned_design_memory(config, llama, data, precision)
     if jax.devices()[0].platform == "cpu":
@@ -101,14 +99,19 @@ def _plan_design(
     }
 
 
+def _trained_shapes(design: AnyDesign, config: CascadeConfig, base: Params) -> Params:
+    """What a design trains, as shapes."""
+    moment = jnp.eye(design.base.config.hidden_size)
+    return jax.eval_shape(lambda base: design.init(base, config.seed, moment), base)
+
+
 def planned_design_memory(config: CascadeConfig, llama: LlamaConfig, data: AlpacaChunks, precision: Precision) -> int:
     """The larger of the memory peaks of a design's run, by XLA's own plan: an update, or a pass over both paths."""
     design, base = build_design(config, SmolLM2(llama), precision), parameter_shapes(llama)
     training, optimizer = build_design_training(design, design, base)
     scale = initial_loss_scale(precision)
-    state = jax.eval_shape(
-        lambda base: init_state(design.init(base, config.seed, jnp.eye(llama.hidden_size)), optimizer, scale), base
-    )
+    trained = _trained_shapes(design, config, base)
+    state = jax.eval_shape(lambda trained: init_state(trained, optimizer, scale), trained)
     ranks = jax.ShapeDtypeStruct((len(data.train), CHUNK - 1), jnp.float32)
     steps = -(-len(data.train) // config.batch_size)
     update = update_bytes(training.updates, state, (data.train, ranks), steps, config.batch_size)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from newllm_jax.cascade.flops import PROBE_WIDTH
+from newllm_jax.smollm.flops import PROBE_WIDTH
 from newllm_jax.smollm.model import rms_norm
 from newllm_jax.training.precision import dot
 from newllm_jax.training.split import batches, epoch_order

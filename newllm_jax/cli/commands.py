@@ -2,51 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from newllm_jax import systems
 from newllm_jax.cli import signals
-from newllm_jax.config import RunConfig, check, checked_path, load_config, nearest, parse
+from newllm_jax.cli.options import Parser, add_deterministic, add_settings, new_file, set_up, typed_settings
+from newllm_jax.config import check, checked_path, load_config
 from newllm_jax.decoding.exits import Exits
-from newllm_jax.errors import InputError, named
+from newllm_jax.errors import InputError
 from newllm_jax.systems import SYSTEMS, System, call
 
 HARDNESS = (  # the settings of a measurement of criteria
     "base_model", "dataset", "dataset_config", "fallback", "train_chunks", "validation_chunks", "whole_rows",
     "hard_ratio", "seed",
 )  # fmt: skip
-LONGEST_COMPLAINT = 300  # characters; argparse quotes what was typed, whatever its length
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose complaints are InputErrors, and whose unknown options name the nearest known one."""
-
-    def error(self, message: str) -> NoReturn:
-        short = message if len(message) <= LONGEST_COMPLAINT else f"{message[:LONGEST_COMPLAINT]}..."
-        raise InputError(short)
-
-    def parse_all(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Parses all of argv. Raises InputError."""
-        valued = {option for action in self._actions if action.nargs is None for option in action.option_strings}
-        known = {option for action in self._actions for option in action.option_strings}
-        joined: list[str] = []
-        for token in argv:  # argparse itself takes -1e-4, or a prompt that starts with a dash, for an option
-            if joined and joined[-1] in valued and token.split("=")[0] not in known:
-                joined[-1] += f"={token}"
-            else:
-                joined.append(token)
-        arguments, unknown = self.parse_known_args(joined)
-        if unknown:
-            name, names = unknown[0].split("=")[0], [option[2:] for option in known if option.startswith("--")]
-            raise InputError(f"{named(name)}: no such option{nearest(name.lstrip('-'), names)}" if name.startswith("-")
-                             else f"{named(name)}: unexpected argument")  # fmt: skip
-        return arguments
 
 
 def train(argv: Sequence[str]) -> None:
@@ -61,8 +35,8 @@ def cascade(argv: Sequence[str]) -> None:
 
 
 def finetune(argv: Sequence[str]) -> None:
-    """`newllm finetune`: fine-tunes a whole SmolLM2 on the chunks of CASCADE, or continues a run."""
-    parser = Parser(prog="newllm finetune", description="Fine-tune a whole SmolLM2.", allow_abbrev=False)
+    """`newllm finetune`: fine-tunes a SmolLM2, whole or in part, on the chunks of CASCADE, or continues a run."""
+    parser = Parser(prog="newllm finetune", description="Fine-tune a SmolLM2, whole or in part.", allow_abbrev=False)
     _train(parser, argv, SYSTEMS["finetune"])
 
 
@@ -80,11 +54,11 @@ def sweep(argv: Sequence[str]) -> None:
     parser.add_argument("--at_once", type=int, metavar="N", help="most members that are trained side by side (default: "
                         "as many as fit into memory)")  # fmt: skip
     parser.add_argument("--dry_run", action="store_true", help="print what the sweep would be, as JSON, and stop")
-    _add_deterministic(parser)
+    add_deterministic(parser)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    _add_settings(parser, system, "values of settings (without: that of the configuration)")
+    add_settings(parser, system, "values of settings (without: that of the configuration)")
     arguments = parser.parse_all(argv)
-    _set_up(arguments)
+    set_up(arguments)
     from newllm_jax.newllm.grid import parse_values
     from newllm_jax.newllm.sweep import plan_sweep, sweep_newllm
 
@@ -121,9 +95,9 @@ def generate(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--unknown", action="store_true", help="New-LLM: also allow <UNK>")
     parser.add_argument("--seed", type=int, default=0, help="random seed for sampling")
-    _add_deterministic(parser)
+    add_deterministic(parser)
     arguments = parser.parse_all(argv)
-    _set_up(arguments)
+    set_up(arguments)
     from newllm_jax.decoding.sampling import Sampling
 
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.unknown)
@@ -149,11 +123,34 @@ def evaluate(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--dynamic", action="store_true", help="also measure a New-LLM that goes on learning from the text (stream)"
     )
-    _add_deterministic(parser)
+    add_deterministic(parser)
     arguments = parser.parse_all(argv)
-    _set_up(arguments)
+    set_up(arguments)
     results = systems.evaluate(arguments.run_dir, dynamic=arguments.dynamic)
     print(call(SYSTEMS[results["system"]].show, results))
+
+
+def frontier(argv: Sequence[str]) -> None:
+    """`newllm frontier`: writes and prints the quality of several runs against what a token costs."""
+    parser = Parser(prog="newllm frontier", description="Measure quality against compute.", allow_abbrev=False)
+    parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="runs of CASCADE and of fine-tuning, same data")
+    parser.add_argument("--elsewhere", default="", metavar="SOURCE", help="also measure on texts of another kind")
+    parser.add_argument("--speed", action="store_true", help="also time generation, one text and 32 at a time")
+    parser.add_argument("--output", default="frontier", metavar="DIR", help="folder of the results (default frontier)")
+    arguments = parser.parse_all(argv)
+    from newllm_jax.files import whole_file
+    from newllm_jax.report.frontier import frontier_page, save_frontier
+
+    output = checked_path("output", arguments.output)
+    check("output", arguments.output, "a folder or a new name", output.is_dir() or not output.exists())
+    content = systems.frontier(arguments.runs, arguments.elsewhere, arguments.speed)
+    output.mkdir(parents=True, exist_ok=True)
+    page = frontier_page(content)
+    for name, text in (("frontier.json", json.dumps(content, indent=1)), ("frontier.md", page)):
+        with whole_file(output / name) as partial:
+            partial.write_text(text, encoding="utf-8")
+    save_frontier(output / "frontier.png", content)
+    print(f"{page}\nwritten to {output}")
 
 
 def compare(argv: Sequence[str]) -> None:
@@ -169,7 +166,7 @@ def compare(argv: Sequence[str]) -> None:
     from newllm_jax.report.compare import comparison, read_results
     from newllm_jax.report.published import PUBLISHED_RUNS
 
-    output = _new_file("output", arguments.output)
+    output = new_file("output", arguments.output)
     results = [read_results(run) for run in arguments.runs]
     if arguments.published and all(run["system"] == "new-llm" for run in results):
         raise InputError("published: only CASCADE has published runs here, and these are runs of New-LLM")
@@ -189,13 +186,13 @@ def hardness(argv: Sequence[str]) -> None:
     parser.add_argument("run_dir", metavar="RUN", nargs="?", help="cascade run of a design, whose base, data and gains "
                         "are measured")  # fmt: skip
     parser.add_argument("--output", metavar="FILE", help="JSON file for the results (default: none is written)")
-    _add_deterministic(parser)
+    add_deterministic(parser)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    _add_settings(parser, system, "settings (the defaults are those of the published run, or of RUN)", HARDNESS)
+    add_settings(parser, system, "settings (the defaults are those of the published run, or of RUN)", HARDNESS)
     arguments = parser.parse_all(argv)
-    _set_up(arguments)
-    output = None if arguments.output is None else _new_file("output", arguments.output)
-    settings = _overrides(arguments, system.config, HARDNESS)
+    set_up(arguments)
+    output = None if arguments.output is None else new_file("output", arguments.output)
+    settings = typed_settings(arguments, system.config, HARDNESS)
     from newllm_jax.cascade.criteria import measure_hardness
     from newllm_jax.content import finite
     from newllm_jax.files import whole_file
@@ -243,6 +240,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "sweep": sweep,
     "generate": generate,
     "evaluate": evaluate,
+    "frontier": frontier,
     "compare": compare,
     "hardness": hardness,
     "report": report,
@@ -254,8 +252,8 @@ def _train(parser: Parser, argv: Sequence[str], system: System) -> None:
     """What the training commands share: start a run, continue one, or print only its plan."""
     _add_run_options(parser, system)
     arguments = parser.parse_all(argv)
-    _set_up(arguments)
-    overrides, run_root = _overrides(arguments, system.config), checked_path("run_root", arguments.run_root)
+    set_up(arguments)
+    overrides, run_root = typed_settings(arguments, system.config), checked_path("run_root", arguments.run_root)
     if arguments.resume is not None:
         for option in ("dry_run", "auto_batch"):
             if getattr(arguments, option):
@@ -287,57 +285,6 @@ def _add_run_options(parser: Parser, system: System) -> None:
     parser.add_argument("--run_root", metavar="DIR", default="runs", help="parent of run directories (default runs)")
     parser.add_argument("--dry_run", action="store_true", help="print what a run would be, as JSON, and stop")
     parser.add_argument("--auto_batch", action="store_true", help="largest micro_batch that fits into free memory")
-    _add_deterministic(parser)
+    add_deterministic(parser)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    _add_settings(parser, system, "settings (the defaults are those of the configuration)")
-
-
-def _add_settings(parser: Parser, system: System, title: str, names: Sequence[str] = ()) -> None:
-    """`names`: of the settings; all where there are none."""
-    fields = parser.add_argument_group(title)
-    for field in _settings(system.config, names):
-        fields.add_argument(f"--{field.name}", metavar="VALUE", help=field.metadata["help"])
-
-
-def _add_deterministic(parser: Parser) -> None:
-    parser.add_argument("--deterministic", action="store_true", help="the same bits every time on the same device")
-
-
-def _set_up(arguments: argparse.Namespace) -> None:
-    """Sets what XLA, which has not started yet, reads when it does."""
-    if arguments.deterministic:
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {deterministic_flags()}".strip()
-
-
-def deterministic_flags() -> str:
-    """XLA's flags for results that have the same bits every time. On a CPU they have them without.
-
-    No operation's result depends on the order of threads, and none is chosen by its speed, which differs from process
-    to process. XLA before jaxlib 0.10 also had a fast way to add up rows of a gradient in a fixed order that got some
-    of them wrong (openxla/xla, 31746 and 34870); there the slow way is used, one row after the other.
-    """
-    from importlib.metadata import version
-
-    flags = ["--xla_gpu_deterministic_ops=true", "--xla_gpu_autotune_level=0"]
-    if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 10):
-        flags.append("--xla_gpu_enable_scatter_determinism_expander=false")
-    return " ".join(flags)
-
-
-def _settings(config_class: type[RunConfig], names: Sequence[str]) -> list[dataclasses.Field[Any]]:
-    return [field for field in dataclasses.fields(config_class) if not names or field.name in names]
-
-
-def _new_file(name: str, value: str) -> Path:
-    """A path for a file. Raises InputError where there is a folder, or something else that is no file."""
-    path = checked_path(name, value)
-    check(name, value, "a file or a new name", path.is_file() or not path.exists())
-    return path
-
-
-def _overrides(
-    arguments: argparse.Namespace, config_class: type[RunConfig], names: Sequence[str] = ()
-) -> dict[str, Any]:  # fmt: skip
-    texts = {field.name: getattr(arguments, field.name) for field in _settings(config_class, names)}
-    # argparse makes an empty list of `--`
-    return {name: parse(config_class, name, text or "") for name, text in texts.items() if text is not None}
+    add_settings(parser, system, "settings (the defaults are those of the configuration)")

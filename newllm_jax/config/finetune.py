@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from newllm_jax.config.base import BATCH, EPOCHS, EVERYWHERE, RATE, SOURCE, setting
+from newllm_jax.config.checking import check
 from newllm_jax.config.chunks import ChunkConfig
+
+Adapter = Literal["none", "lora"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(ChunkConfig):
-    """Fine-tuning of a whole Llama on the chunks of CASCADE: the published comparison. An example is one chunk."""
+    """Fine-tuning of a Llama, whole or in part, on the chunks of CASCADE. An example is one chunk.
+
+    The defaults are those of the published comparison, in which all parameters are trained.
+    """
 
     system: ClassVar[str] = "finetune"
     configurations: ClassVar[str] = "finetune"
@@ -26,3 +32,21 @@ class FinetuneConfig(ChunkConfig):
     batch_size: int = setting(16, "chunks in an update", **BATCH)
     learning_rate: float = setting(1e-5, "learning rate", **RATE)
     patience: int = setting(3, "epochs without a gain after which training stops early", **EPOCHS)
+
+    adapter: Adapter = setting(
+        "none", "parameters that are trained: the base's own (none), or LoRA adapters on its frozen kernels"
+    )
+    rank: int = setting(16, "rank of the adapters", least=1, most=1024)
+    trained_layers: int | None = setting(
+        None, "number of the last layers that are trained, with the final norm, or get adapters; none: all parameters",
+        least=1, most=1000,
+    )  # fmt: skip
+    dropped_layers: tuple[int, ...] = setting(
+        (), "layers of the base that are left out before training: 14,20 leaves out 14 to 19", least=0, most=1000
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        layers = self.dropped_layers
+        check("dropped_layers", layers, "empty, or the first layer that is left out and a larger one, the first after "
+              "those", not layers or (len(layers) == 2 and layers[0] < layers[1]))  # fmt: skip

@@ -52,3 +52,8 @@ def choose(logits: jax.Array, sampling: Sampling, key: jax.Array) -> jax.Array:
     """The id chosen from logits `[V]` that are narrowed already, as a scalar."""
     chosen = jnp.argmax(logits) if sampling.temperature == 0 else jax.random.categorical(key, logits)
     return chosen.astype(jnp.int32)
+
+
+def sample(logits: jax.Array, sampling: Sampling, key: jax.Array) -> jax.Array:
+    """The id chosen from logits `[V]`, as a scalar: narrowed first, unless only the most probable one can be chosen."""
+    return choose(logits if sampling.temperature == 0 else narrow(logits, sampling), sampling, key)

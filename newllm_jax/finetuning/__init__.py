@@ -1,1 +1,1 @@
-"""Fine-tuning of a whole SmolLM2: the control experiment of CASCADE."""
+"""Fine-tuning of a SmolLM2, whole or in part: the control experiments of CASCADE."""

@@ -1,4 +1,4 @@
-"""Fine-tuning of a whole SmolLM2 on the chunks of CASCADE: the comparison that the report of CASCADE names."""
+"""Fine-tuning of a SmolLM2, whole or in part, on the chunks of CASCADE: the comparison that its report names."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from newllm_jax.config import FinetuneConfig
+from newllm_jax.finetuning.adaptation import Adaptation, choose_adaptation
+from newllm_jax.finetuning.loss import sequence_loss
 from newllm_jax.finetuning.plan import check_fits
 from newllm_jax.finetuning.updates import build_training
 from newllm_jax.records.directory import RunDir
@@ -26,8 +27,9 @@ from newllm_jax.records.results import (
 )
 from newllm_jax.records.stored_config import resume_or_start
 from newllm_jax.records.trackers import open_tracker
-from newllm_jax.report.finetune import write_report
+from newllm_jax.report.finetune import model_text, write_report
 from newllm_jax.report.finish import REPORT, complete, write_results
+from newllm_jax.smollm.adapter_file import save_adapter
 from newllm_jax.smollm.base import (
     base_results,
     fingerprints,
@@ -36,7 +38,8 @@ from newllm_jax.smollm.base import (
     source_facts,
     source_warnings,
 )
-from newllm_jax.training.checkpoint import Checkpoints, every_few_epochs
+from newllm_jax.smollm.pretrained import Pretrained
+from newllm_jax.training.checkpoint import Checkpoints, every_few_epochs, read_chosen
 from newllm_jax.training.clock import Clock
 from newllm_jax.training.history import at_epoch, best_epoch, is_finished
 from newllm_jax.training.loop import evaluate, fit
@@ -44,8 +47,10 @@ from newllm_jax.training.loss_scale import initial_loss_scale
 from newllm_jax.training.manifest import Owner
 from newllm_jax.training.precision import resolve_precision
 from newllm_jax.training.split import Split
-from newllm_jax.training.step import count_parameters, init_state
+from newllm_jax.training.step import init_state, make_evaluation
 from newllm_jax.training.stopping import Asked, Stopping, never
+
+ADAPTER = "adapter"  # the folder of a run's adapters
 
 
 def finetune(
@@ -58,7 +63,7 @@ def finetune(
     narrate: Narrate = print,
     stop: Asked = never,
 ) -> RunResult:
-    """Fine-tunes all parameters of a SmolLM2 on whole chunks and reports its loss on the validation chunks.
+    """Fine-tunes a SmolLM2, whole or in part, on whole chunks and reports its loss on the validation chunks.
 
     Arguments and errors are those of `train_newllm`; resuming may raise `num_epochs` or `patience`.
     """
@@ -68,21 +73,25 @@ def finetune(
         precision = resolve_precision(config.precision)
         with progress_bar("base model and data", 0):
             base, data = load_base_and_data(config)
-        check_fits(config, base.model, data, precision)
+        adaptation = choose_adaptation(config, base.model.config)
+        check_fits(config, adaptation, data, precision)
         if run is not None:
             check_fingerprints(run, fingerprints(base, data))
         run = run or stack.enter_context(RunDir.create(run_root, run_name(name, base, data)))
         stopping = Stopping(clock, run.path, config, stop)
         mirror = stack.enter_context(Mirror(run, config.mirror, narrate, stopping.timer("mirror")))
-        parameters = count_parameters(base.params)
-        facts = source_facts(base, data) | {"parameters": f"{parameters:,}, all of them trained"}
+        facts = source_facts(base, data) | {"model": model_text(config.to_dict(), adaptation.results())}
         narrate_start(narrate, run, precision, facts, source_warnings(base, data, config))
 
-        training, optimizer = build_training(config, base.model, precision)
-        state = init_state(jax.tree.map(jnp.array, base.params), optimizer, initial_loss_scale(precision))
         splits = {"train": Split.from_arrays(data.train), "validation": Split.from_arrays(data.validation)}
-        before = evaluate(training.evaluate, state.params, splits["validation"], config.examples_at_once)
+        params = adaptation.prune(base.params)
+        training, optimizer = build_training(config, adaptation, adaptation.freeze(params), precision)
+        state = init_state(adaptation.start(params, config.seed), optimizer, initial_loss_scale(precision))
+        start = evaluate(training.evaluate, state.params, splits["validation"], config.examples_at_once)
+        before = measure_base(base, splits["validation"], config) if adaptation.dropped else start
         narrate(f"base        validation loss {before['loss']:.4f}, PPL {before['ppl']:.2f}")
+        if before is not start:
+            narrate(f"start       validation loss {start['loss']:.4f}, PPL {start['ppl']:.2f}")
         description = describe_run(config, precision, fingerprints(base, data))
         owner = Owner(run.run_id, description=description)
         with Checkpoints(run.checkpoints, owner, every_few_epochs(config.checkpoint_every)) as checkpoints:
@@ -97,13 +106,15 @@ def finetune(
             tracker = open_tracker(config.tracker, run, config.to_dict())
             with TrainingProgress(run, tracker, config.num_epochs, history) as progress:
                 state, history = fit(training, state, splits, config, checkpoints, progress, stopping, history)
+        if adaptation.rank:
+            save_best_adapter(run, adaptation, base.source.used)
         best = at_epoch(history, best_epoch(history))
         results = write_results(run, write_report, {
             **results_header(run, config, precision),
             "data": data.summary(),
+            **adaptation.results(),
             "base": base_results(base, before["loss"], before["ppl"]),
-            "parameters": parameters,
-            "trained_parameters": count_parameters(state.params),
+            "start": {"val_loss": start["loss"], "val_ppl": start["ppl"]},
             "epochs": history,
             "last": at_epoch(history, len(history)),
             "best": best,
@@ -112,3 +123,16 @@ def finetune(
     narrate(f"best        validation PPL {best['val_ppl']:.2f} after epoch {best['epoch']}; base {before['ppl']:.2f}")
     narrate(f"report      {run.path / REPORT}")
     return RunResult(run.path, results)
+
+
+def measure_base(base: Pretrained, validation: Split, config: FinetuneConfig) -> dict[str, float]:
+    """Loss, perplexity and accuracy of a base with all its layers, strict float32."""
+    evaluation, params = make_evaluation(sequence_loss(base.model)), jax.device_put(base.params)
+    return evaluate(evaluation, params, validation, config.examples_at_once)
+
+
+def save_best_adapter(run: RunDir, adaptation: Adaptation, base: str) -> None:
+    """Writes the adapters of the best epoch for `peft`. No source has a base without some layers: it is not named."""
+    _, adapters, _ = read_chosen(run.checkpoints, Owner(run.run_id), adaptation.shapes()[1])
+    layers = adaptation.llama.num_layers
+    save_adapter(run.path / ADAPTER, adapters, None if adaptation.dropped else base, layers)

@@ -7,11 +7,12 @@ from typing import Any
 import jax
 
 from newllm_jax.config import FinetuneConfig, Precision
+from newllm_jax.finetuning.adaptation import Adaptation, choose_adaptation
 from newllm_jax.finetuning.updates import build_training
 from newllm_jax.records.machine import environment, peak_memory_bytes
 from newllm_jax.smollm.alpaca import STRIDE, AlpacaChunks, load_alpaca
 from newllm_jax.smollm.base import describe_base
-from newllm_jax.smollm.model import SmolLM2, parameter_shapes
+from newllm_jax.smollm.model import parameter_shapes
 from newllm_jax.training.loss_scale import initial_loss_scale
 from newllm_jax.training.memory import ADAM_BYTES, FLOAT, check_memory, update_bytes
 from newllm_jax.training.precision import resolve_precision
@@ -29,39 +30,41 @@ def plan_finetune(config: FinetuneConfig) -> dict[str, Any]:
     """
     precision = resolve_precision(config.precision)
     source, llama, tokenizer = describe_base(config)
+    adaptation = choose_adaptation(config, llama)
     data = load_alpaca(tokenizer, config)
-    check_fits(config, SmolLM2(llama), data, precision)
-    parameters, steps = count_parameters(parameter_shapes(llama)), -(-len(data.train) // config.batch_size)
-    needed = planned_memory(config, SmolLM2(llama), data, precision)
+    check_fits(config, adaptation, data, precision)
+    base_size, steps = count_parameters(parameter_shapes(llama)), -(-len(data.train) // config.batch_size)
+    needed = planned_memory(config, adaptation, data, precision)
     if jax.devices()[0].platform == "cpu":
-        needed += peak_memory_bytes() + 4 * parameters * FLOAT
+        needed += peak_memory_bytes() + (base_size + 3 * adaptation.sizes()[1]) * FLOAT
     return {
         "system": config.system,
         "config": config.to_dict(),
         "environment": environment(precision),
         "data": data.summary(),
-        "base": {**source.provenance(), "parameters": parameters, "layers": llama.num_layers},
-        "parameters": parameters,
+        "base": {**source.provenance(), "parameters": base_size, "layers": llama.num_layers},
+        **adaptation.results(),
         "updates_per_epoch": steps,
         "updates": steps * config.num_epochs,
         "estimated_memory_bytes": needed,
     }
 
 
-def check_fits(config: FinetuneConfig, model: SmolLM2, data: AlpacaChunks, precision: Precision) -> None:
+def check_fits(config: FinetuneConfig, adaptation: Adaptation, data: AlpacaChunks, precision: Precision) -> None:
     """Raises InputError where a run would not fit into the memory that is free."""
-    llama = model.config
+    frozen, trained = adaptation.sizes()
+    llama = adaptation.upper
     stored = llama.num_layers * (2 * llama.hidden_size + 2 * llama.intermediate_size) + llama.vocab_size
     check_memory({
-        "base_model": ADAM_BYTES * count_parameters(parameter_shapes(llama)),
+        "base_model": FLOAT * frozen + ADAM_BYTES * trained,
         "micro_batch or batch_size": config.examples_at_once * STRIDE * stored * FLOAT,
-    }, lambda: planned_memory(config, model, data, precision))  # fmt: skip
+    }, lambda: planned_memory(config, adaptation, data, precision))  # fmt: skip
 
 
-def planned_memory(config: FinetuneConfig, model: SmolLM2, data: AlpacaChunks, precision: Precision) -> int:
+def planned_memory(config: FinetuneConfig, adaptation: Adaptation, data: AlpacaChunks, precision: Precision) -> int:
     """The bytes of the device that training takes, by XLA's plan of the update, which is compiled."""
-    training, optimizer = build_training(config, model, precision)
-    shapes = parameter_shapes(model.config)
-    state = jax.eval_shape(lambda params: init_state(params, optimizer, initial_loss_scale(precision)), shapes)
+    frozen, trained = adaptation.shapes()
+    training, optimizer = build_training(config, adaptation, frozen, precision)
+    state = jax.eval_shape(lambda params: init_state(params, optimizer, initial_loss_scale(precision)), trained)
     steps = -(-len(data.train) // config.batch_size)
     return update_bytes(training.updates, state, data.train, steps, config.batch_size) + data.validation.nbytes

@@ -10,6 +10,7 @@ from typing import Any
 from newllm_jax.config import FinetuneConfig
 from newllm_jax.decoding.exits import Exits
 from newllm_jax.decoding.sampling import Sampling
+from newllm_jax.finetuning.adaptation import choose_adaptation
 from newllm_jax.finetuning.loss import sequence_loss
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.results import check_fingerprints
@@ -17,7 +18,7 @@ from newllm_jax.records.stored_config import stored_config
 from newllm_jax.smollm.alpaca import load_alpaca
 from newllm_jax.smollm.base import fingerprints, load_base
 from newllm_jax.smollm.generate import generate_tokens, prompt_ids, stream_text
-from newllm_jax.smollm.model import parameter_shapes
+from newllm_jax.smollm.model import SmolLM2
 from newllm_jax.smollm.pretrained import Pretrained
 from newllm_jax.training.loop import evaluate
 from newllm_jax.training.manifest import Owner
@@ -30,7 +31,7 @@ class FinetuneRun:
     """A fine-tuned model, ready to call: `run.base.model.apply({"params": run.base.params}, ids)`.
 
     Attributes:
-      base: the model, its best parameters and its tokenizer.
+      base: the model, its best parameters and its tokenizer; adapters are merged, and dropped layers left out.
       config: of the run.
       epoch: the epoch that the parameters are from.
       run: its directory.
@@ -46,15 +47,21 @@ def restore_finetune(run_dir: str | Path) -> FinetuneRun:
     """The best parameters of a fine-tuned model, on the default device. Changes nothing on disk.
 
     Raises:
-      InputError: not a fine-tuning run, one without a checkpoint, or a base that cannot be had (its tokenizer).
+      InputError: not a fine-tuning run, one without a checkpoint, or a base that cannot be had (its tokenizer, and what
+        of it is frozen) or is another than the run's.
     """
     from newllm_jax.training.checkpoint import read_chosen
 
     run = RunDir.open(run_dir)
     config = stored_config(run, FinetuneConfig)
     base = load_base(config)
-    epoch, params, _ = read_chosen(run.checkpoints, Owner(run.run_id), parameter_shapes(base.model.config))
-    return FinetuneRun(Pretrained(base.model, params, base.tokenizer, base.source), config, epoch, run)
+    adaptation = choose_adaptation(config, base.model.config)
+    epoch, trained, _ = read_chosen(run.checkpoints, Owner(run.run_id), adaptation.shapes()[1])
+    frozen = adaptation.freeze(adaptation.prune(base.params))
+    if frozen:
+        check_fingerprints(run, fingerprints(base))
+    model, params = SmolLM2(adaptation.llama), adaptation.merge(frozen, trained)
+    return FinetuneRun(Pretrained(model, params, base.tokenizer, base.source), config, epoch, run)
 
 
 def evaluate_run(run_dir: str | Path) -> dict[str, Any]:

@@ -7,18 +7,26 @@ from functools import partial
 import optax
 
 from newllm_jax.config import FinetuneConfig, Precision
-from newllm_jax.finetuning.loss import sequence_loss
-from newllm_jax.smollm.model import SmolLM2
+from newllm_jax.finetuning.adaptation import Adaptation
+from newllm_jax.finetuning.loss import adapted_loss
 from newllm_jax.training.loop import Training
 from newllm_jax.training.optimizer import adamw
-from newllm_jax.training.step import make_evaluation, make_updates, train_step
+from newllm_jax.training.step import Params, StepFn, make_frozen_evaluation, make_frozen_updates, train_step
 
 
 def build_training(
-    config: FinetuneConfig, model: SmolLM2, precision: Precision
+    config: FinetuneConfig, adaptation: Adaptation, frozen: Params, precision: Precision
 ) -> tuple[Training, optax.GradientTransformation]:
-    """The compiled functions of a run, and its optimiser. Evaluation is strict float32 whatever training is."""
-    optimizer, loss = adamw(config.learning_rate, config.weight_decay), sequence_loss(model.clone(precision=precision))
-    updates = make_updates(partial(train_step, loss, optimizer, micro_batch=config.micro_batch))
-    rate = optax.constant_schedule(config.learning_rate)
-    return Training(updates, make_evaluation(sequence_loss(model)), rate, None, precision), optimizer
+    """The compiled functions of a run, and its optimiser. Evaluation is strict float32 whatever training is.
+
+    Args:
+      frozen: the frozen parameters; shapes will do where nothing is computed.
+    """
+    optimizer, loss_of = adamw(config.learning_rate, config.weight_decay), adapted_loss(adaptation, precision)
+
+    def step_of(frozen: Params) -> StepFn:
+        return partial(train_step, loss_of(frozen), optimizer, micro_batch=config.micro_batch)
+
+    updates = make_frozen_updates(step_of, frozen)
+    evaluation = make_frozen_evaluation(adapted_loss(adaptation, "fp32"), frozen)
+    return Training(updates, evaluation, optax.constant_schedule(config.learning_rate), None, precision), optimizer

@@ -109,6 +109,12 @@ def results_footer(seconds: float) -> dict[str, Any]:
     return {"seconds": seconds, "peak_memory_bytes": peak_memory_bytes()}
 
 
+def results_of_command(seconds: float) -> dict[str, Any]:
+    """The first entries of the JSON of a command that trains nothing; `seconds`: how long it took."""
+    return {"schema_version": SCHEMA_VERSION, "command": command_line(), "environment": environment("fp32"),
+            "seconds": seconds}  # fmt: skip
+
+
 def finished_results(run: RunDir, key: str, count: int) -> dict[str, Any] | None:
     """The results of a run, if it has them and they are of so many epochs or stages at least; else None.
 

@@ -64,6 +64,15 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+# What results of earlier versions may lack.
+RECENT: dict[str, dict[str, Any]] = {
+    FinetuneConfig.system: {
+        "config.adapter": str, "config.rank": int, "config.trained_layers": int | None,
+        "config.dropped_layers": tuple[int, ...], "layers": int,
+        "start": {"val_loss": float, "val_ppl": float | None},
+    },
+}  # fmt: skip
+
 
 def check_results(results: Any, file: Path) -> None:
     """Raises InputError, naming the file and the entry, where results lack something that a report reads."""
@@ -72,6 +81,11 @@ def check_results(results: Any, file: Path) -> None:
         raise InputError(f"{file}: no results of a run")
     try:
         _check_shape("", results, SHAPES[system])
+        for name, shape in RECENT.get(system, {}).items():
+            part, _, key = name.rpartition(".")
+            content = results[part] if part else results
+            if key in content:
+                _check_shape(name, content[key], shape)
         for key in ("base", "ensemble"):  # by these, comparisons tell what a run is
             check(
                 key, results.get(key), f"absent from results of {system}", key not in results or key in SHAPES[system]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,26 @@ def finetune_report(results: dict[str, Any]) -> str:
     config, data, base, best = (results[key] for key in ("config", "data", "base", "best"))
     environment = results["environment"]
     gain = best["val_loss"] - base["val_loss"]
+    start = results.get("start", base)
+    began = (
+        ""
+        if start["val_loss"] == base["val_loss"]
+        else f""", and {best["val_loss"] - start["val_loss"]:+.4f} nats \
+against the {number(start["val_ppl"])} of the model at the start"""
+    )
     return f"""# Fine-tuning: {results["name"]}
 
 {provenance_warning(results)}Best validation perplexity **{number(best["val_ppl"])}** (loss {best["val_loss"]:.4f}) \
 after epoch {best["epoch"]} of {len(results["epochs"])}: {gain:+.4f} nats against the {number(base["val_ppl"])} of the \
-base before.
+base before{began}.
 
 ![learning curves](curves.png)
 
 | | |
 |---|---|
 | command | `{results["command"]}` |
-| base | {base["source"]}: {base["layers"]} layers, {results["parameters"]:,} parameters, \
-{results["trained_parameters"]:,} of them trained |
+| base | {base["source"]}: {base["layers"]} layers, {base["parameters"]:,} parameters |
+| model | {model_text(config, {"layers": base["layers"], **results})} |
 | data | {data["source"]}: {data["train_chunks"]:,} + {data["validation_chunks"]:,} chunks, \
 {data["train_tokens"]:,} train and {data["val_tokens"]:,} validation tokens |
 | training | AdamW {config["learning_rate"]:g}, weight decay {config["weight_decay"]:g}, \
@@ -46,3 +54,24 @@ jax {environment["jax"]}, flax {environment["flax"]} |
 
 {epoch_table(results["epochs"])}
 """
+
+
+def model_text(config: Mapping[str, Any], counts: Mapping[str, int]) -> str:
+    """The model that is trained and what of it, in words.
+
+    Args:
+      config: the settings; those that a run of an earlier version has not may be missing.
+      counts: `layers`, `parameters` and `trained_parameters`.
+    """
+    trained, layers, dropped = (
+        f"{counts['trained_parameters']:,}", config.get("trained_layers"), config.get("dropped_layers")
+    )  # fmt: skip
+    where = "all layers" if layers is None else "the last layer" if layers == 1 else f"the last {layers} layers"
+    told = f"{counts['layers']} layers, {counts['parameters']:,} parameters"
+    if dropped:
+        told += f" (layers {dropped[0]} to {dropped[-1] - 1} of the base left out)"
+    if config.get("adapter") == "lora":
+        return f"{told}; trained: {trained} parameters of LoRA adapters, rank {config.get('rank')}, on {where}"
+    if layers is not None:
+        return f"{told}; trained: {trained} of them, {where} and the final norm"
+    return f"{told}, all of them trained"

@@ -11,7 +11,7 @@ from newllm_jax.files import whole_file
 
 
 @contextmanager
-def _picture(path: Path, title: str) -> Iterator[Any]:
+def picture(path: Path, title: str) -> Iterator[Any]:
     """A PNG of two drawings side by side, whose axes it yields.
 
     In the style of matplotlib itself: a `matplotlibrc` of the current folder could have LaTeX run.
@@ -40,7 +40,7 @@ def save_curves(
 
     numbers = [entry["epoch"] for entry in epochs]
     marker = "o" if len(numbers) < 20 else None
-    with _picture(path, title) as (losses, perplexities):
+    with picture(path, title) as (losses, perplexities):
         losses.plot(
             numbers,
             [entry["train_loss"] for entry in epochs],
@@ -64,7 +64,7 @@ def save_stage_curves(
     """Loss of each CASCADE stage by epoch, and the perplexity over all tokens by number of stages, as a PNG."""
     from matplotlib.ticker import MaxNLocator
 
-    with _picture(path, title) as (losses, perplexities):
+    with picture(path, title) as (losses, perplexities):
         for number, stage in enumerate(stages):
             epochs, color = [entry["epoch"] for entry in stage["epochs"]], f"C{number}"
             label = f"stage {stage['stage']}"

@@ -1,44 +1,26 @@
 """Text from a SmolLM2, token by token, from a prompt as a user's turn.
 
-The base reads every token and keeps its keys and values. What predicts the next token from its last hidden state is a
-function: the base's own logits, or the stages of CASCADE.
+What reads the tokens and predicts the next is a `Decoder`: the base itself, or the base with the stages of CASCADE.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from newllm_jax.config import check
-from newllm_jax.decoding.sampling import Sampling, choose, narrow
-from newllm_jax.smollm.model import KVCache, SmolLM2, empty_cache
+from newllm_jax.decoding.exits import Exits
+from newllm_jax.decoding.loop import Decoder, generated_tokens
+from newllm_jax.decoding.sampling import Sampling
+from newllm_jax.smollm.decoder import BaseDecoder
 from newllm_jax.smollm.pretrained import Pretrained
 from newllm_jax.smollm.tokenizer import Tokenizer
 from newllm_jax.training.memory import FLOAT, check_memory
-from newllm_jax.training.step import Params
 
-PROMPT_PIECE = 32
-CACHE_PIECE = 256  # caches are a multiple of this long, so that prompts of any length share compiled programs
-
-
-class TokenStates(NamedTuple):
-    """What the base makes of one token.
-
-    Attributes:
-      embedding, last: its embedding and last hidden state, `[1, H]`.
-      logits: `[1, V]`.
-    """
-
-    embedding: jax.Array
-    last: jax.Array
-    logits: jax.Array
-
-
-Predict: TypeAlias = Callable[[TokenStates], jax.Array]  # -> the logits [V] that the next token is drawn from
+CACHE_PIECE = 256  # caches are a multiple of this long, so that texts of any length share compiled programs
 
 
 def generate_tokens(
@@ -47,13 +29,18 @@ def generate_tokens(
     max_tokens: int,
     sampling: Sampling,
     seed: int = 0,
-    predict: Predict = lambda states: states.logits[0],
+    *,
+    decoder: Decoder | None = None,
+    params: Any = None,
+    exits: Exits | None = None,
 ) -> Iterator[int]:
     """Streams the ids that follow a prompt, up to the end of the turn or `max_tokens`.
 
     Args:
       ids: the prompt, at least one id.
-      predict: called for every token whose successor is generated, not for the rest of the prompt.
+      decoder: what makes the text from `base` and more; None for the base alone.
+      params: of the decoder; None for those of the base.
+      exits: counts where the generated tokens exited.
 
     Raises:
       InputError: an empty prompt, or a text longer than the model was trained on, or than memory has room for.
@@ -65,35 +52,18 @@ def generate_tokens(
     capacity = -(-(len(ids) + max_tokens) // CACHE_PIECE) * CACHE_PIECE
     a_token = 2 * llama.num_layers * llama.num_kv_heads * llama.head_dim * FLOAT  # keys and values
     check_memory({"max_words": capacity * a_token})
-    params, cache = jax.device_put(base.params), empty_cache(llama, 1, capacity)
-    whole = (len(ids) - 1) // PROMPT_PIECE * PROMPT_PIECE
-    for start in range(0, whole, PROMPT_PIECE):
-        cache, _ = read_ids(base.model, params, cache, jnp.asarray([ids[start : start + PROMPT_PIECE]]))
-    *rest, token = ids[whole:]
-    for earlier in rest:
-        cache, _ = read_ids(base.model, params, cache, jnp.asarray([[earlier]]))
-    key = jax.random.key(seed)
-    for position in range(max_tokens):
-        cache, states = read_ids(base.model, params, cache, jnp.asarray([[token]]))
-        token = int(next_token(sampling, predict(states), jax.random.fold_in(key, position)))
-        if token == base.tokenizer.eos_id:
-            return
-        yield token
-
-
-@partial(jax.jit, static_argnums=0, donate_argnums=2)
-def read_ids(base: SmolLM2, params: Params, cache: KVCache, ids: jax.Array) -> tuple[KVCache, TokenStates]:
-    """Feeds `ids [1, T]`: the cache after them, and the states of the last of them."""
-    states: Any = base.apply({"params": params}, ids, cache, method="hidden")
-    last = states.last[:, -1]
-    logits: Any = base.apply({"params": params}, last, method="logits")
-    return states.cache, TokenStates(states.embedding[:, -1], last, logits)
-
-
-@partial(jax.jit, static_argnums=0)
-def next_token(sampling: Sampling, logits: jax.Array, key: jax.Array) -> jax.Array:
-    """The id chosen from `logits [V]`."""
-    return choose(narrow(logits, sampling), sampling, key)
+    decoder, exits = decoder or BaseDecoder(base.model), exits or Exits()
+    exits.counts = [0] * decoder.exits
+    pieces = generated_tokens(
+        decoder, base.params if params is None else params, np.asarray([ids]), max_tokens, capacity, sampling,
+        jax.random.key(seed)[None], base.tokenizer.eos_id,
+    )  # fmt: skip
+    for chosen, taken in pieces:
+        for token, exit_number in zip(chosen[0].tolist(), taken[0].tolist(), strict=True):
+            exits.counts[exit_number] += 1
+            if token == base.tokenizer.eos_id:
+                return
+            yield token
 
 
 def stream_text(tokenizer: Tokenizer, ids: Iterator[int]) -> Iterator[str]:

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from newllm_jax.cascade.ensemble import TrainedStage
-from newllm_jax.cascade.generate import exit_rule
+from newllm_jax.cascade.generate import CascadeDecoder, cascade_params
 from newllm_jax.cascade.hardness import token_scores
 from newllm_jax.cascade.stage.model import Stage, init_stage, stage_config
 from newllm_jax.decoding.exits import Exits
+from newllm_jax.decoding.loop import generated_tokens
 from newllm_jax.decoding.sampling import Sampling
-from newllm_jax.errors import InputError
-from newllm_jax.smollm.generate import generate_tokens, prompt_ids, stream_text
+from newllm_jax.smollm.generate import generate_tokens
 from newllm_jax.smollm.pretrained import load_smollm2
 
 pytestmark = pytest.mark.quick
@@ -64,27 +64,90 @@ def greedy_by_hand(base, stage, trained, ids, count):
     return ids, exits
 
 
-@pytest.mark.parametrize("length", [1, 33, 40])
-def test_without_stages_it_is_the_base(base, length):
-    ids = np.random.default_rng(length).integers(0, 256, length).tolist()
-    ours = list(generate_tokens(base, ids, 12, GREEDY))
-    expected, _ = greedy_by_hand(base, None, (), ids, 12)
-    expected = [token for token in expected[length:] if token != base.tokenizer.eos_id]
-    assert ours == expected
-
-
-def test_with_stages(base, stage):
-    ids = np.random.default_rng(0).integers(0, 256, 9).tolist()
+@pytest.fixture(scope="module")
+def trained(stage):
+    """Two stages with weights and thresholds such that each exit is taken."""
     params = [jax.tree.map(lambda leaf: 10 * leaf, init_stage(stage, 0, number)) for number in (1, 2)]
-    trained = [TrainedStage(params[0], 0.35), TrainedStage(params[1], 0.1)]
-    exits = Exits()
-    predict = exit_rule(stage, trained, "cosine", exits)
-    ours = list(generate_tokens(base, ids, 16, GREEDY, predict=predict))
+    return [TrainedStage(params[0], 0.35), TrainedStage(params[1], 0.1)]
+
+
+def cascade_tokens(base, stage, trained, ids, count, sampling=GREEDY, seed=0):
+    """The tokens after a prompt, and where they exited."""
+    decoder, exits = CascadeDecoder(base.model, stage, len(trained), "cosine"), Exits()
+    params = cascade_params(base.params, trained)
+    tokens = generate_tokens(base, ids, count, sampling, seed, decoder=decoder, params=params, exits=exits)
+    return list(tokens), exits
+
+
+def test_never_exiting_is_the_whole_model(base, stage, trained):
+    """No stage that a token could exit at, or none that a token reaches: the text is the base's own."""
+    ids = np.random.default_rng(0).integers(0, 256, 9).tolist()
+    expected = list(generate_tokens(base, ids, 12, GREEDY))
+    unreached = [dataclasses.replace(each, threshold=-2.0) for each in trained]
+    for stages in ([], unreached):
+        ours, exits = cascade_tokens(base, stage, stages, ids, 12)
+        assert ours == expected
+        assert exits.counts == [len(expected) + (len(expected) < 12), *[0] * len(stages)]
+
+
+def test_all_the_way_is_the_last_stage(base, stage, trained):
+    always = [dataclasses.replace(each, threshold=2.0) for each in trained]
+    ids = np.random.default_rng(0).integers(0, 256, 9).tolist()
+    ours, exits = cascade_tokens(base, stage, always, ids, 12)
+    expected, depths = greedy_by_hand(base, stage, always, ids, 12)
+    assert ours == [token for token in expected[9:] if token != base.tokenizer.eos_id]
+    assert exits.counts == [0, 0, len(depths)]
+
+
+def test_with_stages(base, stage, trained):
+    ids = np.random.default_rng(0).integers(0, 256, 9).tolist()
+    ours, exits = cascade_tokens(base, stage, trained, ids, 16)
     expected, depths = greedy_by_hand(base, stage, trained, ids, 16)
     assert ours == [token for token in expected[9:] if token != base.tokenizer.eos_id]
     assert exits.counts == np.bincount(depths, minlength=3).tolist()
     assert min(exits.counts) > 0, exits.counts  # each exit is taken
     assert str(exits) == "base {}, stage 1 {}, stage 2 {}".format(*exits.counts)
+
+
+def test_a_token_that_exits_reaches_no_later_stage(base, stage, trained):
+    """Although its score is below a later stage's threshold."""
+    widening = [trained[0], dataclasses.replace(trained[1], threshold=0.9)]
+    ids = np.random.default_rng(0).integers(0, 256, 9).tolist()
+    ours, exits = cascade_tokens(base, stage, widening, ids, 16)
+    expected, depths = greedy_by_hand(base, stage, widening, ids, 16)
+    assert ours == [token for token in expected[9:] if token != base.tokenizer.eos_id]
+    assert exits.counts == np.bincount(depths, minlength=3).tolist()
+    assert exits.counts[0] > 0 and exits.counts[2] > 0
+
+
+def test_texts_at_once_exit_each_for_itself(base, stage, trained):
+    decoder, params = CascadeDecoder(base.model, stage, 2, "cosine"), cascade_params(base.params, trained)
+    prompts = np.random.default_rng(0).integers(0, 256, (3, 9))
+
+    def texts(prompts):
+        keys = jax.random.split(jax.random.key(0), len(prompts))
+        pieces = list(generated_tokens(decoder, params, prompts, 16, 256, GREEDY, keys, per_call=8))
+        return [np.concatenate([piece[part] for piece in pieces], axis=1) for part in (0, 1)]
+
+    together = texts(prompts)
+    alone = [texts(prompts[row : row + 1]) for row in range(3)]
+    for part in (0, 1):
+        np.testing.assert_array_equal(together[part], np.concatenate([each[part] for each in alone]))
+    steps = together[1].T
+    assert any(len(set(step)) > 1 for step in steps.tolist())  # of one step's tokens, some go further than others
+
+
+def test_a_stage_is_computed_only_for_tokens_that_reach_it(base, stage, trained):
+    """Weights that are no numbers spoil nothing where no token is handed on."""
+    spoilt = [jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), each.params) for each in trained]
+    ids, never = [1, 2, 3], [TrainedStage(params, -2.0) for params in spoilt]
+    assert cascade_tokens(base, stage, never, ids, 6)[0] == list(generate_tokens(base, ids, 6, GREEDY))
+    decoder = CascadeDecoder(base.model, stage, 2, "cosine")
+    params = jax.eval_shape(lambda: cascade_params(base.params, trained))
+    shapes = jax.eval_shape(decoder.prepare, params)
+    cache = jax.eval_shape(lambda: decoder.start(cascade_params(base.params, trained), jnp.zeros((1, 32), int), 3, 64))
+    program = str(jax.make_jaxpr(decoder.step)(shapes, cache, jax.ShapeDtypeStruct((1,), jnp.int32)))
+    assert program.count("cond[") == 2
 
 
 @pytest.mark.parametrize(("threshold", "exits_of_all"), [(0.0, [0, 0, 3]), (-1e-30, [3, 0, 0])])
@@ -93,32 +156,8 @@ def test_a_score_equal_to_the_threshold_is_handed_on(base, stage, threshold, exi
     backbone = base.params["backbone"]
     zeros = {**backbone, "norm": jax.tree.map(np.zeros_like, backbone["norm"])}
     silent = dataclasses.replace(base, params={**base.params, "backbone": zeros})
-    trained, exits = [TrainedStage(init_stage(stage, 0, number), threshold) for number in (1, 2)], Exits()
+    trained = [TrainedStage(init_stage(stage, 0, number), threshold) for number in (1, 2)]
     sampling = Sampling(temperature=1.0, top_p=1.0)
-    predict = exit_rule(stage, trained, "cosine", exits)
-    ids = list(generate_tokens(silent, [1, 2, 3], 3, sampling, seed=1, predict=predict))
+    ids, exits = cascade_tokens(silent, stage, trained, [1, 2, 3], 3, sampling, seed=1)
     assert len(ids) == 3
     assert exits.counts == exits_of_all
-
-
-def test_sampling_follows_its_seed(base):
-    ids, sampling = [1, 2, 3], Sampling(temperature=1.0, top_p=1.0)
-    one, same, other = (list(generate_tokens(base, ids, 10, sampling, seed=seed)) for seed in (0, 0, 1))
-    assert one == same != other
-
-
-def test_bad_requests(base):
-    with pytest.raises(InputError, match="prompt: must be at least one token"):
-        list(generate_tokens(base, [], 1, GREEDY))
-
-
-def test_characters_come_out_whole(base):
-    text = "a\N{SNOWMAN}é!"
-    ids = base.tokenizer.encode(text)
-    assert len(ids) == 7
-    assert list(stream_text(base.tokenizer, iter(ids))) == ["a", "\N{SNOWMAN}", "é", "!"]
-    assert next(stream_text(base.tokenizer, iter(ids[:3]))) == "a"
-
-
-def test_a_prompt_is_a_turn_of_a_conversation(base):
-    assert prompt_ids(base.tokenizer, "hello") == base.tokenizer.encode("hello")

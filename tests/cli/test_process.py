@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from newllm_jax.cli import process as cli
-from newllm_jax.cli.commands import deterministic_flags
+from newllm_jax.cli.options import deterministic_flags
 
 CHECKOUT = Path(__file__).parents[2]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,23 @@ def test_every_entry_that_is_missing_or_of_another_type_is_named(system):
             assert f"({name_of(path)}: is missing)" in str(raised.value)
         inner[path[-1]] = right
     assert tried > 300
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [("layers", 24), ("start", {"val_loss": 2.4, "val_ppl": 11.0}), ("config.adapter", "lora"), ("config.rank", 16),
+     ("config.trained_layers", None), ("config.dropped_layers", [14, 20])],
+)  # fmt: skip
+def test_what_earlier_results_lack_is_checked_where_it_is(name, right):
+    results = read("finetune")
+    part, _, key = name.rpartition(".")
+    content = results[part] if part else results
+    assert key not in content
+    content[key] = right
+    check_results(results, Path("results.json"))
+    content[key] = 1.5
+    with pytest.raises(InputError, match=re.escape(f"results of a run ({name}: ")):
+        check_results(results, Path("results.json"))
 
 
 @pytest.mark.parametrize("content", [5, None, [], "x", {}, {"system": "chess"}, {"system": []}])

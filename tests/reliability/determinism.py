@@ -136,7 +136,7 @@ def val_losses(results: Any) -> list[float]:
 
 def compare_operations(flags: list[str], processes: dict[str, dict[str, str]], caches: Path) -> dict[str, Any]:
     """Which operations have the same bits every time in the first process, and in each of the others."""
-    from newllm_jax.cli.commands import deterministic_flags
+    from newllm_jax.cli.options import deterministic_flags
 
     variables = {"XLA_FLAGS": deterministic_flags()} if flags else {}
     command = ["-m", "tests.reliability.operations"]

@@ -16,6 +16,7 @@ from newllm_jax.cascade.stage.updates import build_stage_training, kernel_obstac
 from newllm_jax.config import CascadeConfig, FinetuneConfig, NewLLMConfig
 from newllm_jax.errors import InputError
 from newllm_jax.finetuning import updates as finetuning_updates
+from newllm_jax.finetuning.adaptation import choose_adaptation
 from newllm_jax.finetuning.loss import sequence_loss
 from newllm_jax.newllm import updates as newllm_updates
 from newllm_jax.newllm.loss import next_word_loss
@@ -145,7 +146,8 @@ def built(system, micro_batch):
         params, data = SYSTEMS[system][1:]
     else:
         config = FinetuneConfig(batch_size=7, micro_batch=micro_batch)
-        training, optimizer = finetuning_updates.build_training(config, SmolLM2(LLAMA), "fp32")
+        adaptation = choose_adaptation(config, LLAMA)
+        training, optimizer = finetuning_updates.build_training(config, adaptation, {}, "fp32")
         params, data = SYSTEMS[system][1:]
     return training.updates, jax.eval_shape(lambda: init_state(params, optimizer)), data
 

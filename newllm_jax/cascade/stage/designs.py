@@ -32,12 +32,12 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 import jax
 import jax.numpy as jnp
 
-from newllm_jax.cascade.flops import Costs, PathCosts, probe_cost
 from newllm_jax.config import CascadeConfig, Precision, check
 from newllm_jax.errors import InputError
+from newllm_jax.smollm.flops import Costs, PathCosts, probe_cost
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.smollm.lora import init_adapters, merge_adapters
-from newllm_jax.smollm.model import HiddenStates, Route, SmolLM2, rms_norm, take_layers
+from newllm_jax.smollm.model import HiddenStates, KVCache, Route, SmolLM2, rms_norm, take_layers
 from newllm_jax.training.precision import PRECISIONS, dot
 from newllm_jax.training.step import Params
 
@@ -113,7 +113,7 @@ class StageDesign:
         if config.start == "random":
             params = self.model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
             return {"backbone": params["backbone"], **({"embed": params["embed"]} if config.head == "own" else {})}
-        frozen, trained = self._layers_of(base), dict[str, Any]()
+        frozen, trained = self._first_layers(base), dict[str, Any]()
         if config.weights == "lora":
             trained["adapters"] = init_adapters(self.model.config, config.rank, key)
         else:
@@ -123,7 +123,7 @@ class StageDesign:
             trained["embed"] = base["embed"] if tied else {"embedding": base["lm_head"]["kernel"].T}
         return jax.tree.map(jnp.array, trained)
 
-    def _layers_of(self, base: Params) -> Params:
+    def _first_layers(self, base: Params) -> Params:
         """The base's layers that a stage starts as, with the final norm."""
         layers = self.base.config.num_layers
         count = self.model.config.num_layers
@@ -135,13 +135,13 @@ class StageDesign:
             silent["blocks"][part][name]["kernel"] = jnp.zeros_like(silent["blocks"][part][name]["kernel"])
         return silent
 
-    def _params(self, base: Params, trained: Params) -> Params:
+    def stage_params(self, base: Params, trained: Params) -> Params:
         """The parameters of `model`."""
         head = {name: trained.get(name, base[name]) for name in ("embed", "lm_head") if name in base}
         if "embed" in trained:
             head.pop("lm_head", None)
         if "adapters" in trained:
-            return {**merge_adapters({"backbone": self._layers_of(base)}, trained["adapters"]), **head}
+            return {**merge_adapters({"backbone": self._first_layers(base)}, trained["adapters"]), **head}
         return {"backbone": trained["backbone"], **head}
 
     def decide(self, base: Params, trained: Params, ids: jax.Array) -> Decision:
@@ -156,7 +156,7 @@ class StageDesign:
     def stage_logits(self, base: Params, trained: Params, decision: Decision, hard: jax.Array | None) -> jax.Array:
         """The stage's own predictions `[B, T, V]`; `hard` None: all tokens pass it."""
         first, *_ = decision.states
-        params, model = self._params(base, trained), self.model
+        params, model = self.stage_params(base, trained), self.model
         if self.config.context == "token":
             alone = first.reshape(-1, 1, first.shape[-1])
             states = cast(HiddenStates, model.apply({"params": params}, alone, method="from_hidden"))
@@ -217,22 +217,30 @@ class SkipDesign:
         """The rows `[V, H]` with which the head multiplies."""
         return base["embed"]["embedding"] if self.base.config.tie_embeddings else base["lm_head"]["kernel"].T
 
-    def _pass(self, params: Params, first: int, stop: int, x: jax.Array, route: Route | None = None) -> HiddenStates:
-        """Layers `first` to `stop` (exclusive)."""
+    def run_range(
+        self,
+        params: Params,
+        first: int,
+        stop: int,
+        x: jax.Array,
+        route: Route | None = None,
+        cache: KVCache | None = None,
+    ) -> HiddenStates:
+        """Layers `first` to `stop` (exclusive) on the stream `x [B, T, H]`; `params`: of the adapted base."""
         config, part = take_layers(self.base.config, params, first, stop)
         model = self.base.clone(config=config)
-        return cast(HiddenStates, model.apply({"params": part}, x, route=route, method="from_hidden"))
+        return cast(HiddenStates, model.apply({"params": part}, x, cache, route=route, method="from_hidden"))
 
     def decide(self, base: Params, trained: Params, ids: jax.Array) -> Decision:
         params = merge_adapters(base, trained["adapters"])
         x = jnp.take(base["embed"]["embedding"], ids, axis=0)
-        first = self._pass(params, 0, self.config.skipped_layers[0], x).residual
+        first = self.run_range(params, 0, self.config.skipped_layers[0], x).residual
         return Decision(first, (params, first))
 
     def logits(self, base: Params, trained: Params, decision: Decision, hard: jax.Array) -> jax.Array:
         (params, x), (first, stop) = decision.states, self.config.skipped_layers
         route = Route(jnp.broadcast_to(hard, (stop - first, *hard.shape)))
-        passed = self._pass(params, first, stop, x, route).residual
+        passed = self.run_range(params, first, stop, x, route).residual
         return self.logits_after(params, trained, x, passed, hard)
 
     def logits_after(
@@ -242,7 +250,7 @@ class SkipDesign:
         llama, stop = self.base.config, self.config.skipped_layers[1]
         x = jnp.where(hard[..., None], passed, skipped_stream(trained, before, self.base.precision))
         if stop < llama.num_layers:
-            last = self._pass(params, stop, llama.num_layers, x).last
+            last = self.run_range(params, stop, llama.num_layers, x).last
         else:
             last = rms_norm(x, params["backbone"]["norm"]["scale"], llama.rms_norm_eps)
         exact = cast(jax.Array, self.base.apply({"params": params}, last, method="logits"))
@@ -272,7 +280,7 @@ AnyDesign: TypeAlias = StageDesign | SkipDesign
 
 
 def low_rank_product(table: jax.Array, moment: jax.Array, rank: int) -> Params:
-    """`p [H, rank]` and `q [rank, rows]` whose product is nearest to `table^T [H, rows]` on the hidden states there are.
+    """`p [H, rank]` and `q [rank, rows]`: the product nearest to `table^T [H, rows]` on the hidden states there are.
 
     With the moment M = E[h h^T] = R R^T, the mean of |h^T (p q - table^T)|^2 is the squared distance of R^T p q from
     R^T table^T, which is smallest where p q keeps the leading singular vectors of the latter.

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from benchmarks import cascade, newllm, signal, startup
+from benchmarks import cascade, generation, newllm, signal, startup
 from benchmarks.harness.machine import device_slug
 from benchmarks.harness.program import Program, run_program
 from newllm_jax.errors import InputError
@@ -28,6 +28,7 @@ from newllm_jax.errors import InputError
         (newllm.main, ["--output", "/dev/null/x.json"], "/dev/null"),
         (cascade.main, ["--only", "nothing"], "only: no 'nothing'"),
         (startup.main, ["--imports", "many"], "--imports"),
+        (generation.main, ["--forms", "dots,tables"], "forms: no 'tables'"),
         (signal.main, ["--variants", "normal,xavier"], "variants: no 'xavier'"),
         (signal.main, ["--variants", "none"], "names no variant"),
         (signal.main, ["--config", "advnced"], "did you mean advanced?"),
