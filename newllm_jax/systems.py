@@ -47,7 +47,8 @@ class System:
       show: (those) -> text.
       generate: (restored run, prompt, max_words, seed, sampling, exits) -> pieces of text.
       report: (run directory, results) -> writes the report and the curves, returns the report's path.
-      frontier: (run directory, chunks of other texts by name, whether to time generation) -> its entries of a frontier; None: it has none.
+      frontier: (run directory, chunks of other texts by name, whether to time generation) -> its entries of a
+        frontier; None: it has none.
       separator: what stands between the pieces of a generated text.
       less_memory: what to do where memory runs out in training.
     """
@@ -269,7 +270,6 @@ def frontier(run_dirs: Sequence[str | Path], elsewhere: str = "", speed: bool = 
     """
     from newllm_jax.records.results import results_of_command
     from newllm_jax.records.stored_config import stored_config
-    from newllm_jax.smollm.frontier_base import base_entries
     from newllm_jax.training.clock import Clock
 
     check("runs", [*map(str, run_dirs)], "at least one run directory", len(run_dirs) > 0)
@@ -283,7 +283,7 @@ def frontier(run_dirs: Sequence[str | Path], elsewhere: str = "", speed: bool = 
             raise InputError(f"runs: {run.path} has another base or other chunks than {runs[0].path}")
     config: Any = stored_config(runs[0], found[0].config)
     check("test_chunks", config.test_chunks, f"above 0 in {runs[0].path}, for a frontier", config.test_chunks > 0)
-    entries, others = base_entries(config, elsewhere, speed)
+    entries, others = call("newllm_jax.cascade.frontier_base:base_entries", config, elsewhere, speed)
     for run_dir, system in zip(run_dirs, found, strict=True):
         entries += call(str(system.frontier), run_dir, others, speed)
     return {**results_of_command(clock.seconds()), "entries": entries}

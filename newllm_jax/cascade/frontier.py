@@ -77,16 +77,9 @@ def design_curve(
     for share in shares:
         threshold = share_threshold(scores, share)
         hard_path = hard_tokens(measured, threshold)
-        losses = routed_losses(trained, chunks, hard_path).losses
-        points.append(
-            point(
-                losses,
-                costs.mean(float(hard_path.mean())),
-                asked=share,
-                hard_share=float(hard_path.mean()),
-                threshold=threshold,
-            )
-        )
+        losses, hard_share = routed_losses(trained, chunks, hard_path).losses, float(hard_path.mean())
+        facts = {"asked": share, "hard_share": hard_share, "threshold": threshold}
+        points.append(point(losses, costs.mean(hard_share), **facts))
     return points
 
 
