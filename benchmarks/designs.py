@@ -69,8 +69,13 @@ def measure(config: CascadeConfig, name: str, base: Any, data: Any, root: Path) 
         trained = restore_design(run, config, base)
         calibration = data.calibration if len(data.calibration) else data.train
         curve = design_curve(trained.trained, base.model, trained.routing, calibration, data.validation)
-    return {**results, "config": config.to_dict(), "curves": {"validation criterion": curve}, "environment": environment(precision),
-            "seconds": clock.seconds()}  # fmt: skip
+    return {
+        **results,
+        "config": config.to_dict(),
+        "curves": {"validation criterion": curve},
+        "environment": environment(precision),
+        "seconds": clock.seconds(),
+    }
 
 
 if __name__ == "__main__":
