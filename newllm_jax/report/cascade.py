@@ -38,8 +38,7 @@ def cascade_report(results: dict[str, Any]) -> str:
 
 ## Stages
 
-The perplexity of a stage is measured on its own hard tokens, another and smaller set for each; only the last column but
-one, over all tokens, can be compared between lines. "Last" weights and "best" ones are both kept; \
+{_stages_text(config)} "Last" weights and "best" ones are both kept; \
 **{config["stage_weights"]}** ones went on to the next stage and to the ensemble.
 
 {stage_table(results)}
@@ -48,7 +47,8 @@ one, over all tokens, can be compared between lines. "Last" weights and "best" o
 
 {ensemble_table(results)}
 
-{test_table(results)}Does handing on pay? The tokens of {configuration_name(last["stages"])} by the place where they exit:
+{test_table(results)}\
+Does handing on pay? The tokens of {configuration_name(last["stages"])}, by the place where they exit:
 
 {exit_group_table(last)}
 
@@ -76,3 +76,15 @@ def _threshold_text(config: dict[str, Any]) -> str:
     """How many tokens are hard."""
     cost = config.get("flops")
     return f"hard ratio {config['hard_ratio']:g}" if cost is None else f"as many as cost {cost:g} passes of the base"
+
+
+def _stages_text(config: dict[str, Any]) -> str:
+    """What the perplexities of the table of stages are of."""
+    if config.get("skipped_layers"):
+        return "The perplexity by epoch is that of all tokens with a fixed share of hard ones, before there is a threshold."
+    if config.get("trained_on") == "all":
+        return "The perplexity by epoch is that of all tokens, each of which passes the stage."
+    return (
+        "The perplexity of a stage is measured on its own hard tokens, another and smaller set for each; only the last "
+        "column but one, over all tokens, can be compared between lines."
+    )
