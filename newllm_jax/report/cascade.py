@@ -81,7 +81,7 @@ def _threshold_text(config: dict[str, Any]) -> str:
 def _stages_text(config: dict[str, Any]) -> str:
     """What the perplexities of the table of stages are of."""
     if config.get("skipped_layers"):
-        return "The perplexity by epoch is that of all tokens with a fixed share of hard ones, before there is a threshold."
+        return "The perplexity by epoch is that of all tokens, a fixed share of them hard, before there is a threshold."
     if config.get("trained_on") == "all":
         return "The perplexity by epoch is that of all tokens, each of which passes the stage."
     return (
