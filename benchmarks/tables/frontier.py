@@ -8,7 +8,6 @@ from typing import Any
 from benchmarks.tables.files import RESULTS, load
 from newllm_jax.report.tables import markdown_table, number
 
-FILES = ("frontier", "frontier-seeds", "frontier-designs", "frontier-more")
 SPEEDS = ("frontier-speed-cheaper", "frontier-speed-wide", "frontier-speed-plus")
 NAMES = {  # of runs, as the tables have them
     "base": "base alone",
@@ -56,7 +55,7 @@ def chosen(entry: dict[str, Any]) -> dict[str, Any]:
 
 def frontier_summary() -> str:
     """One line a model: what is trained, the cost of a token, test perplexities by seed, and the loss elsewhere."""
-    models = by_model("frontier", "frontier-seeds")
+    models = by_model("frontier", "frontier-published", "frontier-seeds")
     if not models:
         return MISSING
     header = ["model", "trained parameters", "cost of a token", "test PPL (by seed)", "95 % interval of the first",
@@ -74,7 +73,7 @@ def frontier_summary() -> str:
 
 def frontier_curves() -> str:
     """One line a curve: test perplexity over the cost of a token."""
-    rows = list(_curves("frontier", "frontier-designs"))
+    rows = list(_curves("frontier", "frontier-published", "frontier-designs"))
     header = ["model", "hard tokens chosen by", "cost of a token: test PPL, at 0, 10, ... 100 % hard tokens"]
     return markdown_table(header, rows) if rows else MISSING
 
