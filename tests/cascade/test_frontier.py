@@ -91,7 +91,7 @@ def test_shares_0_and_1_are_the_pure_paths(curves, policy):
 def test_costs_are_those_of_the_paths_that_tokens_took(curves, policy):
     shares = [point["hard_share"] for point in curves[-1][policy]]
     assert shares == sorted(shares)
-    assert shares == pytest.approx(SHARES, abs=0.15 if policy == "criterion" else 0.07)  # of 128 tokens that calibrate
+    assert shares == pytest.approx(SHARES, abs=0.04 if policy == "oracle" else 0.15)  # by 128 tokens that calibrate
     flops = [point["flops"] for point in curves[-1][policy]]
     assert flops == pytest.approx([0.9 * (1 - share) + 1.5 * share for share in shares])
 

@@ -49,6 +49,7 @@ def test_the_losses_of_a_model_are_the_plain_ones(golden):
 
 
 def test_speed_counts_the_tokens_of_all_texts(golden, monkeypatch):
+    monkeypatch.setattr(speed, "PROMPT", 4)
     monkeypatch.setattr(speed, "TOKENS", 4)
     monkeypatch.setattr(speed, "REPEATS", 1)
     monkeypatch.setattr(speed, "BATCHES", (1, 3))
