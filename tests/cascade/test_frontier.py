@@ -106,7 +106,7 @@ def test_the_oracle_is_the_best_choice_and_the_criterion_lies_between_it_and_cha
         count = round(point["hard_share"] * len(gains))
         return (easy.sum() - gains[:count].sum()) / len(gains)
 
-    for oracle, criterion, chance in zip(*(found[policy] for policy in POLICIES), strict=True):
+    for criterion, oracle, chance in zip(*(found[policy] for policy in POLICIES), strict=True):
         assert oracle["loss"] == pytest.approx(best(oracle), rel=1e-5)
         share = chance["hard_share"]
         assert chance["loss"] == pytest.approx((1 - share) * easy.mean() + share * hard.mean(), abs=0.06)
