@@ -74,7 +74,7 @@ def reentry_config(split_in_four) -> CascadeConfig:
 def skip_config(split_in_four) -> CascadeConfig:
     """The last layer skipped, with a short head, at a mean cost; with a learning rate that harms, so none is kept."""
     settings = {"skipped_layers": (1, 2), "skip_rank": 2, "short_head": 100, "short_rank": 4, "flops": 0.9}
-    return CascadeConfig(**{**split_in_four, **SKIP, **settings, "learning_rate": 0.5, "kept_stages": "best"})
+    return CascadeConfig(**{**split_in_four, **SKIP, **settings, "learning_rate": 5.0, "kept_stages": "best"})
 
 
 @pytest.fixture(scope="session")

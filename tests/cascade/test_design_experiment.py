@@ -115,8 +115,9 @@ def test_the_ensemble_is_the_plain_computation(named, restored, part):
     name, result = named
     run, data = restored
     chunks = getattr(data, part)
-    scores = plain_scores(run, chunks)
-    hard = scores <= run.routing.threshold + 1e-6  # a token that shares the threshold's score is hard
+    scores = token_path_scores(run.trained, run.base.model, run.routing.probe, chunks)
+    np.testing.assert_allclose(scores, plain_scores(run, chunks), rtol=1e-4, atol=1e-5)
+    hard = scores <= run.routing.threshold  # of those: tokens that share the threshold's score do so but for rounding
     losses, base = plain_losses(run, chunks, hard), plain_losses(base_only(run), chunks, hard)
     assert 0.1 < hard.mean() < 0.9
     if part == "test":
@@ -157,7 +158,7 @@ def test_thresholds_are_set_on_the_calibration_chunks(named, restored):
     share = (0.9 - easy) / (costly - easy) if name == "skip" else 0.4
     scores = plain_scores(run, data.calibration)
     assert run.routing.threshold == pytest.approx(np.quantile(scores, share), abs=1e-5)
-    assert np.mean(scores <= run.routing.threshold) == pytest.approx(share, abs=0.01)  # tokens at the start of texts share scores
+    assert np.mean(scores <= run.routing.threshold + 1e-6) == pytest.approx(share, abs=0.02)  # some share a score
     assert result.results["stages"][0]["threshold"] == run.routing.threshold
     for other in (data.train, data.validation):
         assert abs(np.quantile(plain_scores(run, other), share) - run.routing.threshold) > 1e-4
@@ -185,13 +186,17 @@ def test_the_plan_counts_what_a_run_has(named):
 def test_a_cost_below_the_easy_path_is_refused(refused, skip_config, dry_run, tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(skip_config.to_dict()))
     line = refused("cascade", f"--config={tmp_path / 'run.json'}", "--flops=0.5", *dry_run, f"--run_root={tmp_path}")
-    assert line == f"flops: must be at least {COSTS['skip'][0]:.3f}, what a token costs on the easy path, or none, not 0.5"
+    assert (
+        line == f"flops: must be at least {COSTS['skip'][0]:.3f}, what a token costs on the easy path, or none, not 0.5"
+    )
 
 
 def same_runs(left, right):
     """The same parameters, probe and threshold, bit for bit."""
     left, right = (newllm_jax.restore(each) for each in (left, right))
-    trees = [(each.trained.params, each.routing.probe, each.routing.threshold, each.kept_stages) for each in (left, right)]
+    trees = [
+        (each.trained.params, each.routing.probe, each.routing.threshold, each.kept_stages) for each in (left, right)
+    ]
     assert jax.tree.structure(trees[0]) == jax.tree.structure(trees[1])
     return all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, trees), strict=True))
 

@@ -43,7 +43,7 @@ def test_two_runs(newllm, reentry_run, skip_run, elsewhere, tmp_path):
     folder = tmp_path / "a" / "b"
     assert {path.name for path in folder.iterdir()} == {"frontier.json", "frontier.md", "frontier.png"}
     page = (folder / "frontier.md").read_text()
-    assert out == f"{page}\n\nwritten to a/b\n"
+    assert out == f"{page}\nwritten to a/b\n"
     assert (folder / "frontier.png").read_bytes()[:4] == b"\x89PNG"
     content = json.loads((folder / "frontier.json").read_text(), parse_constant=pytest.fail)
     base, *entries = content["entries"]
