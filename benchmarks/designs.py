@@ -3,7 +3,7 @@
     python -m benchmarks.designs --table search --dataset data/alpaca --output docs/results/designs
 
 A line of a table is a name and the settings in which it differs from the common ones. Each design is a JSON file
-with the results of its run and its points on the validation (and test) chunks; one that is there is not trained again.
+with the results of its run and its points on the validation chunks; one that is there is not trained again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.subjects.designs import TABLES
 from newllm_jax.cascade.design_experiment import train_design
-from newllm_jax.cascade.frontier import POLICIES, design_curve
+from newllm_jax.cascade.frontier import design_curve
 from newllm_jax.cascade.run import restore_design
 from newllm_jax.config import CascadeConfig
 from newllm_jax.records.directory import RunDir
@@ -52,32 +52,30 @@ def main() -> None:
             if key not in loaded:
                 loaded[key] = load_base_and_data(config)
             base, data = loaded[key]
-            results = measure(config, arguments.table, name, base, data, Path(arguments.run_root))
+            results = measure(config, name, base, data, Path(arguments.run_root))
             file.write_text(json.dumps({"command": command_line(), "name": name, **results}, indent=1))
             rows = results["ensemble"]
             print(name, seed, f"{results['seconds']:.0f} s", [round(row["val_ppl"], 3) for row in rows],
                   round(rows[-1]["flops"], 3), flush=True)  # fmt: skip
 
 
-def measure(config: CascadeConfig, table: str, name: str, base: Any, data: Any, root: Path) -> dict[str, Any]:
-    """Trains one design; its results, and its points by split and by who chooses the hard tokens."""
+def measure(config: CascadeConfig, name: str, base: Any, data: Any, root: Path) -> dict[str, Any]:
+    """Trains one design; its results, and its points on the validation chunks."""
     clock, precision = Clock(), resolve_precision(config.precision)
     with RunDir.create(root, name) as run:
         run.begin(describe_run(config, precision, fingerprints(base, data)))
         stopping = Stopping(clock, run.path, config)
         results = train_design(run, config, base, data, precision, stopping, lambda _: None)
         trained = restore_design(run, config, base)
-        policies = POLICIES[:1] if "search" in table else POLICIES
         calibration = data.calibration if len(data.calibration) else data.train
-        curves = {}
-        for split in ("validation",) if "search" in table else ("validation", "test"):
-            if len(chunks := getattr(data, split)):
-                for policy in policies:
-                    curves[f"{split} {policy}"] = design_curve(
-                        trained.trained, base.model, trained.routing, calibration, chunks, policy
-                    )
-    return {**results, "config": config.to_dict(), "curves": curves, "environment": environment(precision),
-            "seconds": clock.seconds()}  # fmt: skip
+        curve = design_curve(trained.trained, base.model, trained.routing, calibration, data.validation)
+    return {
+        **results,
+        "config": config.to_dict(),
+        "curves": {"validation criterion": curve},
+        "environment": environment(precision),
+        "seconds": clock.seconds(),
+    }
 
 
 if __name__ == "__main__":

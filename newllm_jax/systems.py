@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import pkgutil
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -286,6 +287,8 @@ def frontier(run_dirs: Sequence[str | Path], elsewhere: str = "", speed: bool = 
     entries, others = call("newllm_jax.cascade.frontier_base:base_entries", config, elsewhere, speed)
     for run_dir, system in zip(run_dirs, found, strict=True):
         entries += call(str(system.frontier), run_dir, others, speed)
+    for entry in entries[1:]:  # without the time of the run
+        entry["name"] = f"{re.sub(r'-[0-9]{8}-[0-9]{6}.*', '', entry['name'])}, seed {entry['config']['seed']}"
     return {**results_of_command(clock.seconds()), "entries": entries}
 
 

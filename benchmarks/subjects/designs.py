@@ -46,7 +46,7 @@ TABLES: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
         "reentry-mixes": {"prediction": "mixes"},
         "reentry-entropy": {"criterion": "entropy"},
     }),
-    "ablation-search": (REENTRY, ABLATION),
+    "ablation": (REENTRY, ABLATION),
     "search-skip": ({**SKIP, "hard_ratio": 0.3, "short_head": 12288}, {
         "skip14-18": {"skipped_layers": [14, 18]},
         "skip14-16": {"skipped_layers": [14, 16]},

@@ -52,11 +52,6 @@ GRAPHS: dict[str, dict[str, Any]] = {  # what XLA records into CUDA graphs, by t
 }
 
 
-def rows_dot(x: jax.Array, table: jax.Array, precision: Any) -> jax.Array:
-    """`x [B, in]` times the transpose of `table [out, in]`, as a dot."""
-    return jnp.einsum("bi,oi->bo", x, table, precision=PRECISIONS[precision])
-
-
 def rows_sum(x: jax.Array, table: jax.Array, precision: Any, result: Any = None) -> jax.Array:
     """The same as sums over rows of products, in float32, whatever the precision."""
     products = x.astype(jnp.float32)[:, None, :] * table.astype(jnp.float32)[None]
@@ -73,11 +68,14 @@ def attend_by_sums(query: jax.Array, cache: Any, position: jax.Array, precision:
     return jnp.sum(weights[..., None] * values, axis=1).astype(query.dtype).reshape(len(query), -1)
 
 
-STORED_AS_ROWS = {"stored_kernel": lambda kernel: kernel.T, "kernel_columns": lambda kernel, first: kernel[first:]}
-SUMS = {**STORED_AS_ROWS, "multiply": rows_sum, "multiply_rows": partial(rows_sum, result=jnp.float32)}
+SUMS = {"multiply": rows_sum, "multiply_rows": partial(rows_sum, result=jnp.float32)}
 FORMS: dict[str, dict[str, Any]] = {
-    "dots": {},
-    "dots with rows": {**STORED_AS_ROWS, "multiply": rows_dot},
+    "dots": {
+        "stored_kernel": lambda kernel: kernel,
+        "kernel_columns": lambda kernel, first: kernel[:, first:],
+        "multiply": lambda x, kernel, precision: jnp.dot(x, kernel, precision=PRECISIONS[precision]),
+    },
+    "dots with rows": {},  # as in the library
     "sums of rows": SUMS,
     "sums, attention too": {**SUMS, "attend": attend_by_sums},
 }

@@ -15,6 +15,9 @@ from newllm_jax.training.losses import perplexity
 
 CURVE = "validation criterion"
 COSTS = (1.3, 1.5)  # passes of the base, at which designs are compared
+SEARCHED = (0.8, 0.85, 1.3, 1.57)
+TOLD = ("entry_layer", "skipped_layers", "short_head", "short_rank", "skip_rank", "rank", "learning_rate", "batch_size",
+        "hard_ratio")  # fmt: skip
 
 Point = dict[str, Any]
 
@@ -31,6 +34,24 @@ def ablation_table() -> str:
     if unknown:
         raise ValueError(f"ablation.json: not in the ablation of benchmarks/subjects/designs.py: {sorted(unknown)}")
     return markdown_table(header, [_design_row(name, found[name]) for name in ABLATION if name in found])
+
+
+def search_table() -> str:
+    """The designs that were tried for the recipes: their settings, and their perplexities at the costs asked for."""
+    results = _read("search")
+    if results is None:
+        return NONE_YET
+    header = ["design", "settings", "trained parameters", "easy, hard path: passes",
+              *(f"val PPL at {cost:g}" for cost in SEARCHED)]  # fmt: skip
+    rows = []
+    for name, found in sorted(results["designs"].items()):
+        config, paths, points = found["config"], found["stages"][0]["path_flops"], found["curves"][CURVE]
+        told = ", ".join(f"{key}={_value(config[key])}" for key in TOLD if config.get(key))
+        rows.append([
+            name, told, f"{found['stages'][0]['stage_parameters']:,}", f"{paths['easy']:.2f}, {paths['hard']:.2f}",
+            *(number(ppl_at(points, cost)) for cost in SEARCHED),
+        ])  # fmt: skip
+    return markdown_table(header, rows)
 
 
 def hardness_table() -> str:
@@ -53,7 +74,7 @@ def ppl_at(points: Sequence[Point], cost: float) -> float | None:
 def _design_row(name: str, results: dict[str, Any]) -> list[str]:
     points = results["curves"][CURVE]
     everywhere = max(points, key=lambda point: point["hard_share"])
-    if everywhere["hard_share"] != 1:
+    if everywhere["hard_share"] < 0.99:  # a threshold from other tokens may leave one out
         raise ValueError(f"ablation.json: the curve of {name} has no point where all tokens take the hard path")
     differs = ", ".join(f"{setting}={_value(value)}" for setting, value in ABLATION[name].items())
     return [
@@ -75,4 +96,5 @@ def _read(name: str) -> dict[str, Any] | None:
 DESIGN_TABLES: dict[str, Callable[[], str]] = {
     "cascade ablation": ablation_table,
     "cascade hardness": hardness_table,
+    "cascade search": search_table,
 }

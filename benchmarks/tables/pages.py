@@ -11,6 +11,7 @@ from benchmarks.tables.benchmark import file_tables
 from benchmarks.tables.designs import DESIGN_TABLES
 from benchmarks.tables.experiments import EXPERIMENT_TABLES
 from benchmarks.tables.files import RESULTS, ROOT, load_all
+from benchmarks.tables.frontier import FRONTIER_TABLES
 from benchmarks.tables.peers import peer_tables
 from benchmarks.tables.reliability import RELIABILITY_TABLES
 from benchmarks.tables.results import RESULTS_TABLES
@@ -18,7 +19,7 @@ from benchmarks.tables.speed import SPEED_TABLES
 
 PAGES = (ROOT / "README.md", RESULTS / "README.md", ROOT / "docs" / "reliability.md")
 TABLES = (
-    RESULTS_TABLES | SPEED_TABLES | RELIABILITY_TABLES | EXPERIMENT_TABLES | DESIGN_TABLES
+    RESULTS_TABLES | SPEED_TABLES | RELIABILITY_TABLES | EXPERIMENT_TABLES | DESIGN_TABLES | FRONTIER_TABLES
     | peer_tables(load_all("peers")) | file_tables((load_all("benchmarks") | load_all("ablation")).items())
 )  # fmt: skip
 BLOCK = re.compile(r"(<!-- table: (?P<name>.+?) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -77,7 +77,9 @@ class SkipDecoder:
     def prepare(self, params: DesignParams) -> SkipWeights:
         """The adapted base, layers one by one."""
         merged = merge_adapters(params.base, params.trained["adapters"])
-        kept = {name: params.trained[name] for name in ("skip", "short") if name in params.trained}
+        kept = {name: params.trained[name] for name in ("skip",) if name in params.trained}
+        if "short" in params.trained:
+            kept["short"] = jax.tree.map(stored_kernel, params.trained["short"])
         rows = self.design.config.short_head
         frequent = stored_kernel(self.design.head_table(params.base)[:rows].T) if rows else None
         assert params.probe is not None  # the configuration demands one

@@ -8,11 +8,13 @@ from typing import Any
 from newllm_jax.records.directory import RunDir
 from newllm_jax.report.cascade_tables import (
     configuration_name,
+    design_text,
     ensemble_table,
     exit_group_table,
     provenance_warning,
     stage_epochs,
     stage_table,
+    test_table,
     verdict,
 )
 from newllm_jax.report.plots import save_stage_curves
@@ -36,8 +38,7 @@ def cascade_report(results: dict[str, Any]) -> str:
 
 ## Stages
 
-The perplexity of a stage is measured on its own hard tokens, another and smaller set for each; only the last column but
-one, over all tokens, can be compared between lines. "Last" weights and "best" ones are both kept; \
+{_stages_text(config)} "Last" weights and "best" ones are both kept; \
 **{config["stage_weights"]}** ones went on to the next stage and to the ensemble.
 
 {stage_table(results)}
@@ -46,7 +47,8 @@ one, over all tokens, can be compared between lines. "Last" weights and "best" o
 
 {ensemble_table(results)}
 
-Does handing on pay? The tokens of {configuration_name(last["stages"])} by the place where they exit:
+{test_table(results)}\
+Does handing on pay? The tokens of {configuration_name(last["stages"])}, by the place where they exit:
 
 {exit_group_table(last)}
 
@@ -58,8 +60,8 @@ Does handing on pay? The tokens of {configuration_name(last["stages"])} by the p
 | base | {base["source"]}: {base["layers"]} layers, {base["parameters"]:,} parameters, frozen |
 | data | {data["source"]}: {data["train_chunks"]:,} + {data["validation_chunks"]:,} chunks, \
 {data["train_tokens"]:,} train and {data["val_tokens"]:,} validation tokens |
-| hard tokens | {config["criterion"]}, hard ratio {config["hard_ratio"]:g} |
-| stages | {config["num_stages"]} of {config["stage_layers"]} layers, AdamW {config["learning_rate"]:g}, \
+| hard tokens | {config["criterion"]}, {_threshold_text(config)} |
+| stages | {design_text(config)}; AdamW {config["learning_rate"]:g}, \
 weight decay {config["weight_decay"]:g}, batch {config["batch_size"]}, up to {config["num_epochs"]} epochs, \
 patience {config["patience"]}, seed {config["seed"]} |
 | device | {environment["device"]} ({environment["platform"]}), {environment["precision"]}, \
@@ -68,3 +70,21 @@ jax {environment["jax"]}, flax {environment["flax"]} |
 
 {stage_epochs(results)}
 """
+
+
+def _threshold_text(config: dict[str, Any]) -> str:
+    """How many tokens are hard."""
+    cost = config.get("flops")
+    return f"hard ratio {config['hard_ratio']:g}" if cost is None else f"as many as cost {cost:g} passes of the base"
+
+
+def _stages_text(config: dict[str, Any]) -> str:
+    """What the perplexities of the table of stages are of."""
+    if config.get("skipped_layers"):
+        return "The perplexity by epoch is that of all tokens, a fixed share of them hard, before there is a threshold."
+    if config.get("trained_on") == "all":
+        return "The perplexity by epoch is that of all tokens, each of which passes the stage."
+    return (
+        "The perplexity of a stage is measured on its own hard tokens, another and smaller set for each; only the last "
+        "column but one, over all tokens, can be compared between lines."
+    )

@@ -58,13 +58,41 @@ def ensemble_table(results: dict[str, Any]) -> str:
     """One line a configuration: perplexity over all validation tokens, and where they exit."""
     names = [configuration_name(entry["stages"]) for entry in results["ensemble"]]
     header = ["model", "parameters", "val loss", "val PPL", "accuracy", "exit rates (base, stage 1, ...)"]
-    return markdown_table(header, [
+    has_costs = all("flops" in entry for entry in results["ensemble"])
+    return markdown_table([*header, *(["cost of a token"] if has_costs else [])], [
         [
             name, f"{entry['parameters']:,}", f"{entry['val_loss']:.4f}", number(entry["val_ppl"]),
             f"{entry['val_accuracy']:.1%}", " ".join(f"{rate:.1%}" for rate in entry["exit_rates"]),
+            *([f"{entry['flops']:.3f}"] if has_costs else []),
         ]
         for name, entry in zip(names, results["ensemble"], strict=True)
     ])  # fmt: skip
+
+
+def test_table(results: dict[str, Any]) -> str:
+    """One line a configuration: perplexity over all test tokens; "" for a run without any."""
+    if "test" not in results:
+        return ""
+    table = markdown_table(["model", "test loss", "test PPL", "cost of a token"], [
+        [configuration_name(row["stages"]), f"{row['loss']:.4f}", number(row["ppl"]), f"{row['flops']:.3f}"]
+        for row in results["test"]
+    ])  # fmt: skip
+    return f"Over the {results['data']['test_chunks']:,} test chunks, on which nothing was chosen:\n\n{table}\n\n"
+
+
+def design_text(config: dict[str, Any]) -> str:
+    """What a run trained, in words."""
+    trained = f"LoRA adapters of rank {config.get('rank')}" if config.get("weights") == "lora" else "layers of its own"
+    if span := config.get("skipped_layers"):
+        head = f", with exact scores for {config['short_head']:,} ids" if config["short_head"] else ""
+        return f"easy tokens skip layers {span[0]} to {span[1] - 1}{head}; {trained} on all layers"
+    if config.get("context", "token") == "token" and config.get("start", "random") == "random":
+        return f"{config['num_stages']} of {config['stage_layers']} new layers"
+    entry = "after the last layer" if config["entry_layer"] is None else f"at layer {config['entry_layer']}"
+    return (
+        f"one, entered {entry}, that sees the {config['context']}: {trained}, {config['start']} start, "
+        f"head {config['head']}, trained on {config['trained_on']} tokens"
+    )
 
 
 def exit_group_table(entry: dict[str, Any]) -> str:
