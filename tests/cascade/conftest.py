@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from newllm_jax.cascade.experiment import train_cascade
+from newllm_jax.cascade.plan import plan_cascade
 from newllm_jax.cascade.stage.designs import build_design
 from newllm_jax.config import CascadeConfig
 from newllm_jax.records.results import RunResult
@@ -78,7 +79,13 @@ def skip_config(split_in_four) -> CascadeConfig:
 
 
 @pytest.fixture(scope="session")
-def reentry_run(reentry_config, tmp_path_factory) -> RunResult:
+def reentry_plan(reentry_config) -> dict[str, Any]:
+    """What the run would be, before it is."""
+    return plan_cascade(reentry_config)
+
+
+@pytest.fixture(scope="session")
+def reentry_run(reentry_config, reentry_plan, tmp_path_factory) -> RunResult:
     """A finished run. Tests that change it take a copy."""
     return train_cascade(reentry_config, name="reentry", run_root=tmp_path_factory.mktemp("reentry"), narrate=str)
 

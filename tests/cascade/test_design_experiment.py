@@ -180,7 +180,11 @@ def test_the_plan_counts_what_a_run_has(named):
     assert plan["data"] == result.results["data"]
     assert plan["updates"] == 2 * 3
     assert plan["flops"] == pytest.approx(result.results["ensemble"][1]["flops"], abs=0.1)
-    assert plan["estimated_memory_bytes"] == pytest.approx(result.results["peak_memory_bytes"], rel=0.3)
+
+
+def test_the_plan_tells_the_memory(reentry_plan, reentry_run):
+    """In this process, before the run."""
+    assert reentry_plan["estimated_memory_bytes"] == pytest.approx(reentry_run.results["peak_memory_bytes"], rel=0.3)
 
 
 @pytest.mark.parametrize("dry_run", [[], ["--dry_run"]], ids=["run", "dry_run"])

@@ -37,6 +37,9 @@ def altered(reentry_run, tmp_path):
     return alter
 
 
+NAMES = "reentry, seed 0", "skip, seed 0"
+
+
 def squeezed(text):
     """A table without the blanks that align it."""
     return re.sub(" +", " ", text)
@@ -55,20 +58,20 @@ def test_two_runs(newllm, reentry_run, skip_run, elsewhere, tmp_path):
     base, *entries = content["entries"]
     assert {"command", "environment", "seconds", "schema_version"} <= content.keys()
     assert [(each["name"], each["policy"]) for each in entries] == [
-        (run.run_dir.name, policy) for run in runs for policy in POLICIES
+        (name, policy) for name in NAMES for policy in POLICIES
     ]  # fmt: skip
-    for run, own in zip(runs, (entries[:3], entries[3:]), strict=True):
+    for name, run, own in zip(NAMES, runs, (entries[:3], entries[3:]), strict=True):
         alone, row = run.results["test"]
         (point,), chosen = base["points"], own[0]["chosen"]
         assert (point["flops"], chosen["flops"]) == pytest.approx((1, row["flops"]))
         assert (point["loss"], chosen["loss"]) == pytest.approx((alone["loss"], row["loss"]), rel=1e-5)
         assert all([each["asked"] for each in entry["points"]] == list(SHARES) for entry in own)
         assert own[0]["trained_parameters"] == run.results["stages"][0]["stage_parameters"]
-        (line,) = (line for line in page.splitlines() if line.startswith(f"| {run.run_dir.name} ") and "to" in line
+        (line,) = (line for line in page.splitlines() if line.startswith(f"| {name} ") and "to" in line
                    and ":" not in line)  # fmt: skip
         assert f"| {chosen['flops']:.3f} |" in squeezed(line) and f"{chosen['loss']:.4f} (" in line
         assert f"| {own[0]['elsewhere'][elsewhere]['loss']:.4f} |" in squeezed(line)
-        curves = [line for line in page.splitlines() if line.startswith(f"| {run.run_dir.name} ") and ": " in line]
+        curves = [line for line in page.splitlines() if line.startswith(f"| {name} ") and ": " in line]
         assert [line.split("|")[2].strip() for line in curves] == [
             run.results["config"]["criterion"], "oracle (knows the loss of both paths)", "chance"
         ]  # fmt: skip
