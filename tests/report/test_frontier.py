@@ -19,7 +19,7 @@ def entry(name: str, policy: str, *perplexities: float, **more: Any) -> dict[str
             "config": {"criterion": "margin"}, **more}  # fmt: skip
 
 
-@pytest.mark.parametrize("failed", [1e9, 1e200, math.inf])
+@pytest.mark.parametrize("failed", [1e9, 1e200, 1e304, math.inf])
 def test_a_model_that_failed_has_its_place(failed, tmp_path):
     base = entry("base", "none", 20.0, data={"test_chunks": 7, "source": "rows"}, source={"source": "llama"})
     entries = [base, *(entry("run", policy, 19.0, failed) for policy in ("criterion", "oracle", "random"))]
