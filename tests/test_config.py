@@ -137,9 +137,9 @@ WRONG = [
     "\udcff",
 ]
 ACCEPTED = {str: "x", float: 1.5, bool: True}  # of these values, by the type of a setting
-NARROWER = {"hard_ratio", "time_limit", "ema_decay", *DROPOUTS}  # which refuse some values of their types
+NARROWER = {"hard_ratio", "flops", "time_limit", "ema_decay", *DROPOUTS}  # which refuse some values of their types
 SIGNED = {"forget_bias"}  # which may be below 0
-EMPTY = {"dropped_layers"}  # lists that may be
+EMPTY = {"dropped_layers", "skipped_layers"}  # lists that may be
 
 
 @pytest.mark.parametrize("config_class", CONFIGS)

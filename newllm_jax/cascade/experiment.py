@@ -88,7 +88,8 @@ def train_cascade(
         run.begin(describe_run(config, precision, fingerprints(base, data)))
         mirror.start()
         if finished := _finished(run, base, config, narrate):
-            narrate(f"finished, all {config.num_stages} stages (raise num_stages to continue)")
+            more = " (raise num_stages to continue)" if config.has_published_design else ""
+            narrate(f"finished, all {config.num_stages} stages{more}")
             shutil.rmtree(extraction_folder(run), ignore_errors=True)
             return complete(run, finished, write_report)
         train = train_stages if config.has_published_design else train_design

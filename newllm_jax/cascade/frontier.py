@@ -92,15 +92,17 @@ def published_curve(
     llama: LlamaConfig,
     shares: Sequence[float] = SHARES,
 ) -> list[dict[str, Any]]:
-    """Points of stages of the published design: every one of them hands on the same share of its tokens."""
+    """Points of stages of the published design: every one of them hands on the same share of its tokens.
+
+    Of a token's models all need their heads, for their scores; by the cosine only the last, for the prediction.
+    """
     cost, points = Costs.of(llama), list[dict[str, Any]]()
-    stage_cost = stage.config.num_layers * cost.lone_token_layer + cost.head
+    stage_cost = stage.config.num_layers * cost.lone_token_layer + (0 if criterion == "cosine" else cost.head)
     for share in shares:
         trained = stages_at(share, calibration, stage, stages, criterion)
         losses, depth = ensemble_losses(tokens, stage, trained, criterion)
         goes_on = float(np.mean(depth > 0))
-        first = cost.base if criterion != "cosine" else cost.base - cost.head * goes_on
-        flops = (first + float(depth.mean()) * stage_cost) / cost.base
+        flops = (cost.base + float(depth.mean()) * stage_cost) / cost.base
         points.append(point(losses.reshape(-1, STRIDE), flops, asked=share, hard_share=goes_on))
     return points
 

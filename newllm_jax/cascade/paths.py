@@ -157,10 +157,14 @@ def build_routing(
 
 
 def share_threshold(scores: np.ndarray, share: float) -> float:
-    """The threshold at which this share of the scores is hard: `hardness_threshold`, and none or all at 0 and 1."""
+    """The threshold at which this share of the scores is hard: `hardness_threshold`; at 0 no token is, at 1 every one.
+
+    Other tokens score beyond these, so at 0 and 1 it is the least and the largest number.
+    """
+    numbers = np.finfo(np.float32)
     if share <= 0:
-        return float(np.nextafter(np.float32(scores.min()), np.float32(-np.inf)))
-    return float(scores.max()) if share >= 1 else hardness_threshold(scores, share)
+        return float(numbers.min)
+    return float(numbers.max) if share >= 1 else hardness_threshold(scores, share)
 
 
 def hard_tokens(scores: np.ndarray, threshold: float) -> np.ndarray:

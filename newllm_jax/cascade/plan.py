@@ -14,7 +14,7 @@ from newllm_jax.cascade.stage.design_training import build_design_training
 from newllm_jax.cascade.stage.designs import AnyDesign, build_design
 from newllm_jax.cascade.stage.model import Stage, init_stage, stage_config, stage_size
 from newllm_jax.cascade.stage.updates import build_stage_training
-from newllm_jax.config import CascadeConfig, Precision
+from newllm_jax.config import CascadeConfig, Precision, check
 from newllm_jax.records.machine import environment, peak_memory_bytes
 from newllm_jax.smollm.alpaca import CHUNK, AlpacaChunks, load_alpaca
 from newllm_jax.smollm.base import describe_base
@@ -124,7 +124,9 @@ def planned_design_memory(config: CascadeConfig, llama: LlamaConfig, data: Alpac
 def check_fits(config: CascadeConfig, base: LlamaConfig, data: AlpacaChunks, precision: Precision) -> None:
     """Raises InputError where a stage would get no hard tokens, or the run would not fit the memory that is free."""
     if not config.has_published_design:
-        build_design(config, SmolLM2(base), precision)
+        easy = build_design(config, SmolLM2(base), precision).costs(base).easy
+        check("flops", config.flops, f"at least {easy:.3f}, what a token costs on the easy path, or none",
+              config.flops is None or config.flops >= easy)  # fmt: skip
         stored = 2 * base.num_layers * (2 * base.hidden_size + 2 * base.intermediate_size) + 2 * base.vocab_size
         check_memory(
             {"micro_batch or batch_size": config.examples_at_once * (CHUNK - 1) * stored * FLOAT},

@@ -138,6 +138,7 @@ def frontier(argv: Sequence[str]) -> None:
     parser.add_argument("--speed", action="store_true", help="also time generation, one text and 32 at a time")
     parser.add_argument("--output", default="frontier", metavar="DIR", help="folder of the results (default frontier)")
     arguments = parser.parse_all(argv)
+    from newllm_jax.content import finite
     from newllm_jax.files import whole_file
     from newllm_jax.report.frontier import frontier_page, save_frontier
 
@@ -146,7 +147,7 @@ def frontier(argv: Sequence[str]) -> None:
     content = systems.frontier(arguments.runs, arguments.elsewhere, arguments.speed)
     output.mkdir(parents=True, exist_ok=True)
     page = frontier_page(content)
-    for name, text in (("frontier.json", json.dumps(content, indent=1)), ("frontier.md", page)):
+    for name, text in (("frontier.json", json.dumps(finite(content), indent=1)), ("frontier.md", page)):
         with whole_file(output / name) as partial:
             partial.write_text(text, encoding="utf-8")
     save_frontier(output / "frontier.png", content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from newllm_jax.report.plots import picture
 from newllm_jax.report.tables import markdown_table, number
 
 NAMED_POLICIES = {"oracle": "oracle (knows the loss of both paths)", "random": "chance"}
+WORST = 1000  # times the perplexity of the base: what is worse than that is not drawn
 
 
 def frontier_table(content: dict[str, Any]) -> str:
@@ -66,10 +68,12 @@ tokens. Test: {base["data"]["test_chunks"]:,} chunks of {base["data"]["source"]}
 def save_frontier(path: Path, content: dict[str, Any]) -> None:
     """The plot: curves of models that choose a path for each token, points of the others; right, near the base."""
     base = content["entries"][0]["points"][0]["ppl"]
+    worst = WORST * base
     with picture(path, f"Test perplexity over the cost of a token ({content['entries'][0]['data']['source']})") as both:
         for axes in both:
             for entry in content["entries"]:
-                costs, values = ([each[key] for each in entry["points"]] for key in ("flops", "ppl"))
+                costs = [each["flops"] for each in entry["points"]]
+                values = [each["ppl"] if each["ppl"] <= worst else math.nan for each in entry["points"]]
                 if len(costs) == 1:
                     axes.plot(costs, values, "o", label=entry["name"])
                 elif entry["policy"] in NAMED_POLICIES:

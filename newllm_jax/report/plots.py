@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from newllm_jax.files import whole_file
+from newllm_jax.report.tables import number
 
 
 @contextmanager
@@ -65,8 +66,8 @@ def save_stage_curves(
     from matplotlib.ticker import MaxNLocator
 
     with picture(path, title) as (losses, perplexities):
-        for number, stage in enumerate(stages):
-            epochs, color = [entry["epoch"] for entry in stage["epochs"]], f"C{number}"
+        for place, stage in enumerate(stages):
+            epochs, color = [entry["epoch"] for entry in stage["epochs"]], f"C{place}"
             label = f"stage {stage['stage']}"
             losses.plot(epochs, [entry["val_loss"] for entry in stage["epochs"]], "o-", color=color, label=label)
             losses.plot(epochs, [entry["train_loss"] for entry in stage["epochs"]], "o:", color=color)
@@ -75,5 +76,5 @@ def save_stage_curves(
         losses.legend()
         names = ["Base", *(f"+{entry['stages']}" for entry in ensemble[1:])]
         bars = perplexities.bar(names, [entry["val_ppl"] for entry in ensemble])
-        perplexities.bar_label(bars, fmt="%.2f")
+        perplexities.bar_label(bars, [number(entry["val_ppl"]) for entry in ensemble])
         perplexities.set(ylabel="validation perplexity, all tokens", xlabel="stages")

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+HUGE = 1e9  # from which on numbers are written with a power of ten
+
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table whose columns line up in the source too; all but the first are aligned right."""
@@ -39,8 +41,10 @@ def _clip(bound: float | None) -> str:
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """A number, or a dash where there is none."""
-    return "-" if value is None else f"{value:.{digits}f}"
+    """A number, or a dash where there is none; a huge one, as perplexities can be, by its power of ten."""
+    if value is None:
+        return "-"
+    return f"{value:.{digits}f}" if abs(value) < HUGE else f"{value:.{digits}e}"
 
 
 def json_text(results: Any) -> str:

@@ -63,5 +63,5 @@ class PathCosts:
         return self.easy + hard_share * (self.hard - self.easy)
 
     def hard_share(self, mean: float) -> float:
-        """The share of hard tokens with which a token costs so much on average, at most all."""
-        return min((mean - self.easy) / (self.hard - self.easy), 1.0)
+        """The share of hard tokens with which a token costs so much on average, from none to all."""
+        return min(max((mean - self.easy) / (self.hard - self.easy), 0.0), 1.0)

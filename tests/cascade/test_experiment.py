@@ -68,6 +68,7 @@ def test_results_hold_the_contract(tiny, whole):
         "stage", "added_layers", "total_layers", "stage_parameters", "total_parameters", "criterion", "hard_ratio",
         "threshold", "train_tokens", "val_tokens", "epochs", "last", "best", "seconds",
     } <= results["stages"][0].keys()  # fmt: skip
+    assert results["kept_stages"] == len(newllm_jax.restore(whole.run_dir).stages) == 3  # as published: all
     assert [len(entry["exit_groups"]) for entry in results["ensemble"]] == [1, 2, 3, 4]
     assert CascadeConfig.from_dict(results["config"]) == tiny
     assert {path.name for path in whole.run_dir.iterdir()} == {
