@@ -1,6 +1,7 @@
 """Pictures of the results of `python -m benchmarks.signal`: `python -m benchmarks.pictures [FILE.json ...]`.
 
-Each lies beside its JSON file, under the same name; without a FILE all of docs/results/ablation are drawn.
+Each lies beside its JSON file, under the same name; without a FILE all of docs/results/ablation are drawn, and the
+frontier of docs/results/cascade.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from typing import Any
 
 from benchmarks.harness.program import run_program
 from benchmarks.tables.files import RESULTS
+from benchmarks.tables.frontier import drawn_entries
 from newllm_jax.cli.options import Parser
 from newllm_jax.files import read_json, whole_file
+from newllm_jax.report.frontier import save_frontier
 
 ROWS = {"signal": "signal (RMS)", "gradient": "gradient (RMS)"}  # measures, and how they are called
 
@@ -23,7 +26,12 @@ def main(argv: Sequence[str]) -> None:
     """Draws what the command line names. Raises InputError."""
     parser = Parser(prog="python -m benchmarks.pictures", description=__doc__, allow_abbrev=False)
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="file of `python -m benchmarks.signal`")
-    for file in parser.parse_all(argv).files or sorted((RESULTS / "ablation").glob("signal-*.json")):
+    files = parser.parse_all(argv).files
+    if not files and (RESULTS / "cascade" / "frontier.json").exists():
+        path = RESULTS / "cascade" / "frontier.png"
+        save_frontier(path, {"entries": drawn_entries()})
+        print(f"written to {path}")
+    for file in files or sorted((RESULTS / "ablation").glob("signal-*.json")):
         path = file.with_suffix(".png")
         save_signal(path, read_json(file))
         print(f"written to {path}")

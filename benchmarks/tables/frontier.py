@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from benchmarks.tables.files import RESULTS, load
 from newllm_jax.report.tables import markdown_table, number
 
-SPEEDS = ("frontier-speed-cheaper", "frontier-speed-wide", "frontier-speed-plus")
+SPEEDS = ("frontier-speed-cheaper", "frontier-speed-wide")
 NAMES = {  # of runs, as the tables have them
     "base": "base alone",
     "cascade-plus": "**CASCADE `plus`**: re-entry at layer 8, LoRA",
@@ -32,7 +33,7 @@ def by_model(*files: str) -> dict[str, list[dict[str, Any]]]:
     """The entries of a model's own rule for paths, a seed each, by its name; the published ones by their ratio."""
     models: dict[str, list[dict[str, Any]]] = {}
     for entry in entries(*files):
-        if entry["policy"] in ("oracle", "random"):
+        if entry["policy"] in ("oracle", "random") or (entry["system"] == "base" and NAMES["base"] in models):
             continue
         name = entry["name"].split(", seed")[0]
         name = NAMES.get(name, name)
@@ -41,11 +42,21 @@ def by_model(*files: str) -> dict[str, list[dict[str, Any]]]:
             and not entry["config"]["skipped_layers"]
             and entry["config"]["start"] != "base"
         ):
-            name += f", hard ratio {entry['config']['hard_ratio']:g}, {entry['config']['num_stages']} stage(s)"
+            name += f", hard ratio {entry['config']['hard_ratio']:g}, {entry['config']['num_stages']} stage{'s' * (entry['config']['num_stages'] > 1)}"
         seeds = models.setdefault(name, [])
         if not any(other["config"]["seed"] == entry["config"]["seed"] for other in seeds):
             seeds.append(entry)
     return models
+
+
+def drawn_entries() -> list[dict[str, Any]]:
+    """What the plot of the frontier has: every design and competitor once, the base first."""
+    drawn: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for entry in entries("frontier", "frontier-published", "frontier-designs", "frontier-exits"):
+        own = entry["name"].startswith(("base", "cascade-plus,", "cascade-cheaper,"))
+        if own or entry["policy"] in ("criterion", "none"):
+            drawn.setdefault((entry["name"], entry["policy"], str(entry["config"].get("hard_ratio"))), entry)
+    return [entry for entry in drawn.values()]
 
 
 def chosen(entry: dict[str, Any]) -> dict[str, Any]:
@@ -55,7 +66,7 @@ def chosen(entry: dict[str, Any]) -> dict[str, Any]:
 
 def frontier_summary() -> str:
     """One line a model: what is trained, the cost of a token, test perplexities by seed, and the loss elsewhere."""
-    models = by_model("frontier", "frontier-published", "frontier-seeds")
+    models = by_model("frontier", "frontier-published", "frontier-seeds", "frontier-exits")
     if not models:
         return MISSING
     header = ["model", "trained parameters", "cost of a token", "test PPL (by seed)", "95 % interval of the first",
@@ -73,7 +84,7 @@ def frontier_summary() -> str:
 
 def frontier_curves() -> str:
     """One line a curve: test perplexity over the cost of a token."""
-    rows = list(_curves("frontier", "frontier-published", "frontier-designs"))
+    rows = list(_curves("frontier", "frontier-published", "frontier-designs", "frontier-exits"))
     header = ["model", "hard tokens chosen by", "cost of a token: test PPL, at 0, 10, ... 100 % hard tokens"]
     return markdown_table(header, rows) if rows else MISSING
 
@@ -87,15 +98,19 @@ def _curves(*files: str) -> Iterator[list[str]]:
 
 
 def frontier_data() -> str:
-    """What more training rows change: test perplexities with 1,000 and with 2,200 chunks."""
+    """What more training rows change: gains over the base, on the test chunks, with 1,000 and with 2,200 chunks."""
     few, many = by_model("frontier"), by_model("frontier-more")
     if not many:
         return MISSING
-    header = ["model", "test PPL, 1,000 chunks", "2,200 chunks", "cost of a token"]
+
+    def gain(models: dict[str, list[dict[str, Any]]], name: str) -> str:
+        return f"{chosen(models[NAMES['base']][0])['loss'] - chosen(models[name][0])['loss']:.3f}"
+
+    header = ["model", "gain over the base, 1,000 chunks", "2,200 chunks", "cost of a token"]
     return markdown_table(header, [
-        [name, number(chosen(few[name][0])["ppl"]) if name in few else "-", number(chosen(many[name][0])["ppl"]),
-         f"{chosen(many[name][0])['flops']:.2f}"]
+        [name, gain(few, name), gain(many, name), f"{chosen(many[name][0])['flops']:.2f}"]
         for name in many
+        if name in few and name != NAMES["base"]
     ])  # fmt: skip
 
 
@@ -125,8 +140,6 @@ def frontier_speed() -> str:
 
 
 def _ppl(loss: float) -> str:
-    import math
-
     return number(math.exp(loss))
 
 
