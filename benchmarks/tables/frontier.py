@@ -35,14 +35,10 @@ def by_model(*files: str) -> dict[str, list[dict[str, Any]]]:
     for entry in entries(*files):
         if entry["policy"] in ("oracle", "random") or (entry["system"] == "base" and NAMES["base"] in models):
             continue
-        name = entry["name"].split(", seed")[0]
-        name = NAMES.get(name, name)
-        if (
-            entry["system"] == "cascade"
-            and not entry["config"]["skipped_layers"]
-            and entry["config"]["start"] != "base"
-        ):
-            name += f", hard ratio {entry['config']['hard_ratio']:g}, {entry['config']['num_stages']} stage{'s' * (entry['config']['num_stages'] > 1)}"
+        config, name = entry["config"], entry["name"].split(", seed")[0]
+        name = NAMES[name] if name in NAMES else name
+        if entry["system"] == "cascade" and not config["skipped_layers"] and config["start"] != "base":
+            name += f", hard ratio {config['hard_ratio']:g}, stages: {config['num_stages']}"
         seeds = models.setdefault(name, [])
         if not any(other["config"]["seed"] == entry["config"]["seed"] for other in seeds):
             seeds.append(entry)
@@ -56,7 +52,7 @@ def drawn_entries() -> list[dict[str, Any]]:
         own = entry["name"].startswith(("base", "cascade-plus,", "cascade-cheaper,"))
         if own or entry["policy"] in ("criterion", "none"):
             drawn.setdefault((entry["name"], entry["policy"], str(entry["config"].get("hard_ratio"))), entry)
-    return [entry for entry in drawn.values()]
+    return list(drawn.values())
 
 
 def chosen(entry: dict[str, Any]) -> dict[str, Any]:
