@@ -45,6 +45,7 @@ TYPED_BY_HAND = {"published.json"}
 EXPERIMENTS = {
     ("python", "train.py"): "new-llm",
     ("python", "cascade.py"): "cascade",
+    ("newllm", "cascade"): "cascade",
     ("newllm", "finetune"): "finetune",
     ("newllm", "sweep"): "new-llm-sweep",
 }
@@ -82,8 +83,12 @@ def test_every_file_of_results_has_a_command_that_makes_it_again(path):
     if path == RESULTS / "cascade" / "hardness.json":
         assert found["command"].startswith("newllm hardness ")
         return
-    if path == RESULTS / "cascade" / "ablation.json":
-        assert found["command"].startswith("python -m benchmarks.designs --table ablation")
+    if path in (RESULTS / "cascade" / "ablation.json", RESULTS / "cascade" / "search.json"):
+        assert found["command"].startswith(f"python -m benchmarks.designs --table {path.stem}")
+        return
+    if path.parent == RESULTS / "cascade" and path.stem.startswith("frontier"):
+        assert found["command"].startswith("newllm frontier ")
+        assert found["entries"][0]["system"] == "base"
         return
     assert path.parent in (RESULTS / "benchmarks", RESULTS / "ablation")
     module = importlib.import_module(f"benchmarks.{found['benchmark']}")

@@ -47,11 +47,15 @@ def by_model(*files: str) -> dict[str, list[dict[str, Any]]]:
 
 def drawn_entries() -> list[dict[str, Any]]:
     """What the plot of the frontier has: every design and competitor once, the base first."""
-    drawn: dict[tuple[str, str, str], dict[str, Any]] = {}
+    drawn: dict[tuple[str, str], dict[str, Any]] = {}
     for entry in entries("frontier", "frontier-published", "frontier-designs", "frontier-exits"):
         own = entry["name"].startswith(("base", "cascade-plus,", "cascade-cheaper,"))
-        if own or entry["policy"] in ("criterion", "none"):
-            drawn.setdefault((entry["name"], entry["policy"], str(entry["config"].get("hard_ratio"))), entry)
+        is_base = entry["system"] == "base"
+        if entry["config"]["seed"] == 0 and (own or is_base or entry["policy"] in ("criterion", "none")):
+            name = "base" if is_base else entry["name"].split(", seed")[0].split("-", 1)[1]
+            if name == "published":
+                name += f" {entry['config']['hard_ratio']:g}"
+            drawn.setdefault((name, entry["policy"]), {**entry, "name": name})
     return list(drawn.values())
 
 

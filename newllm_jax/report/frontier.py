@@ -67,10 +67,13 @@ tokens. Test: {base["data"]["test_chunks"]:,} chunks of {base["data"]["source"]}
 
 def save_frontier(path: Path, content: dict[str, Any]) -> None:
     """The plot: curves of models that choose a path for each token, points of the others; right, near the base."""
+    from matplotlib import colormaps
+
     base = content["entries"][0]["points"][0]["ppl"]
     worst = WORST * base
     with picture(path, f"Test perplexity over the cost of a token ({content['entries'][0]['data']['source']})") as both:
         for axes in both:
+            axes.set_prop_cycle(color=colormaps["tab20"].resampled(20)(range(20)))
             for entry in content["entries"]:
                 costs = [each["flops"] for each in entry["points"]]
                 values = [each["ppl"] if each["ppl"] <= worst else math.nan for each in entry["points"]]
