@@ -36,7 +36,7 @@ def by_model(*files: str) -> dict[str, list[dict[str, Any]]]:
         if entry["policy"] in ("oracle", "random") or (entry["system"] == "base" and NAMES["base"] in models):
             continue
         config, name = entry["config"], entry["name"].split(", seed")[0]
-        name = NAMES[name] if name in NAMES else name
+        name = NAMES.get(name, name)
         if entry["system"] == "cascade" and not config["skipped_layers"] and config["start"] != "base":
             name += f", hard ratio {config['hard_ratio']:g}, stages: {config['num_stages']}"
         seeds = models.setdefault(name, [])
