@@ -1,6 +1,6 @@
 """Trains designs of CASCADE and measures each at many thresholds: the search behind `plus`, and the ablation.
 
-    python -m benchmarks.designs --table search --dataset data/alpaca --output docs/results/designs
+    python -m benchmarks.designs --table search-skip --dataset data/alpaca --output designs
 
 A line of a table is a name and the settings in which it differs from the common ones. Each design is a JSON file
 with the results of its run and its points on the validation chunks; one that is there is not trained again.

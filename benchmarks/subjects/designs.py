@@ -30,8 +30,6 @@ ABLATION = {  # each differs from the recipe of re-entry in one choice
     "entry15": {"entry_layer": 15},
     "entry22": {"entry_layer": 22},
     "entry30": {"entry_layer": 30},
-    "margin": {"criterion": "margin"},
-    "max-probability": {"criterion": "max_probability"},
 }
 
 TABLES: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
@@ -40,11 +38,6 @@ TABLES: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
         "reentry-batch8": {"batch_size": 8},
         "reentry-batch32": {"batch_size": 32, "learning_rate": 2e-3},
         "reentry-rank8": {"rank": 8},
-        "reentry-rank26": {"rank": 26},
-        "reentry-n6": {"entry_layer": 6},
-        "reentry-n10": {"entry_layer": 10},
-        "reentry-mixes": {"prediction": "mixes"},
-        "reentry-entropy": {"criterion": "entropy"},
     }),
     "ablation": (REENTRY, ABLATION),
     "search-skip": ({**SKIP, "hard_ratio": 0.3, "short_head": 12288}, {
@@ -58,8 +51,6 @@ TABLES: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
         "skip14-18-share0.5": {"skipped_layers": [14, 18], "hard_ratio": 0.5},
         "skip14-20-head": {"skipped_layers": [14, 20], "short_head": 0},
         "skip14-22-head": {"skipped_layers": [14, 22], "short_head": 0},
-        "skip14-20-short24576": {"skipped_layers": [14, 20], "short_head": 24576, "short_rank": 64},
         "skip12-20": {"skipped_layers": [12, 20]},
-        "exit24": {"skipped_layers": [24, 30], "short_head": 0, "skip_rank": 64},
     }),
 }  # fmt: skip

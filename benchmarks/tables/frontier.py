@@ -19,6 +19,8 @@ NAMES = {  # of runs, as the tables have them
     "finetune-last8": "fine-tuning of the last 8 layers",
     "finetune-pruned": "depth pruning: 6 layers out, LoRA (`--config pruned`)",
     "cascade-published": "CASCADE as published",
+    "cascade-skip-14-20": "layers 14 to 19 skipped, whole head (all tokens easy)",
+    "cascade-exit-24": "early exit after layer 24 (all tokens easy)",
 }
 MISSING = "Not run yet."
 
@@ -35,7 +37,7 @@ def by_model(*files: str) -> dict[str, list[dict[str, Any]]]:
     for entry in entries(*files):
         if entry["policy"] in ("oracle", "random") or (entry["system"] == "base" and NAMES["base"] in models):
             continue
-        config, name = entry["config"], entry["name"].split(", seed")[0]
+        config, name = entry["config"], str(entry["name"]).split(", seed")[0]
         name = NAMES.get(name, name)
         if entry["system"] == "cascade" and not config["skipped_layers"] and config["start"] != "base":
             name += f", hard ratio {config['hard_ratio']:g}, stages: {config['num_stages']}"
@@ -94,7 +96,8 @@ def _curves(*files: str) -> Iterator[list[str]]:
         if len(entry["points"]) > 1:
             rule = entry["config"]["criterion"] if entry["policy"] == "criterion" else entry["policy"]
             points = ", ".join(f"{each['flops']:.2f}: {number(each['ppl'])}" for each in entry["points"])
-            yield [entry["name"], rule, points]
+            ratio = f", hard ratio {entry['config']['hard_ratio']:g}" if "published" in entry["name"] else ""
+            yield [entry["name"] + ratio, rule, points]
 
 
 def frontier_data() -> str:

@@ -165,8 +165,6 @@ class StageDecoder:
     def prepare(self, params: DesignParams) -> StageWeights:
         """Base and stage, layers one by one."""
         stage = self.design.stage_params(params.base, params.trained)
-        if "embed" not in stage:
-            stage = {**stage, "embed": params.base["embed"]}
         weights = token_weights(self.design.base, params.base), token_weights(self.design.model, stage)
         return StageWeights(*weights, stage, params.probe, params.threshold)
 

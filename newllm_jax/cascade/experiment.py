@@ -199,7 +199,7 @@ def measure_ensemble(
     stopping: Stopping | None = None,
 ) -> list[dict[str, Any]]:
     """`evaluate_ensemble`, with a progress bar."""
-    handed_on = sum(stage_counts(len(tokens), config.hard_ratio, len(stages)))
+    handed_on = sum(stage_counts(len(tokens), config.hard_ratio, len(stages))) if stages else 0
     with progress_bar("ensemble", handed_on) as advance:
         advance = stopping.between("ensemble", advance) if stopping else advance
         return evaluate_ensemble(tokens, stage, stages, config.criterion, count_parameters(base.params), advance)

@@ -34,7 +34,7 @@ from newllm_jax.records.results import check_fingerprints
 from newllm_jax.smollm.alpaca import STRIDE, AlpacaChunks, load_alpaca
 from newllm_jax.smollm.base import fingerprints
 from newllm_jax.smollm.flops import Costs
-from newllm_jax.smollm.frontier_points import point
+from newllm_jax.smollm.frontier_points import model_losses, point
 from newllm_jax.smollm.generation_speed import generation_speed
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.smollm.model import SmolLM2
@@ -97,7 +97,7 @@ def published_curve(
     Of a token's models all need their heads, for their scores; by the cosine only the last, for the prediction.
     """
     cost, points = Costs.of(llama), list[dict[str, Any]]()
-    stage_cost = stage.config.num_layers * cost.lone_token_layer + (0 if criterion == "cosine" else cost.head)
+    stage_cost = cost.published_stage(stage.config.num_layers, criterion)
     for share in shares:
         trained = stages_at(share, calibration, stage, stages, criterion)
         losses, depth = ensemble_losses(tokens, stage, trained, criterion)
@@ -126,7 +126,8 @@ def frontier_entries(run_dir: str | Path, elsewhere: Mapping[str, np.ndarray], s
     """The curves of a run on its test chunks: by its criterion, by an oracle and by chance.
 
     Args:
-      elsewhere: chunks of other texts by name, on which the run is measured with its own threshold.
+      elsewhere: chunks of other texts by name, on which the run is measured with its own threshold; one of the
+        published design with that of its hard ratio, from the calibration tokens.
       speed: whether generation is timed at every threshold of its criterion.
 
     Raises:
@@ -151,6 +152,8 @@ def _design_entries(
     costs = trained.design.costs(strict.config)
 
     def at_threshold(chunks: np.ndarray) -> Entry:
+        if not run.kept_stages:
+            return point(model_losses(strict, trained.base, chunks), 1.0, hard_share=0.0)
         hard = hard_tokens(token_path_scores(trained, strict, run.routing.probe, chunks), run.routing.threshold)
         share = float(hard.mean())
         return point(routed_losses(trained, chunks, hard).losses, costs.mean(share), hard_share=share)

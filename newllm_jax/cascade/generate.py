@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from newllm_jax.cascade.design_decoders import design_decoder
+from newllm_jax.cascade.design_decoders import SkipDecoder, design_decoder
 from newllm_jax.cascade.ensemble import TrainedStage
 from newllm_jax.cascade.hardness import is_hard, token_scores
 from newllm_jax.cascade.run import CascadeRun, DesignRun
@@ -164,6 +164,8 @@ def generate(
     """Streams the answer to a prompt; arguments and errors of `systems.generate`."""
     ids, exits = prompt_ids(run.tokenizer, prompt), exits or Exits()
     decoder, params, exits.costs = _decoder(run)
+    if isinstance(decoder, SkipDecoder):
+        exits.names = ["layers skipped", "whole base"]
     tokens = generate_tokens(
         run.base, ids, max_words, sampling or Sampling(), seed, decoder=decoder, params=params, exits=exits
     )  # fmt: skip
@@ -175,7 +177,7 @@ def _decoder(run: CascadeRun | DesignRun) -> tuple[Decoder, Any, list[float]]:
     if isinstance(run, DesignRun):
         return design_decoder(run)
     cost, stage = Costs.of(run.base.model.config), run.stage.config
-    passed = (stage.num_layers * cost.lone_token_layer + cost.head) / cost.base
+    passed = cost.published_stage(stage.num_layers, run.config.criterion) / cost.base
     decoder = CascadeDecoder(run.base.model, run.stage, len(run.stages), run.config.criterion)
     costs = [1 + number * passed for number in range(decoder.exits)]
     return decoder, cascade_params(run.base.params, run.stages), costs

@@ -11,7 +11,7 @@ from newllm_jax.cascade import extraction
 from newllm_jax.cascade.hardness import count_hard, stage_counts
 from newllm_jax.cascade.paths import routed_pass
 from newllm_jax.cascade.stage.design_training import build_design_training
-from newllm_jax.cascade.stage.designs import AnyDesign, build_design
+from newllm_jax.cascade.stage.designs import AnyDesign, SkipDesign, build_design
 from newllm_jax.cascade.stage.model import Stage, init_stage, stage_config, stage_size
 from newllm_jax.cascade.stage.updates import build_stage_training
 from newllm_jax.config import CascadeConfig, Precision, check
@@ -118,16 +118,19 @@ def planned_design_memory(config: CascadeConfig, llama: LlamaConfig, data: Alpac
     ids = jax.ShapeDtypeStruct((extraction.batch_chunks(), CHUNK), jnp.int32)
     hard = jax.ShapeDtypeStruct((extraction.batch_chunks(), CHUNK - 1), jnp.bool_)
     strict = build_design(config, SmolLM2(llama), "fp32")
-    return max(update, planned_bytes(routed_pass.lower(strict, base, state.params, ids, hard).compile()))
+    probed = data.train_tokens * llama.hidden_size * FLOAT if config.criterion == "probe" else 0
+    return max(update, probed, planned_bytes(routed_pass.lower(strict, base, state.params, ids, hard).compile()))
 
 
 def check_fits(config: CascadeConfig, base: LlamaConfig, data: AlpacaChunks, precision: Precision) -> None:
     """Raises InputError where a stage would get no hard tokens, or the run would not fit the memory that is free."""
     if not config.has_published_design:
-        easy = build_design(config, SmolLM2(base), precision).costs(base).easy
+        design = build_design(config, SmolLM2(base), precision)
+        easy = design.costs(base).easy
         check("flops", config.flops, f"at least {easy:.3f}, what a token costs on the easy path, or none",
               config.flops is None or config.flops >= easy)  # fmt: skip
-        stored = 2 * base.num_layers * (2 * base.hidden_size + 2 * base.intermediate_size) + 2 * base.vocab_size
+        layers = base.num_layers if isinstance(design, SkipDesign) else design.model.config.num_layers
+        stored = layers * (2 * base.hidden_size + 2 * base.intermediate_size) + base.vocab_size
         check_memory(
             {"micro_batch or batch_size": config.examples_at_once * (CHUNK - 1) * stored * FLOAT},
             lambda: planned_design_memory(config, base, data, precision),

@@ -129,7 +129,8 @@ def restore_cascade(run_dir: str | Path) -> CascadeRun | DesignRun:
         again = f"cascade.py --resume {run.path} trains the others again"
         raise InputError(f"{run.path}: has {len(stages)} of its {expected} stages; {again}")
     if config.kept_stages == "best":
-        stages = stages[: run.read_json("results.json")["kept_stages"]] if expected else stages
+        kept = run.read_json("results.json").get("kept_stages", len(stages)) if expected else len(stages)
+        stages = stages[:kept]
     return CascadeRun(base, stage, tuple(stages), config, run)
 
 

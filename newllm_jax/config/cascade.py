@@ -87,6 +87,9 @@ class CascadeConfig(ChunkConfig):
         span = self.skipped_layers
         check("skipped_layers", span, "two rising numbers, or empty",
               not span or (len(span) == 2 and span[0] < span[1]))  # fmt: skip
+        without = {"short_head": self.short_head, "skip_rank": self.skip_rank}
+        for name, value in without.items():
+            check(name, value, "0 without skipped_layers", bool(span) or value == 0)
         if self.has_published_design:
             check("criterion", self.criterion, "a score of a single pass where a stage has the published design; a "
                   "probe needs entry_layer or skipped_layers", self.criterion != "probe")  # fmt: skip
@@ -99,9 +102,10 @@ class CascadeConfig(ChunkConfig):
             check("criterion", self.criterion, "probe beside skipped_layers: it is asked before the layers that are "
                   "skipped, where there is no prediction yet", self.criterion == "probe")  # fmt: skip
             check("weights", self.weights, "lora beside skipped_layers", self.weights == "lora")
-        else:
-            check("short_head", self.short_head, "0 without skipped_layers", self.short_head == 0)
-        if not span and self.entry_layer is None:
+            for name in ("context", "start", "head", "trained_on", "prediction"):
+                check(name, getattr(self, name), f"{PUBLISHED[name]} (its default) beside skipped_layers",
+                      getattr(self, name) == PUBLISHED[name])  # fmt: skip
+        elif self.entry_layer is None:
             check("start", self.start, "random where entry_layer is none: no layer of the base reads its last hidden "
                   "state", self.start == "random")  # fmt: skip
         check("weights", self.weights, "own where start is random", bool(span) or self.weights == "own" or

@@ -12,10 +12,12 @@ class Exits:
     Attributes:
       counts: `counts[0]` at the base (or after the easy path), `counts[k]` at stage k; empty for other models.
       costs: of a token at each exit, in passes of the base; empty where not known.
+      names: of the exits; empty: base, stage 1, ...
     """
 
     counts: list[int] = field(default_factory=list)
     costs: list[float] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
 
     @property
     def mean_cost(self) -> float:
@@ -24,6 +26,6 @@ class Exits:
         return spent / max(sum(self.counts), 1)
 
     def __str__(self) -> str:
-        names = ["base", *(f"stage {number}" for number in range(1, len(self.counts)))]
+        names = self.names or ["base", *(f"stage {number}" for number in range(1, len(self.counts)))]
         told = ", ".join(f"{name} {count}" for name, count in zip(names, self.counts, strict=True))
         return f"{told}; a token cost {self.mean_cost:.2f} passes of the base" if self.costs else told

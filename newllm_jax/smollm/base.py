@@ -6,7 +6,7 @@ from typing import Any
 
 from newllm_jax.config import ChunkConfig
 from newllm_jax.records.results import Fingerprint
-from newllm_jax.smollm.alpaca import AlpacaChunks, load_alpaca
+from newllm_jax.smollm.alpaca import SPLITS, AlpacaChunks, load_alpaca
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.smollm.pretrained import Pretrained, load_smollm2, open_files, read_description
 from newllm_jax.smollm.tokenizer import Tokenizer
@@ -54,10 +54,10 @@ def source_warnings(base: Pretrained, data: AlpacaChunks, config: ChunkConfig) -
     for fallback, used in ((base.source.fallback, base.source.used), (data.provenance["fallback"], source)):
         if fallback:
             warnings.append(f"{fallback}: using {used} instead. Figures cannot be compared with published ones.")
-    found, asked = (len(data.train), len(data.validation)), (config.train_chunks, config.validation_chunks)
+    counts = {name: (len(getattr(data, name)), getattr(config, f"{name}_chunks")) for name in SPLITS}
+    found, asked = (" + ".join(str(pair[i]) for pair in counts.values() if pair[1]) for i in (0, 1))
     if found != asked:
-        warnings.append(f"{source} gives {found[0]} + {found[1]} chunks, fewer than the {asked[0]} + {asked[1]} asked "
-                        "for: taking what there is.")  # fmt: skip
+        warnings.append(f"{source} gives {found} chunks, fewer than the {asked} asked for: taking what there is.")
     return warnings
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from newllm_jax.config import Criterion
 from newllm_jax.smollm.llama_config import LlamaConfig
 
 PROBE_WIDTH = 64  # of the inner layer of a probe
@@ -40,6 +41,10 @@ class Costs:
     def lone_token_layer(self) -> int:
         """A layer on a token that sees only itself: attention passes its value on, without query or key."""
         return self.layer - self.query - self.keys_and_values // 2
+
+    def published_stage(self, layers: int, criterion: Criterion) -> int:
+        """What a stage of the published design adds: by the cosine no head, as only the last model's is needed."""
+        return layers * self.lone_token_layer + (0 if criterion == "cosine" else self.head)
 
     @property
     def base(self) -> int:

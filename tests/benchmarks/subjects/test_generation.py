@@ -27,7 +27,10 @@ TASK = {"llama": dataclasses.asdict(LLAMA), "tokens": 12, "capacity": 64, "repea
 @pytest.fixture(autouse=True)
 def library_form():
     """The library's own functions are put back."""
-    modules, names = (token_step, decoder, cascade_generate), jax_generation.SUMS.keys() | {"attend"}
+    modules, names = (
+        (token_step, decoder, cascade_generate),
+        {name for form in jax_generation.FORMS.values() for name in form},
+    )
     kept = [(module, name, getattr(module, name)) for module in modules for name in names if hasattr(module, name)]
     yield
     for module, name, function in kept:
