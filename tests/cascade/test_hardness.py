@@ -91,7 +91,7 @@ def test_scores():
     assert hardness.cosine_similarity(jnp.zeros((1, 3)), jnp.ones((1, 3))) == 0
 
 
-@pytest.mark.parametrize("criterion", get_args(Criterion))
+@pytest.mark.parametrize("criterion", [name for name in get_args(Criterion) if name != "probe"])
 def test_every_criterion_is_low_for_hard_tokens(criterion):
     h_in = jnp.asarray([[1.0, 0.0]] * 2)
     h_out = jnp.asarray([[1.0, 0.1], [-1.0, 0.5]])  # the second token has turned away
@@ -101,5 +101,12 @@ def test_every_criterion_is_low_for_hard_tokens(criterion):
 
 
 def test_unknown_criterion():
-    with pytest.raises(InputError, match="criterion: must be one of cosine, entropy, max_probability"):
-        hardness.token_scores("margin", jnp.ones(2), jnp.ones(2), jnp.ones(2))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="criterion: must be one of cosine, entropy, max_probability, margin"):
+        hardness.token_scores("loss", jnp.ones(2), jnp.ones(2), jnp.ones(2))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="criterion: must be a score of a single pass"):
+        hardness.token_scores("probe", jnp.ones(2), jnp.ones(2), jnp.ones(2))
+
+
+def test_margin():
+    logits = jnp.log(jnp.asarray([[0.7, 0.2, 0.1], [0.1, 0.45, 0.45]]))
+    np.testing.assert_allclose(hardness.margin(logits), [0.5, 0.0], atol=1e-6)

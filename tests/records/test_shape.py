@@ -13,7 +13,7 @@ from newllm_jax.records.shape import SHAPES, check_results
 from newllm_jax.report.compare import comparison, read_results
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
-FILES = {"new-llm": "newllm/advanced-seed0.json", "cascade": "quickstart/cascade.json",
+FILES = {"new-llm": "newllm/advanced-seed0.json", "cascade": "quickstart/cascade-published.json",
          "finetune": "cascade/finetune-135m-lr1e-5.json"}  # fmt: skip
 
 

@@ -108,8 +108,8 @@ CALLS = [
           "apply(Stage(llama), jnp.zeros((3, 7)))"),
     _call("hidden: must be an array of numbers [tokens, 16], not None", "apply(Stage(llama), None)"),
     _call("config: must be a LlamaConfig, not 5", "apply(Stage(5), jnp.zeros((3, 7)))"),
-    _call("criterion: must be one of cosine, entropy, max_probability, not 'margin'",
-          "hardness.token_scores('margin', jnp.ones(2), jnp.ones(2), jnp.ones(2))"),
+    _call("criterion: must be one of cosine, entropy, max_probability, margin, probe, not 'marginal'",
+          "hardness.token_scores('marginal', jnp.ones(2), jnp.ones(2), jnp.ones(2))"),
     _call("h_in: must be an array of numbers [..., H], not 5", "hardness.cosine_similarity(5, 5)"),
     _call("h_out: must be an array of numbers [2, 3], not float32 [2, 4]",
           "hardness.cosine_similarity(jnp.ones((2, 3)), jnp.ones((2, 4)))"),
@@ -129,6 +129,6 @@ CALLS = [
     _call("stages: must be a list of TrainedStage, not [5]",
           "evaluate_ensemble(tokens, Stage(llama), [5], 'cosine', 0)"),
     _call("stages: must be a list of TrainedStage, not 5", "evaluate_ensemble(tokens, Stage(llama), 5, 'cosine', 0)"),
-    _call("criterion: must be one of", "evaluate_ensemble(tokens, Stage(llama), [], 'margin', 0)"),
+    _call("criterion: must be one of", "evaluate_ensemble(tokens, Stage(llama), [], 'marginal', 0)"),
     _call("base_parameters: None is not an integer", "evaluate_ensemble(tokens, Stage(llama), [], 'cosine', None)"),
 ]  # fmt: skip
