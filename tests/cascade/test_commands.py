@@ -39,7 +39,8 @@ def finished(options, tmp_path_factory) -> Path:
         (["--hard_ratio", "1"], "hard_ratio: must be above 0 and below 1, not 1.0"),
         (["--hard_ratio", "most"], "hard_ratio: 'most' is not a number"),
         (["--hard_ration", "0.5"], "--hard_ration: no such option; did you mean hard_ratio?"),
-        (["--criterion", "cosin"], "criterion: must be one of cosine, entropy, max_probability, margin, probe, not 'cosin'"),
+        (["--criterion", "cosin"],
+         "criterion: must be one of cosine, entropy, max_probability, margin, probe, not 'cosin'"),
         (["--num_stages", "0"], "num_stages: must be from 1 to 1000, not 0"),
         (["--train_chunks", "0"], "train_chunks: must be from 1 to 100000000, not 0"),
         (["--precision", "bf16"], "precision: bf16 needs an NVIDIA GPU of compute capability 8.0 or newer, which cpu "
