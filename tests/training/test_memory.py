@@ -135,7 +135,7 @@ def test_more_updates_than_can_be_counted(settings, monkeypatch):
 ])  # fmt: skip
 def test_a_cascade_that_does_not_fit(refused, tiny, free, in_an_empty_folder, tmp_path, free_bytes, name, value):
     free(free_bytes)
-    typed = [f"--{name}={value}" for name, value in (tiny.to_dict() | {name: value}).items() if value != ""]
+    typed = [f"--{name}={value}" for name, value in (tiny.to_dict() | {name: value}).items() if value not in ("", [])]
     for dry_run in ([], ["--dry_run"]):
         line = refused("cascade", *typed, *dry_run)
         assert line.startswith("memory: ") and f" {name} " in line.partition("; lower")[2]
