@@ -67,8 +67,7 @@ def measure(config: CascadeConfig, name: str, base: Any, data: Any, root: Path) 
         stopping = Stopping(clock, run.path, config)
         results = train_design(run, config, base, data, precision, stopping, lambda _: None)
         trained = restore_design(run, config, base)
-        calibration = data.calibration if len(data.calibration) else data.train
-        curve = design_curve(trained.trained, base.model, trained.routing, calibration, data.validation)
+        curve = design_curve(trained.trained, base.model, trained.routing, data.threshold_chunks, data.validation)
     return {
         **results,
         "config": config.to_dict(),

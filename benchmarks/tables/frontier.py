@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from benchmarks.tables.experiments import NONE_YET
 from benchmarks.tables.files import RESULTS, load
 from newllm_jax.report.tables import markdown_table, number
+from newllm_jax.training.losses import perplexity
 
 SPEEDS = ("frontier-speed-cheaper", "frontier-speed-wide")
 NAMES = {  # of runs, as the tables have them
@@ -22,7 +23,6 @@ NAMES = {  # of runs, as the tables have them
     "cascade-skip-14-20": "layers 14 to 19 skipped, whole head (all tokens easy)",
     "cascade-exit-24": "early exit after layer 24 (all tokens easy)",
 }
-MISSING = "Not run yet."
 
 
 def entries(*files: str) -> list[dict[str, Any]]:
@@ -70,7 +70,7 @@ def frontier_summary() -> str:
     """One line a model: what is trained, the cost of a token, test perplexities by seed, and the loss elsewhere."""
     models = by_model("frontier", "frontier-published", "frontier-seeds", "frontier-exits")
     if not models:
-        return MISSING
+        return NONE_YET
     header = ["model", "trained parameters", "cost of a token", "test PPL (by seed)", "95 % interval of the first",
               "loss on WikiText-2"]  # fmt: skip
     return markdown_table(header, [
@@ -88,7 +88,7 @@ def frontier_curves() -> str:
     """One line a curve: test perplexity over the cost of a token."""
     rows = list(_curves("frontier", "frontier-published", "frontier-designs", "frontier-exits"))
     header = ["model", "hard tokens chosen by", "cost of a token: test PPL, at 0, 10, ... 100 % hard tokens"]
-    return markdown_table(header, rows) if rows else MISSING
+    return markdown_table(header, rows) if rows else NONE_YET
 
 
 def _curves(*files: str) -> Iterator[list[str]]:
@@ -104,7 +104,7 @@ def frontier_data() -> str:
     """What more training rows change: gains over the base, on the test chunks, with 1,000 and with 2,200 chunks."""
     few, many = by_model("frontier"), by_model("frontier-more")
     if not many:
-        return MISSING
+        return NONE_YET
 
     def gain(models: dict[str, list[dict[str, Any]]], name: str) -> str:
         return f"{chosen(models[NAMES['base']][0])['loss'] - chosen(models[name][0])['loss']:.3f}"
@@ -139,11 +139,11 @@ def frontier_speed() -> str:
                 ])  # fmt: skip
     header = ["model", "cost of a token (test)", "test PPL", "tokens/s, one text (against the base)", "32 texts",
               "exits of the text"]  # fmt: skip
-    return markdown_table(header, rows) if rows else MISSING
+    return markdown_table(header, rows) if rows else NONE_YET
 
 
 def _ppl(loss: float) -> str:
-    return number(math.exp(loss))
+    return number(perplexity(loss))
 
 
 FRONTIER_TABLES: dict[str, Callable[[], str]] = {

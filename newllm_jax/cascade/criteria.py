@@ -190,7 +190,7 @@ def _predict(probe: Params, hidden: jax.Array) -> tuple[jax.Array]:
 
 def criterion_costs(llama: LlamaConfig) -> dict[str, float | None]:
     """What a criterion costs beside the layers of the base, in passes of the base; None where it cannot be computed."""
-    cost = Costs.of(llama)
+    cost = Costs.from_config(llama)
     head, probe = cost.head / cost.base, probe_cost(llama) / cost.base
     with_head = dict.fromkeys(("entropy", "max_probability", "margin"), head)
     return {"cosine": 0.0, **with_head, "probe": probe, "oracle": None, "random": 0.0}

@@ -60,11 +60,6 @@ class DesignSetting:
     design: AnyDesign
     strict: AnyDesign
 
-    @property
-    def calibration(self) -> np.ndarray:
-        """The chunks that thresholds are set on."""
-        return self.data.calibration if len(self.data.calibration) else self.data.train
-
 
 def train_design(
     run: RunDir,
@@ -83,7 +78,7 @@ def train_design(
     params, history, size = train_paths(setting, run, ranks, stopping, narrate)
     with progress_bar("paths", 0):
         trained = TrainedDesign(setting.strict, setting.params, params)
-        routing = build_routing(trained, base.model, data.train, setting.calibration, config)
+        routing = build_routing(trained, base.model, data.train, data.threshold_chunks, config)
         measured = measure(setting, trained, routing, data.validation, alone, size)
         best = best_ensemble(measured) if config.kept_stages == "best" else 1
         write_routing(run, routing, best, params)

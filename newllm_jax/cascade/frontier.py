@@ -96,7 +96,7 @@ def published_curve(
 
     Of a token's models all need their heads, for their scores; by the cosine only the last, for the prediction.
     """
-    cost, points = Costs.of(llama), list[dict[str, Any]]()
+    cost, points = Costs.from_config(llama), list[dict[str, Any]]()
     stage_cost = cost.published_stage(stage.config.num_layers, criterion)
     for share in shares:
         trained = stages_at(share, calibration, stage, stages, criterion)
@@ -147,7 +147,6 @@ def _design_entries(
     run: DesignRun, data: AlpacaChunks, elsewhere: Mapping[str, np.ndarray], facts: Entry, speed: bool
 ) -> list[Entry]:  # fmt: skip
     trained, strict = run.trained, run.base.model
-    calibration = data.calibration if len(data.calibration) else data.train
     size = count_parameters(trained.params)
     costs = trained.design.costs(strict.config)
 
@@ -160,7 +159,7 @@ def _design_entries(
 
     entries = list[Entry]()
     for policy in POLICIES:
-        points = design_curve(trained, strict, run.routing, calibration, data.test, policy)
+        points = design_curve(trained, strict, run.routing, data.threshold_chunks, data.test, policy)
         entries.append({**facts, "policy": policy, "trained_parameters": size, "points": points})
     entries[0]["chosen"] = at_threshold(data.test)
     if speed:
@@ -180,8 +179,7 @@ def _speed(run: DesignRun, threshold: float, chunks: np.ndarray) -> dict[str, An
 def _published_entry(run: CascadeRun, data: AlpacaChunks, elsewhere: Mapping[str, np.ndarray]) -> Entry:
     base, criterion, stages = run.base.model, run.config.criterion, list(run.stages)
     params = jax.device_put(run.base.params)
-    calibration = data.calibration if len(data.calibration) else data.train
-    scored = extract(base, params, calibration, criterion)
+    scored = extract(base, params, data.threshold_chunks, criterion)
 
     def curve(chunks: np.ndarray, shares: Sequence[float]) -> list[Entry]:
         tokens = extract(base, params, chunks, criterion)

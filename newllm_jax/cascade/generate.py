@@ -176,7 +176,7 @@ def _decoder(run: CascadeRun | DesignRun) -> tuple[Decoder, Any, list[float]]:
     """The decoder of a run, its parameters, and what a token costs at each exit."""
     if isinstance(run, DesignRun):
         return design_decoder(run)
-    cost, stage = Costs.of(run.base.model.config), run.stage.config
+    cost, stage = Costs.from_config(run.base.model.config), run.stage.config
     passed = cost.published_stage(stage.num_layers, run.config.criterion) / cost.base
     decoder = CascadeDecoder(run.base.model, run.stage, len(run.stages), run.config.criterion)
     costs = [1 + number * passed for number in range(decoder.exits)]

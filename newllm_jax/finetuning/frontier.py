@@ -33,7 +33,7 @@ def frontier_entries(
     check_fingerprints(run.run, fingerprints(run.base, data))
     check("test_chunks", len(data.test), f"above 0 in {run.run.path}, for a frontier", len(data.test) > 0)
     _, llama, _ = describe_base(run.config)
-    flops = Costs.of(run.base.model.config).base / Costs.of(llama).base
+    flops = Costs.from_config(run.base.model.config).base / Costs.from_config(llama).base
 
     def at(chunks: np.ndarray) -> dict[str, Any]:
         return point(model_losses(run.base.model, run.base.params, chunks), flops)

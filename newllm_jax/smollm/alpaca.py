@@ -48,6 +48,11 @@ class AlpacaChunks:
         return {name: chunks for name, chunks in named.items() if len(chunks)}
 
     @property
+    def threshold_chunks(self) -> np.ndarray:
+        """The chunks that thresholds are set on: those for calibration, or without any those of training."""
+        return self.calibration if len(self.calibration) else self.train
+
+    @property
     def train_tokens(self) -> int:
         """Predicted tokens of the train split: 128 a chunk."""
         return len(self.train) * STRIDE

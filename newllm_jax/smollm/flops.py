@@ -30,7 +30,7 @@ class Costs:
     layers: int
 
     @classmethod
-    def of(cls, config: LlamaConfig) -> Costs:
+    def from_config(cls, config: LlamaConfig) -> Costs:
         """Of the parts of a model."""
         hidden, query = config.hidden_size, config.num_heads * config.head_dim
         value = config.num_kv_heads * config.head_dim

@@ -181,7 +181,7 @@ class StageDesign:
         return jnp.where(hard[..., None], stage, easy)
 
     def costs(self, llama: LlamaConfig) -> PathCosts:
-        cost, layers = Costs.of(llama), self.model.config.num_layers
+        cost, layers = Costs.from_config(llama), self.model.config.num_layers
         probe = probe_cost(llama) if self.config.criterion == "probe" else 0
         needs_both = self.config.criterion not in NO_LOGITS or self.config.prediction == "mixes"
         seen = layers * cost.keys_and_values if self.config.context == "sequence" else 0
@@ -265,7 +265,7 @@ class SkipDesign:
         return jnp.concatenate([multiply(last, table.T), multiply(multiply(last, short["p"]), short["q"])], axis=-1)
 
     def costs(self, llama: LlamaConfig) -> PathCosts:
-        cost, (first, stop) = Costs.of(llama), self.config.skipped_layers
+        cost, (first, stop) = Costs.from_config(llama), self.config.skipped_layers
         hard = cost.base + probe_cost(llama)
         easy = hard - (stop - first) * (cost.layer - cost.keys_and_values)
         easy += 2 * llama.hidden_size * self.config.skip_rank
