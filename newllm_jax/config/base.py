@@ -29,8 +29,8 @@ SOURCE = {"least": 1, "most": 4096}  # characters of a path
 # What resuming may change in every system: where sources lie, what is written, and how much is computed at a time,
 # which changes results by their rounding only, like another device. Not what is computed.
 EVERYWHERE = (
-    "checkpoint_every", "save_minutes", "time_limit", "mirror", "tracker", "micro_batch", "dataset", "dataset_config",
-    "fallback",
+    "checkpoint_every", "save_minutes", "time_limit", "mirror", "tracker", "micro_batch", "mesh", "dataset",
+    "dataset_config", "fallback",
 )  # fmt: skip
 UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0}
 
@@ -75,6 +75,10 @@ class RunConfig:
     micro_batch: int | None = setting(
         None, "examples computed at a time, for less memory; none: the whole batch", **BATCH
     )
+    mesh: str = setting(
+        "auto", "devices that share the work: data=4 (examples), data=2,fsdp=2 (parameters too); auto: all that can",
+        least=1, most=100,
+    )  # fmt: skip
     learning_rate: float = setting(1e-4, "peak learning rate", **RATE)
     patience: int = setting(15, "epochs without a gain after which training stops early", **EPOCHS)
     minimum_gain: float = setting(

@@ -87,7 +87,7 @@ def finetune(
         params = adaptation.prune(base.params)
         training, optimizer = build_training(config, adaptation, adaptation.freeze(params), precision)
         state = init_state(adaptation.start(params, config.seed), optimizer, initial_loss_scale(precision))
-        start = evaluate(training.evaluate, state.params, splits["validation"], config.examples_at_once)
+        start = evaluate(training.evaluate, state.params, splits["validation"], config.examples_at_once, training.mesh)
         before = measure_base(base, splits["validation"], config) if adaptation.dropped else start
         narrate(f"base        validation loss {before['loss']:.4f}, PPL {before['ppl']:.2f}")
         if before is not start:

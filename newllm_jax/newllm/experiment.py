@@ -121,7 +121,8 @@ class OpenRun:
         setup, config = self.setup, self.setup.config
         best = at_epoch(self.history, best_epoch(self.history))
         params = self.checkpoints.params(best["epoch"], self.state.params)
-        test = evaluate(setup.training.evaluate, params, setup.data.split("test", config), config.examples_at_once)
+        training, split = setup.training, setup.data.split("test", config)
+        test = evaluate(training.evaluate, params, split, config.examples_at_once, training.mesh)
         return {
             **results_header(self.run, config, setup.precision),
             "data": setup.data.summary(config),

@@ -15,6 +15,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from newllm_jax.config import NewLLMConfig, check, checked, checked_path
 from newllm_jax.content import json_sha256
 from newllm_jax.errors import InputError, NumericalError
@@ -33,6 +35,7 @@ from newllm_jax.report.finish import REPORT, write_results
 from newllm_jax.report.sweep import finished_row, member_row, write_sweep_report
 from newllm_jax.training.clock import Clock
 from newllm_jax.training.members import Member, fit_members
+from newllm_jax.training.mesh import DeviceMesh
 from newllm_jax.training.stopping import Asked, Stopping, never
 
 SYSTEM = "new-llm-sweep"  # in `config.json`; no command takes its directory for a run
@@ -242,7 +245,8 @@ def _row(member: GridMember, results: dict[str, Any] | None, failure: str) -> di
 def _fit(runs: Mapping[GridMember, OpenRun], stopping: Stopping) -> dict[int, str]:
     """Trains runs side by side; why some of them could not go on, by number."""
     first = next(iter(runs.values())).setup
-    program = build_members(first.config, first.model, first.data.steps(first.config))
+    mesh = sweep_mesh(first.config, len(runs))
+    program = build_members(first.config, first.model, first.data.steps(first.config), mesh)
     members = []
     for member, run in runs.items():
         run.run.write_metrics(run.history)
@@ -258,6 +262,17 @@ def _fit(runs: Mapping[GridMember, OpenRun], stopping: Stopping) -> dict[int, st
     return {
         member.number: trained.failure for member, trained in zip(runs, members, strict=True) if trained.failure
     }  # fmt: skip
+
+
+def sweep_mesh(config: NewLLMConfig, members: int) -> DeviceMesh:
+    """The devices that share out some members: for `auto` all, but no more than there are members."""
+    if config.mesh == "auto":
+        return DeviceMesh(min(jax.device_count(), members))
+    mesh = DeviceMesh.parse(config.mesh)
+    check("mesh", config.mesh, "auto or data=N in a sweep, whose members are each on one device", mesh.fsdp == 1)
+    check("mesh", config.mesh, f"of at most {jax.device_count()} devices, which are here",
+          mesh.size <= jax.device_count())  # fmt: skip
+    return mesh
 
 
 def _ignore(line: str) -> None:

@@ -17,7 +17,8 @@ from newllm_jax.newllm.recurrence.scan import form_for
 from newllm_jax.newllm.run import init_params
 from newllm_jax.training.loop import Training
 from newllm_jax.training.loss_scale import initial_loss_scale
-from newllm_jax.training.members import Program, make_member_evaluation, make_member_updates
+from newllm_jax.training.members import Program, make_program
+from newllm_jax.training.mesh import ONE_DEVICE, DeviceMesh, choose_mesh
 from newllm_jax.training.optimizer import clipped_adam, clipping_schedule, learning_rate_schedule
 from newllm_jax.training.precision import resolve_precision, supported_precisions
 from newllm_jax.training.split import Data
@@ -74,8 +75,14 @@ def training_precision(config: NewLLMConfig) -> Precision:
 
 def training_model(config: NewLLMConfig, vocabulary_size: int, precision: Precision) -> ContextVectorLM:
     """The model of a configuration as it is trained, with the fastest form of the time loop."""
-    model = ContextVectorLM.from_config(config, vocabulary_size, precision)
-    return model.clone(form=form_for(model.spec, config.examples_at_once, config.sequence_length - 1))
+    model, mesh = ContextVectorLM.from_config(config, vocabulary_size, precision), training_mesh(config)
+    form = form_for(model.spec, config.examples_at_once // mesh.size, config.sequence_length - 1)
+    return model.clone(form=form, device_mesh=mesh)
+
+
+def training_mesh(config: NewLLMConfig) -> DeviceMesh:
+    """The devices that share out the texts of an update. Raises InputError as `choose_mesh` does."""
+    return choose_mesh(config.mesh, config.examples_at_once)
 
 
 def slow_loop_warning(config: NewLLMConfig) -> str:
@@ -107,21 +114,29 @@ def build_training(
     """The compiled functions of a run, and its optimiser. Evaluation is strict float32 whatever training is."""
     numbers = Numbers.from_config(config)
     rate, clip = _schedules(config, steps_per_epoch, numbers)
-    updates = make_updates(_step(config, model, steps_per_epoch, numbers))
-    evaluation = make_evaluation(_strict_loss(config, model))
+    updates = make_updates(_step(config, model, steps_per_epoch, numbers), model.device_mesh)
+    evaluation = make_evaluation(_strict_loss(config, model), model.device_mesh)
     optimizer = _optimizer(config, steps_per_epoch, numbers)
-    return Training(updates, evaluation, rate, clip, model.precision), optimizer
+    return Training(updates, evaluation, rate, clip, model.precision, model.device_mesh), optimizer
 
 
-def build_members(config: NewLLMConfig, model: ContextVectorLM, steps_per_epoch: int) -> Program:
-    """The compiled functions of trainings that differ from a configuration in `NUMBERS` and `OUTSIDE` only."""
+def build_members(
+    config: NewLLMConfig, model: ContextVectorLM, steps_per_epoch: int, mesh: DeviceMesh = ONE_DEVICE
+) -> Program:  # fmt: skip
+    """The compiled functions of trainings that differ from a configuration in `NUMBERS` and `OUTSIDE` only.
+
+    Args:
+      mesh: the devices that share out the members.
+    """
+    config = config.override({"mesh": str(ONE_DEVICE)})  # of each of them
+    model = training_model(config, model.vocabulary_size, model.precision)
 
     def step(
         numbers: Numbers, state: TrainState, batch: Data, present: jax.Array, key: jax.Array
     ) -> tuple[TrainState, Totals]:
         return _step(config, model, steps_per_epoch, numbers)(state, batch, present, key)
 
-    return Program(make_member_updates(step), make_member_evaluation(_strict_loss(config, model)))
+    return make_program(step, _strict_loss(config, model), mesh)
 
 
 def program_of(config: NewLLMConfig) -> dict[str, Any]:
@@ -137,11 +152,15 @@ def _step(config: NewLLMConfig, model: ContextVectorLM, steps_per_epoch: int, nu
     """One update."""
     optimizer = _optimizer(config, steps_per_epoch, numbers)
     loss = next_word_loss(model, numbers.rates)
-    return partial(train_step, loss, optimizer, micro_batch=config.micro_batch, ema_decay=numbers.ema_decay)
+    return partial(
+        train_step, loss, optimizer, micro_batch=config.micro_batch, ema_decay=numbers.ema_decay,
+        mesh=model.device_mesh,
+    )  # fmt: skip
 
 
 def _strict_loss(config: NewLLMConfig, model: ContextVectorLM) -> LossFn:
-    return next_word_loss(training_model(config, model.vocabulary_size, "fp32"))
+    strict = training_model(config, model.vocabulary_size, "fp32")
+    return next_word_loss(strict.clone(device_mesh=model.device_mesh))
 
 
 def _optimizer(config: NewLLMConfig, steps_per_epoch: int, numbers: Numbers) -> optax.GradientTransformation:

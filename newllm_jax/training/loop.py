@@ -18,6 +18,7 @@ from newllm_jax.config import Precision, RunConfig
 from newllm_jax.errors import InputError, NumericalError, Stopped
 from newllm_jax.training.history import Entry, History, is_finished
 from newllm_jax.training.losses import mean_metrics
+from newllm_jax.training.mesh import ONE_DEVICE, DeviceMesh
 from newllm_jax.training.place import Place
 from newllm_jax.training.split import Data, Split
 from newllm_jax.training.step import EvalFn, Totals, TrainState, UpdateFn
@@ -41,18 +42,25 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class Training:
-    """The compiled functions of a training, the schedules that its history reports, and its precision."""
+    """The compiled functions of a training, the schedules that its history reports, its precision, its devices."""
 
     updates: UpdateFn
     evaluate: EvalFn
     learning_rate: optax.Schedule
     clip_norm: optax.Schedule | None
     precision: Precision = "fp32"
+    mesh: DeviceMesh = ONE_DEVICE
 
 
-def evaluate(evaluation: EvalFn, params: Any, split: Split, batch_size: int) -> dict[str, float]:
-    """Loss, perplexity and accuracy over a whole split, every target weighing the same."""
-    batch_size = min(batch_size, split.room)
+def evaluate(
+    evaluation: EvalFn, params: Any, split: Split, batch_size: int, mesh: DeviceMesh = ONE_DEVICE
+) -> dict[str, float]:
+    """Loss, perplexity and accuracy over a whole split, every target weighing the same.
+
+    Args:
+      mesh: for which the evaluation was compiled.
+    """
+    batch_size = mesh.round_up(min(batch_size, split.room))
     order = split.in_order(batch_size)
     return mean_metrics(jax.device_get(evaluation(params, split.data, order, split.steps(batch_size), split.carry)))
 
@@ -130,13 +138,14 @@ def fit(
     """
     if (history or checkpoints.is_within_epoch) and not _all_finite(state):
         raise InputError(_damaged(checkpoints, len(history)))
-    train, validation = splits["train"], splits["validation"]
+    mesh = training.mesh
+    train, validation = (splits[name].placed(mesh) for name in ("train", "validation"))
     history, steps = list(history), train.steps(config.batch_size)
     pieces = Pieces(steps)
     while not is_finished(history, config):
         epoch = len(history) + 1
         stopping.check("piece" if config.save_minutes else "epoch", "checkpoint", "mirror")
-        order = train.shuffled(config.batch_size, config.seed, epoch)
+        order = mesh.place(train.shuffled(config.batch_size, config.seed, epoch))
         key = jax.random.fold_in(jax.random.key(config.seed), epoch)
         place = start = checkpoints.place(epoch, state)
         try:
@@ -147,7 +156,9 @@ def fit(
                 _pause(place, steps, config, checkpoints, stopping, history, record)
             with stopping.timed("validation"):
                 started = time.monotonic()
-                validated = evaluate(training.evaluate, place.state.evaluated, validation, config.examples_at_once)
+                validated = evaluate(
+                    training.evaluate, place.state.evaluated, validation, config.examples_at_once, mesh
+                )
             if not math.isfinite(validated["loss"]):
                 raise NumericalError("the validation loss is not finite")
         except NumericalError as error:

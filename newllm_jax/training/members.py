@@ -26,6 +26,7 @@ from newllm_jax.errors import Stopped
 from newllm_jax.training.history import Entry, is_finished
 from newllm_jax.training.loop import Pieces, Training, epoch_entry
 from newllm_jax.training.losses import mean_metrics
+from newllm_jax.training.mesh import ONE_DEVICE, DeviceMesh
 from newllm_jax.training.place import Place
 from newllm_jax.training.split import Split
 from newllm_jax.training.step import (
@@ -49,10 +50,12 @@ class Program(NamedTuple):
       updates: (numbers, states, totals, data, orders `[M, steps, B]`, start, stop, keys `[M]`) -> states and totals;
         data and borders are common to all.
       evaluate: (parameters, data, order, stop, carry) -> sums; all but the parameters are common.
+      mesh: the devices that share out the members, each of whom is on one device.
     """
 
     updates: Callable[..., tuple[TrainState, Totals]]
     evaluate: EvalFn
+    mesh: DeviceMesh = ONE_DEVICE
 
 
 class Watcher(Protocol):
@@ -95,22 +98,36 @@ class Member:
         return bool(self.failure) or is_finished(self.history, self.config)
 
 
-def make_member_updates(step_fn: Callable[..., tuple[TrainState, Totals]]) -> Callable[..., tuple[TrainState, Totals]]:
-    """Compiles `Program.updates`; states and totals are donated.
+def make_program(
+    step_fn: Callable[..., tuple[TrainState, Totals]], loss_fn: LossFn, mesh: DeviceMesh = ONE_DEVICE
+) -> Program:
+    """Compiles the functions of a program; states and totals are donated.
 
     Args:
       step_fn: (numbers, state, batch, present, key) -> as `step.StepFn`.
+      loss_fn: of the evaluation.
+      mesh: the number of members in a call must be a multiple of its devices.
     """
 
     def updates(numbers: Any, *arguments: Any) -> tuple[TrainState, Totals]:
         return updates_of(partial(step_fn, numbers))(*arguments)
 
-    return jax.jit(jax.vmap(updates, in_axes=(0, 0, 0, None, 0, None, None, 0)), donate_argnums=(1, 2))
+    axes, evaluated = (0, 0, 0, None, 0, None, None, 0), (0, None, None, None, None)
+    return Program(
+        jax.jit(_by_member(updates, mesh, axes, (0, 0)), donate_argnums=(1, 2)),
+        jax.jit(_by_member(evaluation_of(loss_fn), mesh, evaluated, 0)),
+        mesh,
+    )
 
 
-def make_member_evaluation(loss_fn: LossFn) -> EvalFn:
-    """Compiles `Program.evaluate`."""
-    return jax.jit(jax.vmap(evaluation_of(loss_fn), in_axes=(0, None, None, None, None)))
+def _by_member(
+    function: Callable[..., Any], mesh: DeviceMesh, in_axes: tuple[int | None, ...], out_axes: Any
+) -> Callable[..., Any]:
+    """`jax.vmap` of a function, the members divided over the devices."""
+    side_by_side = jax.vmap(function, in_axes)
+    if mesh.is_single:
+        return side_by_side
+    return mesh.by_device(lambda place, *arguments: side_by_side(*arguments), in_axes, out_axes)
 
 
 def fit_members(
@@ -126,11 +143,12 @@ def fit_members(
       Stopped: between two pieces or epochs, as `stopping` says. What was done of an epoch by then is lost.
     """
     room = 0  # how many members the program was last called with
+    splits = {name: split.placed(program.mesh) for name, split in splits.items()}
     while unfinished := [member for member in members if not member.is_done]:
         epoch = 1 + min(len(member.history) for member in unfinished)
         turn = [member for member in unfinished if len(member.history) + 1 == epoch]
         # Another number of members is another program to compile: copies of one fill up for those that are missing.
-        room = room if room / 2 < len(turn) <= room else len(turn)
+        room = room if room / 2 < len(turn) <= room else program.mesh.round_up(len(turn))
         _train_epoch(program, turn, room, epoch, splits, stopping, watcher)
     for member in members:
         member.checkpoints.wait()

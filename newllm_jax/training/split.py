@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from newllm_jax.training.mesh import DeviceMesh
 
 Data: TypeAlias = Any  # a tree of arrays [examples, ...]; a batch of it is a tree of [B, ...]
 Carry: TypeAlias = Any  # what a loss hands from one batch to the next, a tree of arrays; None where it hands nothing
@@ -35,6 +38,10 @@ class Split:
         """All examples of some arrays, moved to the device."""
         data = jax.tree.map(jnp.asarray, arrays)
         return cls(data, jax.tree.leaves(data)[0].shape[0], rows, carry)
+
+    def placed(self, mesh: DeviceMesh) -> Split:
+        """With the examples on every device of a grid."""
+        return dataclasses.replace(self, data=mesh.place(self.data), carry=mesh.place_examples(self.carry))
 
     @property
     def room(self) -> int:

@@ -15,6 +15,7 @@ from newllm_jax.errors import InputError
 from newllm_jax.training.average import Average
 from newllm_jax.training.loss_scale import LossScale, next_loss_scale, unscale
 from newllm_jax.training.losses import Sums
+from newllm_jax.training.mesh import ONE_DEVICE, DeviceMesh
 from newllm_jax.training.split import Carry, Data, take
 
 Params: TypeAlias = Any  # a tree of arrays
@@ -142,6 +143,7 @@ def train_step(
     key: jax.Array,
     micro_batch: int | None = None,
     ema_decay: float | jax.Array = 0.0,
+    mesh: DeviceMesh = ONE_DEVICE,
 ) -> tuple[TrainState, Totals]:
     """One update on the mean loss over the targets of a batch; one without targets has a gradient of 0.
 
@@ -149,6 +151,7 @@ def train_step(
       micro_batch: examples computed at a time, their gradients added up; None: all of them. Less memory, and the same
         update but for rounding.
       ema_decay: of the moving average, where the state has one.
+      mesh: the devices that share out the examples, those of a micro batch too.
 
     Raises:
       InputError: a `micro_batch` for a loss with a carry.
@@ -157,7 +160,8 @@ def train_step(
     if micro_batch is None or micro_batch >= len(present):
         grads, sums, carry = _gradient(loss_fn, state, batch, present, key)
     else:
-        grads, sums, carry = _accumulated_gradient(loss_fn, state, batch, present, key, micro_batch)
+        grads, sums, carry = _accumulated_gradient(loss_fn, state, batch, present, key, micro_batch, mesh)
+    grads = mesh.divide(grads)
     if scale is not None:
         grads = unscale(grads, scale)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -185,7 +189,7 @@ def _gradient(
 
 
 def _accumulated_gradient(
-    loss_fn: LossFn, state: TrainState, batch: Data, present: jax.Array, key: jax.Array, size: int
+    loss_fn: LossFn, state: TrainState, batch: Data, present: jax.Array, key: jax.Array, size: int, mesh: DeviceMesh
 ) -> tuple[Params, Sums, Carry]:
     """`_gradient`, `size` examples at a time; absent ones fill up the last of the parts.
 
@@ -204,10 +208,11 @@ def _accumulated_gradient(
         (number, batch, present), (grads, sums) = inputs, total
         more, added, _ = _gradient(loss_fn, state, batch, present, key, Part(number * size, whole))
         grads = jax.tree.map(lambda grad, part: grad + added.count * part, grads, more)
-        return (grads, sums + added), None
+        return (mesh.divide(grads), sums + added), None
 
     zero = jax.tree.map(jnp.zeros_like, state.params), Sums.zero()
-    (grads, sums), _ = jax.lax.scan(add, zero, (jnp.arange(parts), *jax.tree.map(divide, (batch, present))))
+    divided = mesh.share(jax.tree.map(divide, (batch, present)), axis=1)
+    (grads, sums), _ = jax.lax.scan(add, zero, (jnp.arange(parts), *divided))
     return jax.tree.map(lambda grad: grad / jnp.maximum(sums.count, 1), grads), sums, None
 
 
@@ -230,12 +235,14 @@ def _unless_overflown(
     return after, Totals(sums, jnp.where(skip, 0, totals.grad_norm))
 
 
-def make_updates(step_fn: StepFn) -> UpdateFn:
+def make_updates(step_fn: StepFn, mesh: DeviceMesh = ONE_DEVICE) -> UpdateFn:
     """Compiles `updates_of` an update. State and totals are donated."""
-    return jax.jit(updates_of(step_fn), donate_argnums=(0, 1))
+    return make_frozen_updates(lambda frozen: step_fn, None, mesh)
 
 
-def make_frozen_updates(step_of: Callable[[Params], StepFn], frozen: Params) -> UpdateFn:
+def make_frozen_updates(
+    step_of: Callable[[Params], StepFn], frozen: Params, mesh: DeviceMesh = ONE_DEVICE
+) -> UpdateFn:  # fmt: skip
     """`make_updates` for a step that also reads frozen parameters, an argument of the compiled call.
 
     Args:
@@ -243,36 +250,56 @@ def make_frozen_updates(step_of: Callable[[Params], StepFn], frozen: Params) -> 
     """
 
     def updates(frozen: Params, *arguments: Any) -> tuple[TrainState, Totals]:
-        return updates_of(step_of(frozen))(*arguments)
+        return updates_of(step_of(frozen), mesh)(*arguments)
 
-    return _Bound(jax.jit(updates, donate_argnums=(1, 2)), frozen)
+    def place(state: TrainState, totals: Totals, *others: Any) -> tuple[Any, ...]:
+        return place_state(mesh, state), *mesh.place((totals, *others))
+
+    return _Compiled(jax.jit(updates, donate_argnums=(1, 2)), mesh.place_parameters(frozen), place)
 
 
-def make_frozen_evaluation(loss_of: Callable[[Params], LossFn], frozen: Params) -> EvalFn:
+def make_evaluation(loss_fn: LossFn, mesh: DeviceMesh = ONE_DEVICE) -> EvalFn:
+    """Compiles `evaluation_of` a loss."""
+    return make_frozen_evaluation(lambda frozen: loss_fn, None, mesh)
+
+
+def make_frozen_evaluation(
+    loss_of: Callable[[Params], LossFn], frozen: Params, mesh: DeviceMesh = ONE_DEVICE
+) -> EvalFn:  # fmt: skip
     """`make_evaluation` of a loss that also reads frozen parameters, an argument of the compiled call."""
 
     def evaluate(frozen: Params, *arguments: Any) -> Sums:
-        return evaluation_of(loss_of(frozen))(*arguments)
+        return evaluation_of(loss_of(frozen), mesh)(*arguments)
 
-    return _Bound(jax.jit(evaluate), frozen)
+    def place(params: Params, *others: Any) -> tuple[Any, ...]:
+        return mesh.place_parameters(params), *mesh.place(others)
+
+    return _Compiled(jax.jit(evaluate), mesh.place_parameters(frozen), place)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Bound:
-    """A compiled function whose first argument is given."""
+class _Compiled:
+    """A compiled function, its first argument, and where on the devices the others lie."""
 
     function: Any
     first: Params
+    place: Callable[..., tuple[Any, ...]]
 
     def __call__(self, *arguments: Any) -> Any:
-        return self.function(self.first, *arguments)
+        return self.function(self.first, *self.place(*arguments))
 
     def lower(self, *arguments: Any) -> Any:
-        """For a plan of the memory."""
-        return self.function.lower(self.first, *arguments)
+        """For a plan of the memory, from shapes."""
+        return self.function.lower(self.first, *self.place(*arguments))
 
 
-def updates_of(step_fn: StepFn) -> UpdateFn:
+def place_state(mesh: DeviceMesh, state: TrainState) -> TrainState:
+    """Moves a state to where its parts lie: parameters, moments and average divided, the carry by its examples."""
+    carry = mesh.place_examples(state.carry)
+    return dataclasses.replace(mesh.place_parameters(dataclasses.replace(state, carry=None)), carry=carry)
+
+
+def updates_of(step_fn: StepFn, mesh: DeviceMesh = ONE_DEVICE) -> UpdateFn:
     """`updates(state, totals, data, order, start, stop, key)`: updates start..stop of an epoch in one call.
 
     `step_fn` is one update: `train_step` with its first two arguments bound, or a function that does the same.
@@ -283,23 +310,20 @@ def updates_of(step_fn: StepFn) -> UpdateFn:
     def updates(
         state: TrainState, totals: Totals, data: Data, order: jax.Array, start: int, stop: int, key: jax.Array
     ) -> tuple[TrainState, Totals]:
-        def body(step: jax.Array, carry: tuple[TrainState, Totals]) -> tuple[TrainState, Totals]:
-            state, totals = carry
-            batch, present = take(data, order[step])
+        def body(step: jax.Array, loop: tuple[TrainState, Totals]) -> tuple[TrainState, Totals]:
+            state, totals = loop
+            batch, present = mesh.share(take(data, mesh.share(order[step])))
             state, added = step_fn(state, batch, present, jax.random.fold_in(key, step))
-            return state, totals.add(added)
+            carry = mesh.share(state.carry)
+            state = dataclasses.replace(mesh.divide(dataclasses.replace(state, carry=None)), carry=carry)
+            return state, mesh.repeat(totals.add(added))
 
         return jax.lax.fori_loop(start, stop, body, (state, totals))
 
     return updates
 
 
-def make_evaluation(loss_fn: LossFn) -> EvalFn:
-    """Compiles `evaluation_of` a loss."""
-    return jax.jit(evaluation_of(loss_fn))
-
-
-def evaluation_of(loss_fn: LossFn) -> EvalFn:
+def evaluation_of(loss_fn: LossFn, mesh: DeviceMesh = ONE_DEVICE) -> EvalFn:
     """`evaluate(params, data, order, stop, carry=None) -> Sums` over the first `stop` batches of an order.
 
     `order` is `[steps, B]`, `carry` what the loss gets with the first batch. There is no dropout.
@@ -308,9 +332,9 @@ def evaluation_of(loss_fn: LossFn) -> EvalFn:
     def evaluate(params: Params, data: Data, order: jax.Array, stop: int, carry: Carry = None) -> Sums:
         def body(step: jax.Array, loop: tuple[Sums, Carry]) -> tuple[Sums, Carry]:
             sums, carry = loop
-            batch, present = take(data, order[step])
+            batch, present = mesh.share(take(data, mesh.share(order[step])))
             added, carry = loss_fn(params, batch, present, None, carry)
-            return sums + added, carry
+            return mesh.repeat(sums + added), mesh.share(carry)
 
         return jax.lax.fori_loop(0, stop, body, (Sums.zero(), carry))[0]
 

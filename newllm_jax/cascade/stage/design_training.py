@@ -17,6 +17,7 @@ from newllm_jax.cascade.stage.designs import AnyDesign, SkipDesign, StageDesign
 from newllm_jax.config import CascadeConfig
 from newllm_jax.training.loop import Training
 from newllm_jax.training.losses import Sums, summed_losses
+from newllm_jax.training.mesh import choose_mesh
 from newllm_jax.training.optimizer import adamw
 from newllm_jax.training.step import LossFn, Params, Part, make_frozen_evaluation, make_frozen_updates, train_step
 
@@ -74,15 +75,17 @@ def build_design_training(
     """The compiled functions and the optimiser. `strict`: the design in strict float32, for evaluation."""
     config: CascadeConfig = design.config
     optimizer = adamw(config.learning_rate, config.weight_decay)
+    mesh = choose_mesh(config.mesh, config.examples_at_once)
 
     def step_of(base: Params) -> Any:
-        return partial(train_step, design_loss(design, base), optimizer, micro_batch=config.micro_batch)
+        return partial(train_step, design_loss(design, base), optimizer, micro_batch=config.micro_batch, mesh=mesh)
 
     training = Training(
-        make_frozen_updates(step_of, base),
-        make_frozen_evaluation(lambda base: design_loss(strict, base), base),
+        make_frozen_updates(step_of, base, mesh),
+        make_frozen_evaluation(lambda base: design_loss(strict, base), base, mesh),
         optax.constant_schedule(config.learning_rate),
         None,
         design.base.precision,
+        mesh,
     )
     return training, optimizer

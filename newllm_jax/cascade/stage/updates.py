@@ -15,6 +15,7 @@ from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.training.back_end import triton_obstacle
 from newllm_jax.training.loop import Training
 from newllm_jax.training.losses import Sums, summed_losses
+from newllm_jax.training.mesh import ONE_DEVICE, DeviceMesh, choose_mesh
 from newllm_jax.training.optimizer import adamw
 from newllm_jax.training.precision import supported_precisions
 from newllm_jax.training.step import LossFn, Params, Part, UpdateFn, make_evaluation, make_updates, train_step
@@ -44,12 +45,14 @@ class StageTraining:
 def build_stage_training(stage: Stage, config: CascadeConfig) -> StageTraining:
     """The compiled functions and the optimiser of a stage, whose precision is that of training."""
     strict, optimizer = stage.clone(precision="fp32"), adamw(config.learning_rate, config.weight_decay)
+    mesh = choose_mesh(config.mesh, config.examples_at_once)
     training = Training(
-        stage_updates(stage, config, optimizer),
-        make_evaluation(next_token_loss(strict)),
+        stage_updates(stage, config, optimizer, mesh),
+        make_evaluation(next_token_loss(strict), mesh),
         optax.constant_schedule(config.learning_rate),
         None,
         stage.precision,
+        mesh,
     )
     return StageTraining(stage, strict, config, optimizer, training)
 
@@ -67,14 +70,23 @@ def next_token_loss(stage: Stage) -> LossFn:
     return loss
 
 
-def stage_updates(stage: Stage, config: CascadeConfig, optimizer: optax.GradientTransformation) -> UpdateFn:
-    """The compiled updates of a stage: through GPU kernels of their own where those can compute them."""
-    if kernel_obstacle(stage, config.batch_size, config.micro_batch):
-        plain = partial(train_step, next_token_loss(stage), optimizer, micro_batch=config.micro_batch)
-        return make_updates(plain)
+def stage_updates(
+    stage: Stage, config: CascadeConfig, optimizer: optax.GradientTransformation, mesh: DeviceMesh = ONE_DEVICE
+) -> UpdateFn:
+    """The compiled updates of a stage: through GPU kernels of their own where those can compute them.
+
+    The kernels spend their time on the parameters, not on the tokens of a batch: each device computes whole updates.
+    """
+    if kernel_obstacle(stage, config.batch_size, config.micro_batch) or mesh.fsdp > 1:
+        plain = partial(train_step, next_token_loss(stage), optimizer, micro_batch=config.micro_batch, mesh=mesh)
+        return make_updates(plain, mesh)
     from newllm_jax.cascade.stage.fused_step import stage_step  # Pallas takes time to import, and may be absent
 
-    return make_updates(partial(stage_step, stage, config, optimizer))
+    step = partial(stage_step, stage, config, optimizer)
+    if mesh.is_single:
+        return make_updates(step)
+    whole = (None,) * 4
+    return make_updates(mesh.by_device(lambda place, *arguments: step(*arguments), whole, (None, None)), mesh)
 
 
 def kernel_obstacle(stage: Stage, batch_size: int, micro_batch: int | None = None) -> str:

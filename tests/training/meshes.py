@@ -1,0 +1,61 @@
+"""Trains tiny runs on 8 simulated devices: `python -m tests.training.meshes FOLDER JOB...` prints their figures as JSON.
+
+The number of devices is fixed before JAX starts, so that tests call it as a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.reliability.tiny import CUTTABLE_LLAMA, settings, write_base, write_sources
+
+DEVICES = 8
+DROPOUTS = {f"{kind}dropout": 0.2 for kind in ("", "variational_", "input_", "output_", "weight_", "word_")}
+WINDOWS = {**DROPOUTS, "batch_size": 16, "num_epochs": 2, "ema_decay": 0.1, "learning_rate": 0.01}
+CHUNKS = {"batch_size": 8, "train_chunks": 20, "validation_chunks": 5, "num_epochs": 2}
+DESIGN = {**CHUNKS, "learning_rate": 0.03, "num_stages": 1, "stage_layers": 1}
+REENTRY = {**DESIGN, "entry_layer": 1, "context": "sequence", "start": "base", "weights": "lora", "rank": 2,
+           "head": "base", "trained_on": "all", "criterion": "probe"}  # fmt: skip
+SKIP = {**DESIGN, "skipped_layers": [0, 1], "weights": "lora", "rank": 2, "criterion": "probe"}
+
+JOBS: dict[str, tuple[str, dict[str, Any]]] = {  # a command, and its settings
+    "windows": ("train", WINDOWS),
+    "parts": ("train", {**WINDOWS, "micro_batch": 8}),
+    "stream": ("train", {**WINDOWS, "text": "stream", "batch_size": 8, "cell": "residual", "tie_embeddings": True}),
+    "finetune": ("finetune", CHUNKS),
+    "lora": ("finetune", {**CHUNKS, "adapter": "lora", "rank": 2, "micro_batch": 8}),
+    "reentry": ("cascade", REENTRY),
+    "skip": ("cascade", SKIP),
+    "published": ("cascade", {"num_epochs": 2}),
+}
+
+
+def train(folder: Path, job: str, mesh: str) -> dict[str, Any]:
+    """The losses of a run: of its epochs, and of what it ends with."""
+    from newllm_jax import systems
+
+    command, changed = JOBS[job]
+    system = next(each for each in systems.SYSTEMS.values() if each.command == command)
+    config = system.config().override({**settings(folder)[command], **changed, "mesh": mesh})
+    run = systems.call(system.train, config, run_root=folder / "runs", narrate=lambda line: None)
+    stages = run.results.get("stages", [run.results])
+    epochs = [[entry[name] for name in ("train_loss", "val_loss", "grad_norm")] for stage in stages for entry in
+              stage["epochs"]]  # fmt: skip
+    ends = [run.results[name] for name in ("test", "base", "ensemble") if name in run.results]
+    return {"epochs": epochs, "ends": ends, "run": str(run.run_dir)}
+
+
+def main(folder: Path, jobs: list[str]) -> None:
+    if not (folder / "base").exists():
+        write_sources(folder)
+        write_base(folder / "base", CUTTABLE_LLAMA)
+    print(json.dumps({job: train(folder, *job.split("@")) for job in jobs}))
+
+
+if __name__ == "__main__":
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
+    main(Path(sys.argv[1]), sys.argv[2:])
