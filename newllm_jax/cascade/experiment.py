@@ -48,9 +48,16 @@ from newllm_jax.smollm.base import (
 )
 from newllm_jax.smollm.pretrained import Pretrained
 from newllm_jax.training.clock import Clock
+from newllm_jax.training.mesh import DeviceMesh, choose_mesh
 from newllm_jax.training.precision import resolve_precision
 from newllm_jax.training.step import count_parameters
 from newllm_jax.training.stopping import Asked, Stopping, never
+
+# What several devices are for where a stage is trained on a few tokens at a time.
+MESH_WARNING = (
+    "Several devices share out what the base and finished stages compute. A stage's updates, of a few single tokens, "
+    "gain little: they take as long as its parameters take to be read and written."
+)
 
 
 def train_cascade(
@@ -81,7 +88,8 @@ def train_cascade(
         run = run or stack.enter_context(RunDir.create(run_root, run_name(name, base, data)))
         stopping = Stopping(clock, run.path, config, stop)
         mirror = stack.enter_context(Mirror(run, config.mirror, narrate, stopping.timer("mirror")))
-        _narrate(narrate, run, config, base, data, precision)
+        mesh = choose_mesh(config.mesh, config.examples_at_once)
+        _narrate(narrate, run, config, base, data, precision, mesh)
         if resume is not None:
             check_fingerprints(run, fingerprints(base, data))
         _check_stages(run, config)
@@ -95,7 +103,7 @@ def train_cascade(
         train = train_stages if config.has_published_design else train_design
         measured = train(run, config, base, data, precision, stopping, narrate)
         results = write_results(run, write_report, {
-            **results_header(run, config, precision),
+            **results_header(run, config, precision), **mesh.summary(),
             "data": data.summary(),
             **measured,
             **results_footer(clock.seconds()),
@@ -221,13 +229,21 @@ def _describe_stage(entry: dict[str, Any], base: Pretrained, shared: StageTraini
 
 
 def _narrate(
-    narrate: Narrate, run: RunDir, config: CascadeConfig, base: Pretrained, data: AlpacaChunks, precision: Precision
-) -> None:  # fmt: skip
+    narrate: Narrate,
+    run: RunDir,
+    config: CascadeConfig,
+    base: Pretrained,
+    data: AlpacaChunks,
+    precision: Precision,
+    mesh: DeviceMesh,
+) -> None:
     """Tells what a run resolved."""
-    facts, warnings = source_facts(base, data), source_warnings(base, data, config)
+    facts, warnings = source_facts(base, data) | mesh.facts(), source_warnings(base, data, config)
     if config.has_published_design:
         size = stage_size(stage_config(base.model.config, config.stage_layers))
         total = count_parameters(base.params) + config.num_stages * size
         facts["parameters"] = f"{total:,}: the frozen base and {config.num_stages} stages of {size:,}"
         warnings.append(slow_update_warning(config, base.model.config))
+        if not mesh.is_single:
+            warnings.append(MESH_WARNING)
     narrate_start(narrate, run, precision, facts, warnings)

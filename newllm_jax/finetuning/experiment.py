@@ -45,6 +45,7 @@ from newllm_jax.training.history import at_epoch, best_epoch, is_finished
 from newllm_jax.training.loop import evaluate, fit
 from newllm_jax.training.loss_scale import initial_loss_scale
 from newllm_jax.training.manifest import Owner
+from newllm_jax.training.mesh import choose_mesh
 from newllm_jax.training.precision import resolve_precision
 from newllm_jax.training.split import Split
 from newllm_jax.training.step import init_state, make_evaluation
@@ -80,7 +81,8 @@ def finetune(
         run = run or stack.enter_context(RunDir.create(run_root, run_name(name, base, data)))
         stopping = Stopping(clock, run.path, config, stop)
         mirror = stack.enter_context(Mirror(run, config.mirror, narrate, stopping.timer("mirror")))
-        facts = source_facts(base, data) | {"model": model_text(config.to_dict(), adaptation.results())}
+        mesh = choose_mesh(config.mesh, config.examples_at_once)
+        facts = source_facts(base, data) | {"model": model_text(config.to_dict(), adaptation.results()), **mesh.facts()}
         narrate_start(narrate, run, precision, facts, source_warnings(base, data, config))
 
         splits = {"train": Split.from_arrays(data.train), "validation": Split.from_arrays(data.validation)}
@@ -110,7 +112,7 @@ def finetune(
             save_best_adapter(run, adaptation, base.source.used)
         best = at_epoch(history, best_epoch(history))
         results = write_results(run, write_report, {
-            **results_header(run, config, precision),
+            **results_header(run, config, precision), **mesh.summary(),
             "data": data.summary(),
             **adaptation.results(),
             "base": base_results(base, before["loss"], before["ppl"]),

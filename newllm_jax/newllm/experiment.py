@@ -124,7 +124,7 @@ class OpenRun:
         training, split = setup.training, setup.data.split("test", config)
         test = evaluate(training.evaluate, params, split, config.examples_at_once, training.mesh)
         return {
-            **results_header(self.run, config, setup.precision),
+            **results_header(self.run, config, setup.precision), **setup.training.mesh.summary(),
             "data": setup.data.summary(config),
             "parameters": count_parameters(self.state.params),
             "epochs": self.history, "stopped": how_it_stopped(self.history, config),
@@ -194,6 +194,7 @@ def _narrate(narrate: Narrate, run: RunDir, setup: Setup) -> None:
     facts = {
         "data": f"{data.provenance['source']}: {data_facts(data, config)}",
         "parameters": f"{parameter_count(config, len(data.tokenizer)):,}",
+        **setup.training.mesh.facts(),
     }
     narrate_start(narrate, run, setup.precision, facts, start_warnings(config, data))
 

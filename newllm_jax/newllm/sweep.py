@@ -149,7 +149,8 @@ def _groups(members: Sequence[GridMember], at_once: int | None) -> Iterator[Grou
         data[read] = data[read] if read in data else load_wikitext(config)
         precision = training_precision(config)
         check_fits(config, data[read], precision)
-        most = members_that_fit(config, data[read], precision, len(alike))
+        devices = sweep_mesh(config, len(alike)).size
+        most = devices * members_that_fit(config, data[read], precision, math.ceil(len(alike) / devices))
         count = math.ceil(len(alike) / min(most, limit))
         size = math.ceil(len(alike) / count)
         for first in range(0, len(alike), size):

@@ -142,6 +142,14 @@ class DeviceMesh:
             sizes |= {match[1]: int(match[2])} if match else {}
         return cls(**sizes)
 
+    def facts(self) -> dict[str, str]:
+        """The line that a run tells of its devices; none of a single one."""
+        return {} if self.is_single else {"mesh": f"{self}: {self.size} of {jax.device_count()} devices"}
+
+    def summary(self) -> dict[str, dict[str, int]]:
+        """What `results.json` says of the devices."""
+        return {"mesh": {"data": self.data, "fsdp": self.fsdp, "processes": jax.process_count()}}
+
     def __str__(self) -> str:
         return f"data={self.data}" + (f",fsdp={self.fsdp}" if self.fsdp > 1 else "")
 

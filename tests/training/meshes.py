@@ -16,11 +16,11 @@ from tests.reliability.tiny import CUTTABLE_LLAMA, settings, write_base, write_s
 DEVICES = 8
 DROPOUTS = {f"{kind}dropout": 0.2 for kind in ("", "variational_", "input_", "output_", "weight_", "word_")}
 WINDOWS = {**DROPOUTS, "batch_size": 16, "num_epochs": 2, "ema_decay": 0.1, "learning_rate": 0.01}
-CHUNKS = {"batch_size": 8, "train_chunks": 20, "validation_chunks": 5, "num_epochs": 2}
+CHUNKS = {"batch_size": 8, "learning_rate": 0.003, "train_chunks": 20, "validation_chunks": 5, "num_epochs": 2}
 DESIGN = {**CHUNKS, "learning_rate": 0.03, "num_stages": 1, "stage_layers": 1}
 REENTRY = {**DESIGN, "entry_layer": 1, "context": "sequence", "start": "base", "weights": "lora", "rank": 2,
            "head": "base", "trained_on": "all", "criterion": "probe"}  # fmt: skip
-SKIP = {**DESIGN, "skipped_layers": [0, 1], "weights": "lora", "rank": 2, "criterion": "probe"}
+SKIP = {**DESIGN, "skipped_layers": [1, 2], "weights": "lora", "rank": 2, "criterion": "probe"}
 
 JOBS: dict[str, tuple[str, dict[str, Any]]] = {  # a command, and its settings
     "windows": ("train", WINDOWS),
@@ -30,7 +30,7 @@ JOBS: dict[str, tuple[str, dict[str, Any]]] = {  # a command, and its settings
     "lora": ("finetune", {**CHUNKS, "adapter": "lora", "rank": 2, "micro_batch": 8}),
     "reentry": ("cascade", REENTRY),
     "skip": ("cascade", SKIP),
-    "published": ("cascade", {"num_epochs": 2}),
+    "published": ("cascade", {"num_epochs": 2, "learning_rate": 0.003}),
 }
 
 
@@ -49,11 +49,27 @@ def train(folder: Path, job: str, mesh: str) -> dict[str, Any]:
     return {"epochs": epochs, "ends": ends, "run": str(run.run_dir)}
 
 
+def sweep(folder: Path, job: str, mesh: str) -> dict[str, Any]:
+    """The losses of three members, which no number of devices but 1 and 3 shares out evenly."""
+    from newllm_jax.config import NewLLMConfig
+    from newllm_jax.newllm.sweep import sweep_newllm
+
+    config = NewLLMConfig().override({**settings(folder)["train"], "num_epochs": 2, "mesh": mesh})
+    run = sweep_newllm(config, {"seed": [0, 1, 2]}, run_root=folder / "runs", narrate=lambda line: None)
+    rows = [[row[name]["loss" if name == "test" else "val_loss"] for name in ("best", "test")] for row in run.results["members"]]
+    return {"epochs": rows, "ends": [], "run": str(run.run_dir)}
+
+
 def main(folder: Path, jobs: list[str]) -> None:
+    """Writes the sources where there are none, and prints the figures of each job, `name@mesh`, in the last line."""
     if not (folder / "base").exists():
         write_sources(folder)
         write_base(folder / "base", CUTTABLE_LLAMA)
-    print(json.dumps({job: train(folder, *job.split("@")) for job in jobs}))
+    figures = {}
+    for each in jobs:
+        job, mesh = each.split("@")
+        figures[each] = (sweep if job == "sweep" else train)(folder, job, mesh)
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":
