@@ -130,19 +130,20 @@ def predictions(model: StepTime, rows: Sequence[Row], network: Network) -> list[
     for way in BATCHES:
         for devices in PREDICTED:
             batch = alone.batch * (1 if way == BATCHES[0] else devices)
+            entry = {"way": way, "devices": devices, "batch": batch}
+            if batch < devices:
+                found.append({**entry, "error": "fewer examples than devices"})
+                continue
             networks = {"within a host": one_host, "between hosts": network}
             for name, links in networks.items():
                 if name == "between hosts" and devices <= network.host_devices:
-                    continue
-                entry = {"way": way, "devices": devices, "batch": batch, "network": name}
-                if batch < devices:
-                    found.append({**entry, "error": "fewer examples than devices"})
                     continue
                 readings = model.readings(alone.bytes)
                 seconds = [links.seconds(reading, devices, batch, alone.bytes) for reading in readings]
                 rate = model.seconds(1, alone.batch, alone.bytes) / alone.batch * batch
                 found.append({
                     **entry,
+                    "network": name,
                     "seconds": {"least": min(seconds), "most": max(seconds)},
                     "speedup": {"least": rate / max(seconds), "most": rate / min(seconds)},
                     "extrapolated": batch / devices < least_examples,

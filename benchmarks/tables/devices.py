@@ -87,14 +87,17 @@ def prediction_table(results: dict[str, Any]) -> str:
     rows = []
     for work, found in results["works"].items():
         for entry in found["predictions"]:
-            cells = [_title(work), entry["way"], str(entry["devices"]), f"{entry['batch']:,}", names[entry["network"]]]
+            cells = [_title(work), entry["way"], str(entry["devices"]), f"{entry['batch']:,}"]
             if "error" in entry:
-                rows.append([*cells, entry["error"], "-", "-"])
+                rows.append([*cells, "-", entry["error"], "-", "-"])
                 continue
             speedup, star = entry["speedup"], " *" if entry["extrapolated"] else ""
             share = {name: 100 * value / entry["devices"] for name, value in speedup.items()}
             milliseconds = {name: 1e3 * value for name, value in entry["seconds"].items()}
-            rows.append([*cells, _range(milliseconds, 3) + star, f"{_range(speedup, 3)}x", f"{_range(share, 2)}%"])
+            rows.append([
+                *cells, names[entry["network"]], _range(milliseconds, 3) + star, f"{_range(speedup, 3)}x",
+                f"{_range(share, 2)}%",
+            ])  # fmt: skip
     header = ["work", "what stays", "devices", "batch on all devices", "network", "an update, ms",
               "examples a second, against 1 device", "of ideal"]  # fmt: skip
     return markdown_table(header, rows)

@@ -39,7 +39,7 @@ def predict(tmp_path):
 
 def entries(results, work="lora"):
     return {
-        (entry["way"].endswith("a device"), entry["devices"], entry["network"] == "between hosts"): entry
+        (entry["way"].endswith("a device"), entry["devices"], entry.get("network") == "between hosts"): entry
         for entry in results["works"][work]["predictions"]
     }
 
@@ -57,16 +57,16 @@ def test_predictions_are_those_of_the_model(predict, capsys):
     assert results["works"]["sweep"]["left_out_error_percent"] is None  # two rows, two parameters
 
     told = entries(results)
-    assert told.keys() == {
-        (way, count, hosts) for way in (False, True) for count, hosts in
-        [(8, False), (64, False), (64, True), (512, False), (512, True)]
+    assert len(told) == len(found["predictions"]) and told.keys() == {
+        (False, 8, False), (False, 64, False), (False, 512, False),  # 32 examples are too few for the last two
+        (True, 8, False), (True, 64, False), (True, 64, True), (True, 512, False), (True, 512, True),
     }  # fmt: skip
     # 8 devices: 4 examples each, twice 7/8 of 10 ms, or three latencies of 10 ms
     strong = told[False, 8, False]
     assert strong["batch"] == 32
     assert strong["seconds"] == pytest.approx({"least": 6e-3 + 17.5e-3, "most": 6e-3 + 30e-3})
     assert strong["speedup"] == pytest.approx({"least": 34 / 36, "most": 34 / 23.5})
-    assert told[False, 64, True]["error"] == "fewer examples than devices"
+    assert told[False, 64, False]["error"] == "fewer examples than devices"
     # 64 devices: 32 examples each, 8 hosts: twice 7/8 of 8 ms and three times 20 us more
     weak, linked = told[True, 64, True], told[True, 64, False]
     assert weak["batch"] == 2048

@@ -59,8 +59,7 @@ STEP_TIME = {
             "error_percent": {"root_mean_square": 1.234, "largest": 2.5}, "left_out_error_percent": None,
             "predictions": [
                 {
-                    "way": "the same batch", "devices": 8, "batch": 4, "network": "within a host",
-                    "error": "fewer examples than devices",
+                    "way": "the same batch", "devices": 8, "batch": 4, "error": "fewer examples than devices",
                 },
                 {
                     "way": "the same batch a device", "devices": 512, "batch": 16384, "network": "between hosts",
@@ -93,8 +92,7 @@ def test_models_and_predictions():
          "3.0%, 4.0%"],
     ]  # fmt: skip
     assert cells(prediction_table(STEP_TIME))[2:] == [
-        ["LoRA on the base", "the same batch", "8", "4", "all linked as within a host", "fewer examples than devices",
-         "-", "-"],
+        ["LoRA on the base", "the same batch", "8", "4", "-", "fewer examples than devices", "-", "-"],
         ["LoRA on the base", "the same batch a device", "512", "16,384", "hosts of 8, 50 GB/s between them",
          "34.1 to 50 *", "256 to 384x", "50 to 75%"],
         ["sweep of 16 members of New-LLM", "the same batch", "8", "16", "all linked as within a host", "10", "7.9x",
