@@ -92,16 +92,19 @@ class Program:
 
     Attributes:
       name: the beginning of the default output file's name; a `part` for `--help` alone says what may follow it.
+      file: the default output file, where its name does not depend on the device.
       default_folder: where the default output file lies. In another folder than the benchmarks' own, `part` is the
         beginning of its name in `--help`.
       results: what will be written as JSON.
     """
 
-    def __init__(self, name: str, description: str, part: str = "", default_folder: Path = RESULTS) -> None:
-        self.name, self.default_folder = name, default_folder
+    def __init__(
+        self, name: str, description: str, part: str = "", default_folder: Path = RESULTS, file: Path | None = None
+    ) -> None:
+        self.name, self.default_folder, self.file = name, default_folder, file
         self.parser = Parser(prog=f"python -m benchmarks.{name}", description=description, allow_abbrev=False)
         beginning = part if part and default_folder != RESULTS else f"{name}-{part}"
-        default = f"{default_folder.relative_to(ROOT).as_posix()}/{beginning}DEVICE.json"
+        default = (file or default_folder / f"{beginning}DEVICE.json").relative_to(ROOT).as_posix()
         self.parser.add_argument("--output", metavar="FILE", help=f"JSON file to write (default {default})")
         self.arguments: Any = None
         self.results: dict[str, Any] = {}
@@ -173,8 +176,9 @@ class Program:
 
     def output_file(self) -> Path:
         """Where the results are written; known once the program has started."""
-        default = self.default_folder / f"{self.name}-{self.results['environment']['slug']}.json"
-        return Path(self.arguments.output) if self.arguments.output else default
+        if self.arguments.output:
+            return Path(self.arguments.output)
+        return self.file or self.default_folder / f"{self.name}-{self.results['environment']['slug']}.json"
 
     def save(self) -> Path:
         """Writes the results as they are by now."""

@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs/results/README.md: `python -m benchmarks.tables`."""
+"""Writes the tables of README.md and of the pages in docs: `python -m benchmarks.tables`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages that hold tables: README.md, docs/results/README.md and docs/reliability.md.
+"""The pages that hold tables: README.md, docs/reliability.md, and README.md and devices.md of docs/results.
 
 A block between `<!-- table: NAME -->` and `<!-- end -->` is replaced by the table of that name.
 """
@@ -9,6 +9,7 @@ import re
 
 from benchmarks.tables.benchmark import file_tables
 from benchmarks.tables.designs import DESIGN_TABLES
+from benchmarks.tables.devices import DEVICE_TABLES
 from benchmarks.tables.experiments import EXPERIMENT_TABLES
 from benchmarks.tables.files import RESULTS, ROOT, load_all
 from benchmarks.tables.frontier import FRONTIER_TABLES
@@ -17,10 +18,11 @@ from benchmarks.tables.reliability import RELIABILITY_TABLES
 from benchmarks.tables.results import RESULTS_TABLES
 from benchmarks.tables.speed import SPEED_TABLES
 
-PAGES = (ROOT / "README.md", RESULTS / "README.md", ROOT / "docs" / "reliability.md")
+PAGES = (ROOT / "README.md", RESULTS / "README.md", RESULTS / "devices.md", ROOT / "docs" / "reliability.md")
 TABLES = (
     RESULTS_TABLES | SPEED_TABLES | RELIABILITY_TABLES | EXPERIMENT_TABLES | DESIGN_TABLES | FRONTIER_TABLES
-    | peer_tables(load_all("peers")) | file_tables((load_all("benchmarks") | load_all("ablation")).items())
+    | DEVICE_TABLES | peer_tables(load_all("peers"))
+    | file_tables((load_all("benchmarks") | load_all("ablation")).items())
 )  # fmt: skip
 BLOCK = re.compile(r"(<!-- table: (?P<name>.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 

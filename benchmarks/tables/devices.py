@@ -1,0 +1,179 @@
+"""The tables of several devices: measured times, their model, and what it predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.tables import files
+from benchmarks.tables.experiments import NONE_YET
+from newllm_jax.report.tables import markdown_table
+
+
+@dataclass(frozen=True)
+class Target:
+    """How many times as fast two devices shall be as one, with the same batch on all devices together.
+
+    Attributes:
+      title: of the work.
+      batch: the one that it is for; None: the largest that was measured.
+    """
+
+    title: str
+    speedup: float
+    batch: int | None = None
+
+
+TARGETS = {  # by the name of the work in the measurements
+    "cascade": Target("CASCADE, a stage that sees the sequence", 1.75),
+    "lora": Target("LoRA on the base", 1.75),
+    "finetune": Target("full fine-tuning", 1.75),
+    "wikitext2": Target("New-LLM `wikitext2`", 1.7),
+    "sweep": Target("sweep of 16 members of New-LLM", 1.9),
+    "advanced": Target("New-LLM `advanced`", 1.6, batch=4096),
+}
+MIB = 2**20
+
+
+def speedup_table(results: dict[str, Any]) -> str:
+    """Times by number of devices for each work and batch, and whether two devices reach the target."""
+    groups: dict[tuple[str, int], dict[int, dict[str, Any]]] = {}
+    for row in results["rows"]:
+        groups.setdefault((row["work"], row["batch"]), {})[row["devices"]] = row
+    counts = sorted({row["devices"] for row in results["rows"]} - {1})
+    rows = []
+    for work, batch in sorted(groups, key=lambda key: (_place(key[0]), key)):
+        group = groups[work, batch]
+        one = _seconds(group.get(1))
+        cells = [_title(work), f"{batch:,}", _measured(group.get(1))]
+        for count in counts:
+            faster = one / several if (several := _seconds(group.get(count))) and one else None
+            cells.append(_measured(group.get(count)) + (f": {faster:.2f}x" if faster else ""))
+        largest = max((other for name, other in groups if name == work and _both(groups[name, other])), default=0)
+        rows.append([*cells, _verdict(work, batch, group, largest)])
+    header = ["work", "batch on all devices", "1 device, ms (min to max)", *(f"{count} devices" for count in counts),
+              "target for 2 devices"]  # fmt: skip
+    return markdown_table(header, rows)
+
+
+def model_table(results: dict[str, Any]) -> str:
+    """The parameters of the model of each work, and its errors; a dash where the measurements identify none."""
+    header = ["work", "fixed, ms", "floor, ms", "an example, us", "all-reduce, MiB", "bandwidth, GB/s",
+              "latency, us", "rows", "error on them: root mean square, largest", "on a row left out"]  # fmt: skip
+    rows = []
+    for work, found in results["works"].items():
+        model, terms = found["model"], found["model"]["terms"]
+        rows.append([
+            _title(work),
+            *(
+                _significant(scale * model[f"{term}_seconds"], 3) if term in terms else "-"
+                for term, scale in (("fixed", 1e3), ("floor", 1e3), ("example", 1e6))
+            ),
+            f"{found['allreduce_bytes'] / MIB:,.1f}", _bandwidth(model["bandwidth"], terms),
+            _significant(1e6 * model["latency_seconds"], 3) if "latency" in terms else "-", str(len(found["rows"])),
+            _errors(found["error_percent"]), _errors(found["left_out_error_percent"]),
+        ])  # fmt: skip
+    return markdown_table(header, rows)
+
+
+def prediction_table(results: dict[str, Any]) -> str:
+    """Predicted times and speedups; a star where a device has fewer examples than in any measurement."""
+    network = results["network"]
+    names = {
+        "within a host": "all linked as within a host",
+        "between hosts": f"hosts of {network['host_devices']}, {network['bandwidth'] / 1e9:g} GB/s between them",
+    }
+    rows = []
+    for work, found in results["works"].items():
+        for entry in found["predictions"]:
+            cells = [_title(work), entry["way"], str(entry["devices"]), f"{entry['batch']:,}"]
+            if "error" in entry:
+                rows.append([*cells, "-", entry["error"], "-", "-"])
+                continue
+            speedup, star = entry["speedup"], " *" if entry["extrapolated"] else ""
+            share = {name: 100 * value / entry["devices"] for name, value in speedup.items()}
+            milliseconds = {name: 1e3 * value for name, value in entry["seconds"].items()}
+            rows.append([
+                *cells, names[entry["network"]], _range(milliseconds, 3) + star, f"{_range(speedup, 3)}x",
+                f"{_range(share, 2)}%",
+            ])  # fmt: skip
+    header = ["work", "what stays", "devices", "batch on all devices", "network", "an update, ms",
+              "examples a second, against 1 device", "of ideal"]  # fmt: skip
+    return markdown_table(header, rows)
+
+
+def _bandwidth(value: float | None, terms: list[str]) -> str:
+    if value is None:
+        return "no effect seen" if "byte" in terms else "-"
+    return f"{value / 1e9:.3g}"
+
+
+def _verdict(work: str, batch: int, group: dict[int, dict[str, Any]], largest: int) -> str:
+    """The target and whether it is reached; a dash where the batch has none."""
+    target = TARGETS.get(work)
+    if target is None or batch != (target.batch or largest) or not _both(group):
+        return "-"
+    reached = _seconds(group[1]) / _seconds(group[2]) >= target.speedup
+    return f"{target.speedup:g}x: {'reached' if reached else 'missed'}"
+
+
+def _both(group: dict[int, dict[str, Any]]) -> bool:
+    """Whether a batch was measured on one device and on two."""
+    return _seconds(group.get(1)) > 0 and _seconds(group.get(2)) > 0
+
+
+def _seconds(row: dict[str, Any] | None) -> float:
+    """Of an update; 0 where it was not measured."""
+    return row.get("seconds_per_update", 0.0) if row else 0.0
+
+
+def _measured(row: dict[str, Any] | None) -> str:
+    """Milliseconds, with the spread of the samples; what went wrong; a dash."""
+    if row is None:
+        return "-"
+    if "error" in row:
+        return row["error"]
+    samples = row.get("samples") or [row["seconds_per_update"]]
+    return f"{1e3 * row['seconds_per_update']:.3g} ({1e3 * min(samples):.3g} to {1e3 * max(samples):.3g})"
+
+
+def _range(values: dict[str, float], digits: int) -> str:
+    """A number, or two where they differ as they are written."""
+    least, most = (_significant(values[end], digits) for end in ("least", "most"))
+    return least if least == most else f"{least} to {most}"
+
+
+def _significant(value: float, digits: int) -> str:
+    rounded = float(f"{value:.{digits}g}")
+    return f"{rounded:,.0f}" if rounded >= 10 ** (digits - 1) else f"{rounded:g}"
+
+
+def _errors(errors: dict[str, float] | None) -> str:
+    return "-" if errors is None else f"{errors['root_mean_square']:.1f}%, {errors['largest']:.1f}%"
+
+
+def _title(work: str) -> str:
+    return TARGETS[work].title if work in TARGETS else work
+
+
+def _place(work: str) -> int:
+    """In the order of the targets, what has none behind them."""
+    return list(TARGETS).index(work) if work in TARGETS else len(TARGETS)
+
+
+def _table(name: str, table: Callable[[dict[str, Any]], str]) -> Callable[[], str]:
+    """A table of a file of the benchmarks, where there is one yet."""
+
+    def make() -> str:
+        path = f"benchmarks/{name}.json"
+        return table(files.load(path)) if (files.RESULTS / path).exists() else NONE_YET
+
+    return make
+
+
+DEVICE_TABLES: dict[str, Callable[[], str]] = {
+    "devices speedup": _table("devices-h100", speedup_table),
+    "devices model": _table("step-time", model_table),
+    "devices predictions": _table("step-time", prediction_table),
+}

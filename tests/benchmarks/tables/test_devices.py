@@ -1,0 +1,114 @@
+"""The tables of several devices: figures and verdicts by hand, and what a file that is not there gives."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks.tables import files
+from benchmarks.tables.devices import DEVICE_TABLES, model_table, prediction_table, speedup_table
+from benchmarks.tables.pages import PAGES, TABLES, render
+
+pytestmark = pytest.mark.quick
+
+
+def cells(table):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+
+
+def row(work, devices, batch, seconds, **more):
+    return {"work": work, "devices": devices, "batch": batch, "seconds_per_update": seconds, **more}
+
+
+def test_speedups_and_targets():
+    rows = [
+        row("other", 1, 8, 0.1), row("other", 2, 8, 0.05), row("alone", 1, 8, 0.1),
+        row("advanced", 1, 512, 0.01), row("advanced", 2, 512, 0.008),
+        row("advanced", 1, 4096, 0.05, samples=[0.049, 0.05, 0.06]), row("advanced", 2, 4096, 0.0314),
+        row("advanced", 1, 8192, 0.1), row("advanced", 2, 8192, 0.05),
+        row("lora", 1, 16, 0.02), row("lora", 2, 16, 0.018),
+        row("lora", 1, 64, 0.07), row("lora", 2, 64, 0.04), row("lora", 4, 64, 0.02),
+        row("lora", 1, 128, 0.14), {"work": "lora", "devices": 2, "batch": 128, "error": "out of memory"},
+    ]  # fmt: skip
+    header, _, *lines = cells(speedup_table({"rows": rows}))
+    assert header == [
+        "work", "batch on all devices", "1 device, ms (min to max)", "2 devices", "4 devices", "target for 2 devices",
+    ]  # fmt: skip
+    assert lines == [
+        ["LoRA on the base", "16", "20 (20 to 20)", "18 (18 to 18): 1.11x", "-", "-"],
+        ["LoRA on the base", "64", "70 (70 to 70)", "40 (40 to 40): 1.75x", "20 (20 to 20): 3.50x", "1.75x: reached"],
+        ["LoRA on the base", "128", "140 (140 to 140)", "out of memory", "-", "-"],
+        ["New-LLM `advanced`", "512", "10 (10 to 10)", "8 (8 to 8): 1.25x", "-", "-"],
+        ["New-LLM `advanced`", "4,096", "50 (49 to 60)", "31.4 (31.4 to 31.4): 1.59x", "-", "1.6x: missed"],
+        ["New-LLM `advanced`", "8,192", "100 (100 to 100)", "50 (50 to 50): 2.00x", "-", "-"],
+        ["alone", "8", "100 (100 to 100)", "-", "-", "-"],
+        ["other", "8", "100 (100 to 100)", "50 (50 to 50): 2.00x", "-", "-"],
+    ]
+
+
+STEP_TIME = {
+    "network": {"host_devices": 8, "bandwidth": 50e9, "latency": 20e-6},
+    "works": {
+        "lora": {
+            "model": {
+                "terms": ["fixed", "example", "byte"], "floor_seconds": 0.0, "fixed_seconds": 2e-3,
+                "example_seconds": 1e-3, "latency_seconds": 0.0, "bandwidth": 40e9,
+            },
+            "allreduce_bytes": 20 * 2**20, "rows": [{}] * 6,
+            "error_percent": {"root_mean_square": 1.234, "largest": 2.5}, "left_out_error_percent": None,
+            "predictions": [
+                {
+                    "way": "the same batch", "devices": 8, "batch": 4, "error": "fewer examples than devices",
+                },
+                {
+                    "way": "the same batch a device", "devices": 512, "batch": 16384, "network": "between hosts",
+                    "seconds": {"least": 0.0341, "most": 0.05}, "speedup": {"least": 256.0, "most": 384.0},
+                    "extrapolated": True,
+                },
+            ],
+        },
+        "sweep": {
+            "model": {
+                "terms": ["floor", "byte"], "floor_seconds": 5e-3, "fixed_seconds": 0.0, "example_seconds": 0.0,
+                "latency_seconds": 0.0, "bandwidth": None,
+            },
+            "allreduce_bytes": 0, "rows": [{}] * 2, "error_percent": {"root_mean_square": 0.0, "largest": 0.0},
+            "left_out_error_percent": {"root_mean_square": 3.0, "largest": 4.0},
+            "predictions": [{
+                "way": "the same batch", "devices": 8, "batch": 16, "network": "within a host",
+                "seconds": {"least": 0.01, "most": 0.01001}, "speedup": {"least": 7.9, "most": 7.9},
+                "extrapolated": False,
+            }],
+        },
+    },
+}  # fmt: skip
+
+
+def test_models_and_predictions():
+    assert cells(model_table(STEP_TIME))[2:] == [
+        ["LoRA on the base", "2", "-", "1,000", "20.0", "40", "-", "6", "1.2%, 2.5%", "-"],
+        ["sweep of 16 members of New-LLM", "-", "5", "-", "0.0", "no effect seen", "-", "2", "0.0%, 0.0%",
+         "3.0%, 4.0%"],
+    ]  # fmt: skip
+    assert cells(prediction_table(STEP_TIME))[2:] == [
+        ["LoRA on the base", "the same batch", "8", "4", "-", "fewer examples than devices", "-", "-"],
+        ["LoRA on the base", "the same batch a device", "512", "16,384", "hosts of 8, 50 GB/s between them",
+         "34.1 to 50 *", "256 to 384x", "50 to 75%"],
+        ["sweep of 16 members of New-LLM", "the same batch", "8", "16", "all linked as within a host", "10", "7.9x",
+         "99%"],
+    ]  # fmt: skip
+
+
+def test_the_page_waits_for_the_files(tmp_path, monkeypatch):
+    (page,) = (page for page in PAGES if page.name == "devices.md")
+    assert all(TABLES[name] is table and f"<!-- table: {name} -->" in page.read_text()
+               for name, table in DEVICE_TABLES.items())  # fmt: skip
+    monkeypatch.setattr(files, "RESULTS", tmp_path)
+    (tmp_path / "benchmarks").mkdir()
+    assert render(page.read_text()).count("Not run yet.") == 3
+    measured = {"rows": [row("lora", 1, 64, 0.07), row("lora", 2, 64, 0.04)]}
+    for name, content in (("devices-h100", measured), ("step-time", STEP_TIME)):
+        (tmp_path / "benchmarks" / f"{name}.json").write_text(json.dumps(content))
+    text = render(page.read_text())
+    assert "Not run yet." not in text and "1.75x: reached" in text and "no effect seen" in text and "384x" in text
