@@ -25,6 +25,7 @@ from newllm_jax.cascade.run import DesignRun, chosen_epoch, stage_folder, stage_
 from newllm_jax.cascade.stage.design_training import build_design_training
 from newllm_jax.cascade.stage.designs import AnyDesign, build_design
 from newllm_jax.config import CascadeConfig, Criterion, Precision
+from newllm_jax.processes import host_copies
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.progress import Narrate, TrainingProgress, progress_bar
 from newllm_jax.records.trackers import open_tracker
@@ -146,7 +147,7 @@ def train_paths(
         chosen = choose(history)
         checkpoints.keep_only({best_epoch(history), len(history) - 1, len(history)})
         params = state.params if chosen == len(history) else checkpoints.params(chosen, state.params)
-    return jax.device_put(params), history, size
+    return jax.device_put(host_copies(params)), history, size
 
 
 def measure(

@@ -22,6 +22,7 @@ from newllm_jax.cascade.stage.training import SPLITS, FinishedStage, TokenSplits
 from newllm_jax.cascade.stage.updates import StageTraining, build_stage_training, slow_update_warning
 from newllm_jax.config import CascadeConfig, Precision
 from newllm_jax.errors import InputError
+from newllm_jax.processes import are_several
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.mirror import Mirror
 from newllm_jax.records.progress import Narrate, narrate_start, progress_bar
@@ -89,6 +90,9 @@ def train_cascade(
         stopping = Stopping(clock, run.path, config, stop)
         mirror = stack.enter_context(Mirror(run, config.mirror, narrate, stopping.timer("mirror")))
         mesh = choose_mesh(config.mesh, config.examples_at_once)
+        if config.has_published_design and are_several():
+            raise InputError("context: stages of the published design, which read single tokens, are trained by one "
+                             "process; a design on sequences by several")  # fmt: skip
         _narrate(narrate, run, config, base, data, precision, mesh)
         if resume is not None:
             check_fingerprints(run, fingerprints(base, data))

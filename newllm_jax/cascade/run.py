@@ -21,6 +21,7 @@ from newllm_jax.cascade.stage.model import Stage, init_stage, stage_config
 from newllm_jax.config import CascadeConfig
 from newllm_jax.content import read_arrays, write_arrays
 from newllm_jax.errors import InputError
+from newllm_jax.processes import host_copies, is_first
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.results import check_fingerprints
 from newllm_jax.records.stored_config import stored_config
@@ -179,7 +180,9 @@ def write_routing(run: RunDir, routing: Routing, kept_stages: int, params: Any) 
     if routing.probe is not None:
         leaves = jax.tree_util.tree_leaves_with_path(routing.probe)
         arrays |= {f"probe{jax.tree_util.keystr(path)}": np.asarray(leaf) for path, leaf in leaves}
-    write_arrays(run.path / ROUTING, _routing_key(jax.device_get(params)), arrays)
+    key = _routing_key(host_copies(params))
+    if is_first():
+        write_arrays(run.path / ROUTING, key, arrays)
 
 
 def has_finished_design(run: RunDir, base: Pretrained, config: CascadeConfig) -> bool:

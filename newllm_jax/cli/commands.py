@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from newllm_jax import systems
+from newllm_jax import processes, systems
 from newllm_jax.cli import signals
 from newllm_jax.cli.options import Parser, add_deterministic, add_settings, new_file, set_up, typed_settings
 from newllm_jax.config import check, checked_path, load_config
@@ -46,6 +46,8 @@ def sweep(argv: Sequence[str]) -> None:
         prog="newllm sweep", allow_abbrev=False, description="Train New-LLM with every combination of some values: "
         "--learning_rate 1e-3,2e-3 --seed 0,1,2 (between values that are lists themselves stands a semicolon).",
     )  # fmt: skip
+    if processes.place_in(os.environ):
+        raise InputError("sweep: its members share the devices of one process; start it in one")
     system = SYSTEMS["new-llm"]
     parser.add_argument("--config", help="configuration that is common to all: a name, or a TOML or JSON file "
                         f"(default {system.default})")  # fmt: skip
@@ -255,13 +257,15 @@ def _train(parser: Parser, argv: Sequence[str], system: System) -> None:
     arguments = parser.parse_all(argv)
     set_up(arguments)
     overrides, run_root = typed_settings(arguments, system.config), checked_path("run_root", arguments.run_root)
+    processes.connect()
+    running = {"stop": signals.came, "narrate": print if processes.is_first() else _nothing}
     if arguments.resume is not None:
         for option in ("dry_run", "auto_batch"):
             if getattr(arguments, option):
                 raise InputError(f"{option}: does not go with --resume")
         if arguments.config is not None:
             overrides = {**load_config(arguments.config, config_class=system.config).to_dict(), **overrides}
-        call(system.train, resume=arguments.resume, overrides=overrides, stop=signals.came)
+        call(system.train, resume=arguments.resume, overrides=overrides, **running)
         return
     name = system.default if arguments.config is None else arguments.config
     config = load_config(name, overrides, config_class=system.config)
@@ -277,7 +281,11 @@ def _train(parser: Parser, argv: Sequence[str], system: System) -> None:
         return
     if told:
         print(f"micro batch {told}")
-    call(system.train, config, name=f"{system.prefix}{Path(name).stem}", run_root=run_root, stop=signals.came)
+    call(system.train, config, name=f"{system.prefix}{Path(name).stem}", run_root=run_root, **running)
+
+
+def _nothing(line: str) -> None:
+    """What a process tells that is not the first of several."""
 
 
 def _add_run_options(parser: Parser, system: System) -> None:

@@ -14,6 +14,7 @@ from newllm_jax.finetuning.adaptation import Adaptation, choose_adaptation
 from newllm_jax.finetuning.loss import sequence_loss
 from newllm_jax.finetuning.plan import check_fits
 from newllm_jax.finetuning.updates import build_training
+from newllm_jax.processes import is_first
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.mirror import Mirror
 from newllm_jax.records.progress import Narrate, TrainingProgress, narrate_start, progress_bar
@@ -108,7 +109,7 @@ def finetune(
             tracker = open_tracker(config.tracker, run, config.to_dict())
             with TrainingProgress(run, tracker, config.num_epochs, history) as progress:
                 state, history = fit(training, state, splits, config, checkpoints, progress, stopping, history)
-        if adaptation.rank:
+        if adaptation.rank and is_first():
             save_best_adapter(run, adaptation, base.source.used)
         best = at_epoch(history, best_epoch(history))
         results = write_results(run, write_report, {

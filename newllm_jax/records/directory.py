@@ -19,6 +19,7 @@ from newllm_jax.config import check, checked, checked_path
 from newllm_jax.content import check_seal, finite, json_sha256, sealed
 from newllm_jax.errors import InputError, Note
 from newllm_jax.files import LARGEST_JSON, naming, read_json, whole_file
+from newllm_jax.processes import agree, is_first
 
 COPY = "checkpoints/config.json"  # a run whose settings are lost could not go on
 
@@ -28,6 +29,8 @@ WANDB = "wandb"  # the folder of that tracker
 
 class RunDir:
     """A run directory, held by one process at a time. Use it as a context.
+
+    Of several processes that train together, the first one holds it and writes; what the others write goes nowhere.
 
     It is a run from its `config.json` on: a new directory that is left without one vanishes.
 
@@ -39,7 +42,7 @@ class RunDir:
 
     def __init__(self, path: Path, description: dict[str, Any]) -> None:
         self.path, self.description = path, description
-        self.run_id: str = description.get("run_id", "") if description else uuid.uuid4().hex
+        self.run_id: str = description.get("run_id", "") if description else agree(uuid.uuid4().hex)
         self._lock = FileLock(path / ".lock", timeout=0)
         self._is_new = False
 
@@ -53,17 +56,9 @@ class RunDir:
         root, name = checked_path("run_root", root), checked("name", name, str)
         check("name", name, f"a file name of 1 to {LONGEST_NAME} bytes, without folders",
               name == Path(name).name and 1 <= len(name.encode()) <= LONGEST_NAME)  # fmt: skip
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        for attempt in range(1, 1000):
-            path = root / f"{name}-{stamp}{f'-{attempt}' if attempt > 1 else ''}"
-            try:
-                path.mkdir(parents=True)
-            except FileExistsError:
-                continue
-            run = cls(path, {})
-            run._is_new = True
-            return run
-        raise InputError(f"run_root: no free name for a run in {root}")
+        run = cls(Path(agree(str(_new_folder(root, name) if is_first() else ""))), {})
+        run._is_new = True
+        return run
 
     @classmethod
     def open_or_create(cls, path: Path) -> Self:
@@ -93,6 +88,8 @@ class RunDir:
 
     def __enter__(self) -> Self:
         self._check_links()
+        if not is_first():
+            return self
         try:
             self._lock.acquire()
         except Timeout as error:
@@ -100,6 +97,8 @@ class RunDir:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if not is_first():
+            return
         if self._is_new and not (self.path / "config.json").exists():
             shutil.rmtree(self.path, ignore_errors=True)
         self._lock.release()
@@ -146,8 +145,9 @@ class RunDir:
     def write_text(self, name: str, content: str) -> Path:
         """Writes a text file, whole or not at all; returns its path."""
         path = self.path / name
-        with whole_file(path) as partial:
-            partial.write_text(content, encoding="utf-8")
+        if is_first():
+            with whole_file(path) as partial:
+                partial.write_text(content, encoding="utf-8")
         return path
 
     def read_json(self, name: str) -> Any:
@@ -171,6 +171,8 @@ class RunDir:
 
     def append_metrics(self, entry: dict[str, Any]) -> None:
         """Adds a line to `metrics.jsonl`."""
+        if not is_first():
+            return
         path, line = self.path / "metrics.jsonl", json.dumps(finite(entry)).encode() + b"\n"
         with naming(path), path.open("ab", buffering=0) as stream:
             size = stream.tell()
@@ -180,6 +182,18 @@ class RunDir:
             except OSError:
                 stream.truncate(size)  # no half line
                 raise
+
+
+def _new_folder(root: Path, name: str) -> Path:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for attempt in range(1, 1000):
+        path = root / f"{name}-{stamp}{f'-{attempt}' if attempt > 1 else ''}"
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return path
+    raise InputError(f"run_root: no free name for a run in {root}")
 
 
 def read_sealed(path: Path) -> Any:

@@ -46,7 +46,7 @@ def peak_memory_bytes() -> int:
     """The most memory in use so far: of the device where it says so, else of this process."""
     import jax
 
-    statistics = jax.devices()[0].memory_stats() or {}
+    statistics = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in statistics:
         return int(statistics["peak_bytes_in_use"])
     import resource

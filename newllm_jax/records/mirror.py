@@ -24,6 +24,7 @@ from newllm_jax.config import expanded
 from newllm_jax.content import check_seal
 from newllm_jax.errors import InputError
 from newllm_jax.files import read_json
+from newllm_jax.processes import is_first
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.progress import Narrate, boxed
 from newllm_jax.records.units import (
@@ -81,7 +82,7 @@ class Mirror:
             of this run, or a copy of it that has come further.
         """
         self._run, self._narrate, self._took = run.path, narrate, took
-        self._copy = _copy_of(run.path, folder) if folder else run.path
+        self._copy = _copy_of(run.path, folder) if folder and is_first() else run.path
         self._over, self._thread = threading.Event(), None
         place, own = self._copy.resolve(), run.path.resolve()
         if place == own:

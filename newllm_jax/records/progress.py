@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from newllm_jax.config import check
+from newllm_jax.processes import is_first
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.trackers import Tracker
 
@@ -83,7 +84,7 @@ class TrainingProgress:
             console=Console(file=sys.stderr),
             transient=True,
             redirect_stdout=sys.stdout.isatty(),  # a log file gets its lines
-            disable=not sys.stderr.isatty(),
+            disable=not sys.stderr.isatty() or not is_first(),
         )
         self._task = None
 
@@ -115,7 +116,8 @@ class TrainingProgress:
             f"{entry['tokens_per_second']:,.0f} tokens/s  {entry['seconds']:.1f} s  "
             f"left {left}{mark}"
         )
-        print(line, flush=True)
+        if is_first():
+            print(line, flush=True)
         if self._stage is None:
             self._run.append_metrics(entry)
             self._tracker.log(entry)

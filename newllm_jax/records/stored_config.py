@@ -5,11 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from newllm_jax.config import Config, check, checked, checked_path, expanded
 from newllm_jax.errors import InputError, Note
+from newllm_jax.processes import by_first
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.mirror import fetch_run
 from newllm_jax.records.trackers import check_tracker
@@ -56,7 +58,8 @@ def resume_or_start(
         config = (config or config_class()).override(overrides)
     else:
         resume = checked_path("run_dir", resume)
-        fetch_run(resume, checked("mirror", overrides.get("mirror", ""), str))
+        mirror = checked("mirror", overrides.get("mirror", ""), str)
+        by_first(partial(fetch_run, resume, mirror))
         run = stack.enter_context(RunDir.open(resume))
         stored = stored_config(run, config_class)
         config = stored.override({"mirror": "", **overrides})  # of a stranger's run it would be any folder of the user

@@ -6,6 +6,7 @@ import importlib.util
 from typing import Any, Protocol
 
 from newllm_jax.errors import InputError
+from newllm_jax.processes import is_first
 from newllm_jax.records.directory import RunDir
 
 
@@ -87,6 +88,8 @@ def open_tracker(name: str, run: RunDir, config: dict[str, Any]) -> Tracker:
     Raises:
       InputError: its package is not installed.
     """
+    if not is_first():
+        return NoTracker()
     if name == "tensorboard":
         return TensorBoardTracker(run)
     return WandbTracker(run, config) if name == "wandb" else NoTracker()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from newllm_jax.processes import is_first
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.results import RunResult
 
@@ -16,14 +17,16 @@ WriteReport = Callable[[RunDir, dict[str, Any]], Path]
 
 def write_results(run: RunDir, write_report: WriteReport, results: dict[str, Any]) -> dict[str, Any]:
     """Writes `results.json`, whose content is returned, and the report. A report of earlier results vanishes first."""
-    (run.path / REPORT).unlink(missing_ok=True)
+    if is_first():
+        (run.path / REPORT).unlink(missing_ok=True)
     written = run.write_json("results.json", results)
-    write_report(run, written)
+    if is_first():
+        write_report(run, written)
     return written
 
 
 def complete(run: RunDir, results: dict[str, Any], write_report: WriteReport) -> RunResult:
     """The result of a finished run. Writes its report where it was killed before it had one."""
-    if not (run.path / REPORT).is_file():
+    if is_first() and not (run.path / REPORT).is_file():
         write_report(run, results)
     return RunResult(run.path, results)

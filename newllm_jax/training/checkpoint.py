@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeAlias
 
@@ -18,6 +19,7 @@ import orbax.checkpoint as ocp
 
 from newllm_jax.config import RunConfig
 from newllm_jax.errors import InputError, Note, disk_fault
+from newllm_jax.processes import by_first
 from newllm_jax.training.checkpoint_folder import (
     check_room,
     contents,
@@ -75,9 +77,13 @@ class Checkpoints:
         self._place: Place | None = None
         self._saved = time.monotonic()
         self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        by_first(self._tidy)
+        self._within_epoch = WithinEpoch(self.folder, owner)
+
+    def _tidy(self) -> None:
+        """Makes the folder, or removes what a killed process left in it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.folder)
-        self._within_epoch = WithinEpoch(self.folder, owner)
 
     def __enter__(self) -> Self:
         return self
@@ -127,9 +133,17 @@ class Checkpoints:
         """
         with self._writing():
             self._checkpointer.wait_until_finished()
-            if self._keep and self._history:
-                self.keep_only(self._keep(self.epochs, self._history))
-            self._within_epoch.drop(max(self.epochs, default=0))
+            by_first(self._drop)
+
+    def _drop(self) -> None:
+        """Deletes what is not to stay."""
+        if self._keep and self._history:
+            self._delete(set(self.epochs) - set(self._keep(self.epochs, self._history)))
+        self._within_epoch.drop(max(self.epochs, default=0))
+
+    def _delete(self, epochs: Iterable[int]) -> None:
+        for epoch in epochs:
+            delete(self._path(epoch))
 
     def save_within_epoch(self, place: Place, history: History, record: Mapping[str, Any]) -> None:
         """Saves a place in an epoch, until the epoch's own checkpoint is whole; returns when it is on the disk.
@@ -225,9 +239,13 @@ class Checkpoints:
         if not found.is_verified:
             narrate(f"note        {of_part}the checkpoint of epoch {found.epoch} is from before checkpoints had "
                     "manifests: damage to its numbers cannot be noticed")  # fmt: skip
-        self._within_epoch.drop(found.epoch)  # of a process that was killed before it did
-        for later in [epoch for epoch in self.epochs if epoch > found.epoch]:  # the resumed run fills their places
-            delete(self._path(later))
+        latest = found.epoch
+
+        def drop_the_rest() -> None:
+            self._within_epoch.drop(latest)  # of a process that was killed before it did
+            self._delete(epoch for epoch in self.epochs if epoch > latest)  # the resumed run fills their places
+
+        by_first(drop_the_rest)
         clock.resume(found.record["seconds"])
         narrate(f"{of_part}continuing after epoch {found.epoch}")
         self._history = found.record["history"]
@@ -245,7 +263,7 @@ class Checkpoints:
             return found
         except Damaged as fault:
             warnings.warn(f"{self.folder}: within epoch {epoch}: {fault}; it begins again", Note, stacklevel=3)
-            self._within_epoch.drop(epoch)
+            by_first(partial(self._within_epoch.drop, epoch))
             return None
 
     def record(self) -> dict[str, Any]:
@@ -270,8 +288,7 @@ class Checkpoints:
 
     def keep_only(self, epochs: Collection[int]) -> None:
         """Deletes all other checkpoints."""
-        for other in set(self.epochs) - set(epochs):
-            delete(self._path(other))
+        by_first(lambda: self._delete(set(self.epochs) - set(epochs)))
 
     def _path(self, epoch: int) -> Path:
         return epoch_folder(self.folder, epoch)

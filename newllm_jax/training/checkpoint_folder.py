@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 
 from newllm_jax.errors import InputError, memory_fault
 from newllm_jax.files import read_json
+from newllm_jax.processes import are_several
 from newllm_jax.training.average import Average
 from newllm_jax.training.manifest import Damaged, Owner, Trees, check_arrays, check_shapes, read_manifest
 from newllm_jax.training.step import Params, TrainState
@@ -165,7 +166,9 @@ def _check_layout(folder: Path, tree: Any) -> None:
 
 
 def _restore_like(tree: Any) -> Any:
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    if are_several():  # each of them reads all of it
+        sharding = jax.sharding.NamedSharding(jax.sharding.Mesh(jax.devices(), "all"), jax.sharding.PartitionSpec())
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
     return ocp.args.StandardRestore(abstract)  # type: ignore[call-arg]
 

@@ -16,6 +16,7 @@ import optax
 
 from newllm_jax.config import Precision, RunConfig
 from newllm_jax.errors import InputError, NumericalError, Stopped
+from newllm_jax.processes import agree
 from newllm_jax.training.history import Entry, History, is_finished
 from newllm_jax.training.losses import mean_metrics
 from newllm_jax.training.mesh import ONE_DEVICE, DeviceMesh
@@ -82,7 +83,7 @@ class Pieces:
         """Moves the size toward `seconds`, by a factor of 8 at most: the first call also compiles."""
         self.elapsed = elapsed
         factor = min(max(self.seconds / max(elapsed, 1e-9), 0.125), 8.0)
-        self.size = min(max(1, round(self.size * factor)), self.limit)
+        self.size = agree(min(max(1, round(self.size * factor)), self.limit))
 
 
 def run_epoch(
@@ -189,7 +190,7 @@ def _pause(
     minutes = config.save_minutes
     parts = ("validation",) if place.done == steps else ("piece",) if minutes else ("piece", "validation")
     reason = stopping.reason(*parts, "checkpoint", "mirror")
-    if minutes and (reason or checkpoints.seconds_since_save >= 60 * minutes):
+    if minutes and (reason or agree(checkpoints.seconds_since_save >= 60 * minutes)):
         with stopping.timed("checkpoint"):
             checkpoints.save_within_epoch(place, history, {**record, "seconds": stopping.clock.seconds()})
     if reason:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import jax
-import numpy as np
 
 from newllm_jax.content import array_sha256, check_seal, json_sha256, sealed
 from newllm_jax.files import read_json
+from newllm_jax.processes import host_copies
 
 FORMAT = 1
 Trees: TypeAlias = Mapping[str, Any]  # the parts of a state by their names: `params`, `opt_state`
@@ -114,7 +114,7 @@ def _describe(tree: Any, hashed: bool = False) -> dict[str, dict[str, Any]]:
     leaves = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
     entries = {path: {"dtype": str(leaf.dtype), "shape": list(leaf.shape)} for path, leaf in leaves}
     if hashed:
-        arrays = [np.asarray(leaf) for leaf in jax.device_get([leaf for _, leaf in leaves])]
+        arrays = host_copies([leaf for _, leaf in leaves])
         with ThreadPoolExecutor(os.cpu_count()) as threads:  # hashing lets other threads run
             for entry, digest in zip(entries.values(), threads.map(array_sha256, arrays), strict=True):
                 entry["sha256"] = digest

@@ -52,7 +52,7 @@ def check_memory(bound: Mapping[str, int], planned: Callable[[], int] | None = N
 
 def device_memory() -> tuple[str, int | None]:
     """The default device and the bytes that it has free; None where it does not say. A CPU has those of the machine."""
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     if device.platform == "cpu":
         return host_memory()
     found = device.memory_stats() or {}

@@ -19,11 +19,13 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from newllm_jax.config import check
 from newllm_jax.errors import InputError
+from newllm_jax.processes import are_several, host_copies
 
 AXES = ("data", "fsdp")
 SMALLEST_DIVIDED = 2**12  # numbers; smaller arrays are the same on every device, for a message costs more than they do
@@ -168,10 +170,13 @@ def choose_mesh(asked: str, examples: int) -> DeviceMesh:
     """
     there = jax.device_count()
     if asked == "auto":
-        mesh = DeviceMesh(max(number for number in range(1, there + 1) if examples % number == 0))
+        least = there if are_several() else 1  # each process needs to have a part in it
+        mesh = DeviceMesh(max((number for number in range(least, there + 1) if examples % number == 0), default=there))
     else:
         mesh = DeviceMesh.parse(asked)
         check("mesh", asked, f"of at most {there} devices, which are here", mesh.size <= there)
+        check("mesh", asked, f"of all {there} devices of the {jax.process_count()} processes",
+              mesh.size == there or not are_several())  # fmt: skip
     if examples % mesh.size:
         raise InputError(
             f"mesh: {mesh.size} devices cannot share out {examples} examples evenly; change batch_size or micro_batch"
@@ -187,4 +192,9 @@ def _place(leaf: Any, sharding: NamedSharding) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
     if isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
         return leaf
-    return jax.device_put(leaf, sharding)
+    if not are_several():
+        return jax.device_put(leaf, sharding)
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_place(jax.random.key_data(leaf), sharding))
+    numbers = host_copies(leaf)
+    return jax.make_array_from_callback(numbers.shape, sharding, lambda part: numbers[part])

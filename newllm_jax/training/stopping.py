@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from newllm_jax.config import RunConfig, check
 from newllm_jax.errors import Stopped
+from newllm_jax.processes import first_reason
 from newllm_jax.training.clock import Clock
 
 Asked: TypeAlias = Callable[[], bool]  # whether the run should stop; called after each second or so of work
@@ -39,11 +40,15 @@ class Stopping:
         self._taken: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
 
     def reason(self, *parts: str) -> str:
-        """Why the run should stop here; "" where it should not.
+        """Why the run should stop here; "" where it should not. Several processes have one reason together.
 
         Args:
           parts: what comes next. Each may take as long as the longest of the last ones did; what never was takes none.
         """
+        return first_reason(self._own_reason(parts))
+
+    def _own_reason(self, parts: Sequence[str]) -> str:
+        """The reason of this process alone."""
         if self._asked():
             return f"--resume {self._run} continues"
         needed = sum(max(self._taken[part], default=0.0) for part in parts)

@@ -13,6 +13,7 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
+from newllm_jax.processes import by_first
 from newllm_jax.training.checkpoint_folder import (
     check_room,
     contents,
@@ -37,7 +38,7 @@ class WithinEpoch:
         """`folder`: of the checkpoints of the epochs."""
         self._folder = folder / "within_epoch"
         self._owner = dataclasses.replace(owner, part=f"{owner.part}/within_epoch")
-        remove_leftovers(self._folder)
+        by_first(lambda: remove_leftovers(self._folder))
 
     def save(self, place: Place, history: History, record: Mapping[str, Any]) -> None:
         """Returns when it is whole and the one before is deleted.
@@ -49,7 +50,7 @@ class WithinEpoch:
         Raises:
           InputError: the disk has no room.
         """
-        self._folder.mkdir(exist_ok=True)
+        by_first(lambda: self._folder.mkdir(exist_ok=True))
         trees = {**state_trees(place.state), TOTALS: place.totals}
         kept = {"done": place.done, "skipped_before": place.skipped_before, "epoch_seconds": place.seconds}
         content = manifest(self._owner, place.epoch, trees, {**record, **kept, "history": [*history]})
@@ -58,6 +59,9 @@ class WithinEpoch:
             check_room(self._folder, place.state, f"within epoch {place.epoch}")
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
                 checkpointer.save(folder, contents(content, trees))
+        by_first(lambda: self._delete_others(folder))
+
+    def _delete_others(self, folder: Path) -> None:
         for other in self._found():
             if other != folder:
                 delete(other)

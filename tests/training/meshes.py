@@ -1,4 +1,4 @@
-"""Trains tiny runs on 8 simulated devices: `python -m tests.training.meshes FOLDER JOB...` prints their figures as JSON.
+"""Trains tiny runs on 8 simulated devices: `python -m tests.training.meshes FOLDER JOB...` prints them as JSON.
 
 The number of devices is fixed before JAX starts, so that tests call it as a process of its own.
 """
@@ -56,7 +56,10 @@ def sweep(folder: Path, job: str, mesh: str) -> dict[str, Any]:
 
     config = NewLLMConfig().override({**settings(folder)["train"], "num_epochs": 2, "mesh": mesh})
     run = sweep_newllm(config, {"seed": [0, 1, 2]}, run_root=folder / "runs", narrate=lambda line: None)
-    rows = [[row[name]["loss" if name == "test" else "val_loss"] for name in ("best", "test")] for row in run.results["members"]]
+    rows = [
+        [row[name]["loss" if name == "test" else "val_loss"] for name in ("best", "test")]
+        for row in run.results["members"]
+    ]
     return {"epochs": rows, "ends": [], "run": str(run.run_dir)}
 
 

@@ -18,6 +18,7 @@ from newllm_jax.cascade.run import begun_stages, chosen_epoch, stage_folder, sta
 from newllm_jax.cascade.stage.model import init_stage
 from newllm_jax.cascade.stage.updates import StageTraining
 from newllm_jax.errors import NumericalError
+from newllm_jax.processes import is_first
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.progress import Narrate, TrainingProgress, progress_bar
 from newllm_jax.records.trackers import open_tracker
@@ -123,7 +124,7 @@ def on_device(tokens: Tokens, room: int) -> Split:
 
 def _delete_later_stages(run: RunDir, number: int) -> None:
     """They were trained on other weights than those that stage `number` will have."""
-    for later in begun_stages(run):
+    for later in begun_stages(run) if is_first() else ():
         if later > number:
             shutil.rmtree(stage_folder(run, later), ignore_errors=True)
 
