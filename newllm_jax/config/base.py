@@ -29,8 +29,8 @@ SOURCE = {"least": 1, "most": 4096}  # characters of a path
 # What resuming may change in every system: where sources lie, what is written, and how much is computed at a time,
 # which changes results by their rounding only, like another device. Not what is computed.
 EVERYWHERE = (
-    "checkpoint_every", "save_minutes", "time_limit", "mirror", "tracker", "micro_batch", "mesh", "dataset",
-    "dataset_config", "fallback",
+    "checkpoint_every", "save_minutes", "time_limit", "mirror", "tracker", "micro_batch", "mesh", "recompute",
+    "dataset", "dataset_config", "fallback",
 )  # fmt: skip
 UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0}
 

@@ -93,6 +93,8 @@ class CascadeConfig(ChunkConfig):
         if self.has_published_design:
             check("criterion", self.criterion, "a score of a single pass where a stage has the published design; a "
                   "probe needs entry_layer or skipped_layers", self.criterion != "probe")  # fmt: skip
+            check("recompute", self.recompute, "false where a stage has the published design, whose tokens are few",
+                  not self.recompute)  # fmt: skip
             check("flops", self.flops, "none where a stage has the published design", self.flops is None)
             return
         check("num_stages", self.num_stages, "1 in a design other than the published one, where a second stage gained "

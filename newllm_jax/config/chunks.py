@@ -26,4 +26,7 @@ class ChunkConfig(RunConfig):
     whole_rows: bool = setting(
         False, "whether all chunks of a row belong to one split; false: cut as published, where a row can straddle two"
     )
+    recompute: bool = setting(
+        False, "whether the backward pass computes a layer's activations again instead of storing them: less memory"
+    )
     weight_decay: float = setting(0.01, "weight decay of AdamW, on all trained parameters", least=0, most=10**6)

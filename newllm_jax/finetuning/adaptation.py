@@ -36,6 +36,7 @@ class Adaptation:
       first: the first layer of the model that training changes.
       is_partial: whether only layers from `first` on, and the final norm, are trained.
       rank: of the adapters; 0: none.
+      recompute: of the model, see `SmolLM2`.
     """
 
     llama: LlamaConfig
@@ -43,6 +44,7 @@ class Adaptation:
     first: int
     is_partial: bool
     rank: int
+    recompute: bool = False
 
     @property
     def upper(self) -> LlamaConfig:
@@ -98,7 +100,7 @@ class Adaptation:
     def logits(self, precision: Precision, frozen: Params, trained: Params, ids: jax.Array) -> jax.Array:
         """`ids [B, T]` -> logits `[B, T, V]`. Nothing that the layers before `first` compute has a gradient."""
         params: Any = {"params": self.upper_params(frozen, trained)}
-        upper = SmolLM2(self.upper, precision)
+        upper = SmolLM2(self.upper, precision, recompute=self.recompute)
         if not self.first:
             logits, _ = upper.apply(params, ids)  # type: ignore[misc]
             return logits
@@ -140,6 +142,7 @@ def choose_adaptation(config: FinetuneConfig, base: LlamaConfig) -> Adaptation:
         first=layers - trained,
         is_partial=config.trained_layers is not None,
         rank=config.rank if config.adapter == "lora" else 0,
+        recompute=config.recompute,
     )
 
 

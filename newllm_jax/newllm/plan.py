@@ -10,7 +10,7 @@ from newllm_jax.config import NewLLMConfig, Precision
 from newllm_jax.config.newllm import LAST_UPDATE
 from newllm_jax.errors import InputError
 from newllm_jax.newllm.loss import logit_parts
-from newllm_jax.newllm.updates import build_training, initial_state, training_model, training_precision
+from newllm_jax.newllm.updates import build_training, initial_state, training_mesh, training_model, training_precision
 from newllm_jax.newllm.wikitext import SPLITS, Wikitext, load_wikitext
 from newllm_jax.records.machine import environment, peak_memory_bytes
 from newllm_jax.training.memory import (
@@ -22,12 +22,13 @@ from newllm_jax.training.memory import (
     device_memory,
     update_bytes,
 )
+from newllm_jax.training.mesh import ONE_DEVICE, DeviceMesh
 
 
 def plan_newllm(config: NewLLMConfig) -> dict[str, Any]:
     """The resolved configuration, counts of data, parameters and updates, and an estimate of the memory.
 
-    The memory is XLA's own plan of the compiled update, with the data; on a CPU, with what the process holds by then.
+    The memory is XLA's own plan of the compiled update on each device, with the data; on a CPU, with what the process holds by then.
 
     Raises:
       InputError: a setting or source that cannot be used, or a run that does not fit the machine.
@@ -37,13 +38,15 @@ def plan_newllm(config: NewLLMConfig) -> dict[str, Any]:
     check_fits(config, data, precision)
     summary = data.summary(config)
     needed = planned_memory(config, data, precision)
-    if jax.devices()[0].platform == "cpu":
-        needed += peak_memory_bytes()
+    mesh = training_mesh(config)
+    if jax.devices()[0].platform == "cpu":  # whose devices share the memory of the machine
+        needed = needed * mesh.size + peak_memory_bytes()
     return {
         "system": config.system,
         "config": config.to_dict(),
         "environment": environment(precision),
         "data": summary,
+        **mesh.summary(),
         "parameters": parameter_count(config, len(data.tokenizer)),
         "updates_per_epoch": summary["steps_per_epoch"],
         "updates": summary["steps_per_epoch"] * config.num_epochs,
@@ -61,7 +64,7 @@ def check_fits(config: NewLLMConfig, data: Wikitext, precision: Precision) -> No
     ):
         if epochs * steps > LAST_UPDATE:
             raise InputError(f"{name}: {epochs:,} epochs of {steps:,} updates are more than {LAST_UPDATE:,} updates")
-    bound = memory_bound(config, len(data.tokenizer), precision)
+    bound = memory_bound(config, len(data.tokenizer), precision, training_mesh(config))
     bound["stride or sequence_length"] = sum(data.sequences[split].nbytes for split in SPLITS)
     check_memory(bound, lambda: planned_memory(config, data, precision))
     check_places(config)
@@ -102,19 +105,23 @@ def planned_memory(config: NewLLMConfig, data: Wikitext, precision: Precision) -
     return needed + sum(data.sequences[split].nbytes for split in SPLITS if split != "train")
 
 
-def memory_bound(config: NewLLMConfig, vocabulary_size: int, precision: Precision) -> dict[str, int]:
-    """The bytes that an update takes at least, by the settings that they grow with.
+def memory_bound(
+    config: NewLLMConfig, vocabulary_size: int, precision: Precision, mesh: DeviceMesh = ONE_DEVICE
+) -> dict[str, int]:
+    """The bytes of a device that an update takes at least, by the settings that they grow with.
 
     They follow from shapes alone; nothing is traced, which for some sizes would take hours. An update holds the
     parameters with their gradients and moments, and of every token what the backward pass reads: the activations of
     every layer, the three gates, and the logits that are computed at once.
     """
-    steps, texts = config.sequence_length - 1, config.examples_at_once
+    steps, texts = config.sequence_length - 1, config.examples_at_once // mesh.size
     tokens, parts = steps * texts, logit_parts(steps, texts, vocabulary_size)
     stored = (config.num_layers + 1) * config.hidden_dim + 3 * config.context_dim
     width = 2 if precision == "bf16" else FLOAT
     return {
-        "hidden_dim, context_dim, embed_dim or num_layers": ADAM_BYTES * parameter_count(config, vocabulary_size),
+        "hidden_dim, context_dim, embed_dim or num_layers": ADAM_BYTES
+        * parameter_count(config, vocabulary_size)
+        // mesh.fsdp,
         "micro_batch, batch_size or sequence_length": tokens * (stored * width + vocabulary_size * FLOAT // parts),
     }
 

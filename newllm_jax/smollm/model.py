@@ -208,6 +208,7 @@ class Backbone(nn.Module):
 
     config: LlamaConfig
     precision: Precision = "fp32"
+    recompute: bool = False
 
     @nn.compact
     def __call__(
@@ -242,9 +243,8 @@ class Backbone(nn.Module):
             nn.broadcast,
             nn.broadcast,
         )  # slots, route, caches by layer; the rest the same
-        scan = nn.scan(
-            _ScannedBlock, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=axes, length=layers
-        )
+        block = nn.remat(_ScannedBlock, prevent_cse=False) if self.recompute else _ScannedBlock
+        scan = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=axes, length=layers)
         cached = None if cache is None else (cache.keys, cache.values)
         (residual, saved), cached = scan(self.config, self.precision, name="blocks")(
             (x, saved.at[0].set(x) if 0 in depths else saved), jnp.asarray(slots), route, cached, rotary, mask, start
@@ -265,11 +265,14 @@ class SmolLM2(nn.Module):
       config: the architecture.
       precision: of every matrix product; fp32 is strict float32 on every device.
       dtype: of activations.
+      recompute: whether a layer's activations are computed again in the backward pass, from its input, instead of
+        stored: less memory, a third more work, the same numbers.
     """
 
     config: LlamaConfig
     precision: Precision = "fp32"
     dtype: Any = jnp.float32
+    recompute: bool = False
 
     def setup(self) -> None:
         config = self.config
@@ -277,7 +280,7 @@ class SmolLM2(nn.Module):
         checked("precision", self.precision, Precision)
         table = {"dtype": self.dtype, "embedding_init": normal(WEIGHT_STD)}
         self.embed = nn.Embed(config.vocab_size, config.hidden_size, **table)
-        self.backbone = Backbone(config, self.precision)
+        self.backbone = Backbone(config, self.precision, self.recompute)
         if not config.tie_embeddings:
             self.lm_head = _dense(config.vocab_size, self.dtype, self.precision, None)
 

@@ -27,7 +27,7 @@ JOBS: dict[str, tuple[str, dict[str, Any]]] = {  # a command, and its settings
     "parts": ("train", {**WINDOWS, "micro_batch": 8}),
     "stream": ("train", {**WINDOWS, "text": "stream", "batch_size": 8, "cell": "residual", "tie_embeddings": True}),
     "finetune": ("finetune", CHUNKS),
-    "lora": ("finetune", {**CHUNKS, "adapter": "lora", "rank": 2, "micro_batch": 8}),
+    "lora": ("finetune", {**CHUNKS, "adapter": "lora", "rank": 2, "micro_batch": 4, "recompute": True}),
     "reentry": ("cascade", REENTRY),
     "skip": ("cascade", SKIP),
     "published": ("cascade", {"num_epochs": 2, "learning_rate": 0.003}),

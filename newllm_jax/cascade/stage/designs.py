@@ -105,8 +105,9 @@ class StageDesign:
         llama, own_head = self.base.config, self.config.head == "own"
         layers = llama.num_layers - self.entry or self.config.stage_layers
         return SmolLM2(
-            replace(llama, num_layers=layers, tie_embeddings=own_head or llama.tie_embeddings), self.precision
-        )
+            replace(llama, num_layers=layers, tie_embeddings=own_head or llama.tie_embeddings), self.precision,
+            recompute=self.base.recompute,
+        )  # fmt: skip
 
     def init(self, base: Params, seed: int, moment: jax.Array) -> Params:
         config, key = self.config, jax.random.fold_in(jax.random.key(seed), 1)
@@ -315,7 +316,7 @@ def build_design(config: CascadeConfig, base: SmolLM2, precision: Precision) -> 
     if config.skipped_layers:
         if config.skipped_layers[0] < 1:
             raise InputError("skipped_layers: the first must be at least 1, for a probe to read something")
-        return SkipDesign(config, base.clone(precision=precision))
+        return SkipDesign(config, base.clone(precision=precision, recompute=config.recompute))
     if config.start == "base" and config.entry_layer == layers and config.stage_layers > layers:
         raise InputError(f"stage_layers: the base has {layers} layers to start as, not {config.stage_layers}")
-    return StageDesign(config, base.clone(precision=precision), precision)
+    return StageDesign(config, base.clone(precision=precision, recompute=config.recompute), precision)
