@@ -11,6 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from newllm_jax.training.memory import planned_bytes
+from newllm_jax.training.mesh import ONE_DEVICE, DeviceMesh
 from newllm_jax.training.split import Data
 from newllm_jax.training.step import Totals, TrainState, UpdateFn
 
@@ -22,16 +23,24 @@ class JaxTraining:
       order: `[updates, batch]`, the examples of each update.
     """
 
-    def __init__(self, updates: UpdateFn, state: TrainState, data: Data, order: np.ndarray, seed: int = 0) -> None:
+    def __init__(
+        self,
+        updates: UpdateFn,
+        state: TrainState,
+        data: Data,
+        order: np.ndarray,
+        seed: int = 0,
+        mesh: DeviceMesh = ONE_DEVICE,
+    ) -> None:
         self.updates: Any = updates
-        self.state, self.data, self.order = state, jax.tree.map(jnp.asarray, data), jnp.asarray(order)
+        self.state, self.data, self.order = state, mesh.place(jax.tree.map(jnp.asarray, data)), mesh.place(order)
         self.totals, self.key, self.done = Totals.zero(), jax.random.key(seed), 0
         self.planned_bytes = 0
 
     def prepare(self) -> int:
         """Compiles; makes no update."""
-        compiled = self.updates.lower(*self._arguments(1)).compile()
-        self.planned_bytes, self.updates = planned_bytes(compiled), compiled
+        self.updates = self.updates.compile(*self._arguments(1))
+        self.planned_bytes = planned_bytes(self.updates.function)
         return 0
 
     def run(self, updates: int) -> None:

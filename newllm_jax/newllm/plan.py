@@ -28,7 +28,8 @@ from newllm_jax.training.mesh import ONE_DEVICE, DeviceMesh
 def plan_newllm(config: NewLLMConfig) -> dict[str, Any]:
     """The resolved configuration, counts of data, parameters and updates, and an estimate of the memory.
 
-    The memory is XLA's own plan of the compiled update on each device, with the data; on a CPU, with what the process holds by then.
+    The memory is XLA's own plan of the compiled update on each device, with the data; on a CPU, with what the process
+    holds by then.
 
     Raises:
       InputError: a setting or source that cannot be used, or a run that does not fit the machine.

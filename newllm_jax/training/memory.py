@@ -90,8 +90,8 @@ def update_bytes(updates: UpdateFn, state: TrainState, data: Data, steps: int, b
     """
     order: Any = jax.ShapeDtypeStruct((steps, batch_size), jnp.int32)
     totals, key = jax.eval_shape(Totals.zero), jax.eval_shape(lambda: jax.random.key(0))
-    lowered = cast(jax.stages.Wrapped, updates).lower(state, totals, data, order, 0, 1, key)
-    return planned_bytes(lowered.compile())
+    compiled = cast(Any, updates).compile(state, totals, data, order, 0, 1, key)
+    return planned_bytes(compiled.function)
 
 
 def gib(size: int) -> str:
