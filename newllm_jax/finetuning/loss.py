@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from newllm_jax.config import Precision
 from newllm_jax.finetuning.adaptation import Adaptation
 from newllm_jax.smollm.model import SmolLM2
+from newllm_jax.training.gradient import LossFn, Part
 from newllm_jax.training.losses import Sums, summed_losses
-from newllm_jax.training.step import LossFn, Params, Part
+from newllm_jax.training.step import Params
 
 
 def sequence_loss(model: SmolLM2) -> LossFn:

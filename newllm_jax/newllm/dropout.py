@@ -49,11 +49,8 @@ class Dropout(NamedTuple):
         Args:
           first: the place of the first number at hand, where it is a part of a larger array.
         """
-        return cls(jax.random.bits(key, (2,), jnp.uint32), rate).shift(first)
-
-    def shift(self, first: jax.Array | int) -> Self:
-        """The masks of an array that begins at place `first` of a larger one."""
-        return self._replace(seeds=self.seeds.at[0].add(jnp.uint32(first)))  # it is added to all places
+        seeds = jax.random.bits(key, (2,), jnp.uint32)
+        return cls(seeds.at[0].add(jnp.uint32(first)), rate)  # it is added to all places
 
     def keeps(self, places: jax.Array) -> jax.Array:
         """Which numbers are kept, bool like their `places` (uint32)."""

@@ -24,9 +24,10 @@ from newllm_jax.config import NewLLMConfig
 from newllm_jax.newllm.loss import initial_carry
 from newllm_jax.newllm.sequences import cut_stream
 from newllm_jax.newllm.wikitext import Wikitext
+from newllm_jax.training.gradient import LossFn
 from newllm_jax.training.losses import Sums, mean_metrics
 from newllm_jax.training.split import Carry
-from newllm_jax.training.step import LossFn, Params, count_parameters
+from newllm_jax.training.step import Params, count_parameters
 
 SEGMENT = 5  # words
 EPSILON = 1e-3

@@ -19,10 +19,11 @@ from newllm_jax.newllm.dropout import Rate
 from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.recurrence.gradients import kernel_gradient
 from newllm_jax.newllm.tokenizer import PAD
+from newllm_jax.training.gradient import LossFn, Part
 from newllm_jax.training.losses import Sums
 from newllm_jax.training.precision import product, storage_type
 from newllm_jax.training.split import Carry
-from newllm_jax.training.step import LossFn, Params, Part
+from newllm_jax.training.step import Params
 
 LOGITS_AT_ONCE = 2**25  # 128 MiB; those of the published models are fewer
 PARTS_SCALE = 2.0**10  # so that in fp16 no probability above 1e-10 becomes 0

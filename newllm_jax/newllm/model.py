@@ -33,10 +33,9 @@ from newllm_jax.config import Cell, Initialization, NewLLMConfig, Precision, che
 from newllm_jax.newllm.dropout import Dropout, Rate
 from newllm_jax.newllm.recurrence.cell import CellDropout, CellParams, CellSpec, Form
 from newllm_jax.newllm.recurrence.gradients import project
-from newllm_jax.newllm.recurrence.scan import scan_by_device
+from newllm_jax.newllm.recurrence.scan import scan
 from newllm_jax.newllm.tokenizer import BOS, PAD
 from newllm_jax.training.arrays import check_array
-from newllm_jax.training.mesh import ONE_DEVICE, DeviceMesh
 from newllm_jax.training.precision import PRECISIONS, dot
 
 WEIGHT_STD = 0.02
@@ -74,7 +73,6 @@ class ContextCell(nn.Module):
     embed_dim: int
     initialization: Initialization
     forget_bias: float
-    device_mesh: DeviceMesh = ONE_DEVICE
 
     @nn.compact
     def __call__(
@@ -113,7 +111,7 @@ class ContextCell(nn.Module):
         )
         if "weight_dropout" in rates:
             params = self._drop_weights(params, rates["weight_dropout"])
-        return scan_by_device(self.device_mesh, spec, params, context, tokens, CellDropout(step, text))
+        return scan(spec, params, context, tokens, CellDropout(step, text))
 
     def _drop_weights(self, params: CellParams, rate: Rate) -> CellParams:
         """DropConnect of all kernels. The masks follow from the key alone: all texts of an update share them."""
@@ -177,7 +175,6 @@ class ContextVectorLM(nn.Module):
       form: of the time loop; see `recurrence.scan.form_for`.
       mask_texts: of the dropout masks; see `recurrence.cell.CellSpec`.
       excluded: ids that never follow; in a stream those of padding and of the beginning of a text.
-      device_mesh: the devices that share out the texts of a batch.
     """
 
     vocabulary_size: int = 1000
@@ -199,7 +196,6 @@ class ContextVectorLM(nn.Module):
     form: Form = "plain"
     mask_texts: int | None = None
     excluded: tuple[int, ...] = ()
-    device_mesh: DeviceMesh = ONE_DEVICE
 
     @classmethod
     def from_config(
@@ -247,7 +243,7 @@ class ContextVectorLM(nn.Module):
             kernel_init=kernel_init(kind, embed + self.context_dim, RELU_GAIN),
             precision=PRECISIONS[self.precision],
         )
-        self.cell_loop = ContextCell(self.spec, embed, kind, self.forget_bias, self.device_mesh, name="cell")
+        self.cell_loop = ContextCell(self.spec, embed, kind, self.forget_bias, name="cell")
         self.logits = Head(
             self.hidden_dim, self.vocabulary_size, self.precision, kind, embed if self.tie_embeddings else None,
             self.excluded,

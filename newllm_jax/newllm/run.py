@@ -21,7 +21,6 @@ from newllm_jax.records.results import check_fingerprints, stored_fingerprints
 from newllm_jax.records.stored_config import stored_config
 from newllm_jax.training.loop import evaluate
 from newllm_jax.training.manifest import Owner
-from newllm_jax.training.mesh import ONE_DEVICE
 from newllm_jax.training.step import Params, make_evaluation
 
 
@@ -47,9 +46,8 @@ class NewLLMRun:
 def init_params(model: ContextVectorLM, seed: int) -> Params:
     """The initial parameters of a seed."""
     check_dropouts(model)
-    # Neither dropout nor devices change them, and the program is the same.
-    plain = model.clone(**dict.fromkeys(DROPOUTS, 0.0), device_mesh=ONE_DEVICE)
-    return _init(plain, jax.random.key(seed))
+    without_dropout = model.clone(**dict.fromkeys(DROPOUTS, 0.0))  # which changes none, and the program is the same
+    return _init(without_dropout, jax.random.key(seed))
 
 
 @partial(jax.jit, static_argnums=0)

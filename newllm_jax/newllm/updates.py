@@ -8,13 +8,14 @@ from typing import Any, NamedTuple, Self
 import jax
 import optax
 
-from newllm_jax.config import NewLLMConfig, Precision
+from newllm_jax.config import NewLLMConfig, Precision, check
 from newllm_jax.newllm.dropout import Rate
 from newllm_jax.newllm.loss import initial_carry, next_word_loss
 from newllm_jax.newllm.model import DROPOUTS, ContextVectorLM, dropout_rates
 from newllm_jax.newllm.recurrence import gpu
 from newllm_jax.newllm.recurrence.scan import form_for
 from newllm_jax.newllm.run import init_params
+from newllm_jax.training.gradient import LossFn
 from newllm_jax.training.loop import Training
 from newllm_jax.training.loss_scale import initial_loss_scale
 from newllm_jax.training.members import Program, make_program
@@ -22,16 +23,7 @@ from newllm_jax.training.mesh import ONE_DEVICE, DeviceMesh, choose_mesh
 from newllm_jax.training.optimizer import clipped_adam, clipping_schedule, learning_rate_schedule
 from newllm_jax.training.precision import resolve_precision, supported_precisions
 from newllm_jax.training.split import Data
-from newllm_jax.training.step import (
-    LossFn,
-    StepFn,
-    Totals,
-    TrainState,
-    init_state,
-    make_evaluation,
-    make_updates,
-    train_step,
-)
+from newllm_jax.training.step import StepFn, Totals, TrainState, init_state, make_evaluation, make_updates, train_step
 
 NUMBERS = ("learning_rate", "weight_decay", "ema_decay", *DROPOUTS)
 # What else may differ among trainings of one compiled program: it is read before the first update, or on the host.
@@ -77,12 +69,18 @@ def training_model(config: NewLLMConfig, vocabulary_size: int, precision: Precis
     """The model of a configuration as it is trained, with the fastest form of the time loop."""
     model, mesh = ContextVectorLM.from_config(config, vocabulary_size, precision), training_mesh(config)
     form = form_for(model.spec, config.examples_at_once // mesh.size, config.sequence_length - 1)
-    return model.clone(form=form, device_mesh=mesh)
+    return model.clone(form=form)
 
 
 def training_mesh(config: NewLLMConfig) -> DeviceMesh:
-    """The devices that share out the texts of an update. Raises InputError as `choose_mesh` does."""
-    return choose_mesh(config.mesh, config.examples_at_once)
+    """The devices that share out the texts of an update, each of which has all parameters, for they are few.
+
+    Raises:
+      InputError: as `choose_mesh` does, and for `fsdp`.
+    """
+    mesh = choose_mesh(config.mesh, config.examples_at_once)
+    check("mesh", config.mesh, "auto or data=N: the parameters of New-LLM are too few to be divided", mesh.fsdp == 1)
+    return mesh
 
 
 def slow_loop_warning(config: NewLLMConfig) -> str:
@@ -112,12 +110,12 @@ def build_training(
     config: NewLLMConfig, model: ContextVectorLM, steps_per_epoch: int
 ) -> tuple[Training, optax.GradientTransformation]:
     """The compiled functions of a run, and its optimiser. Evaluation is strict float32 whatever training is."""
-    numbers = Numbers.from_config(config)
+    numbers, mesh = Numbers.from_config(config), training_mesh(config)
     rate, clip = _schedules(config, steps_per_epoch, numbers)
-    updates = make_updates(_step(config, model, steps_per_epoch, numbers), model.device_mesh)
-    evaluation = make_evaluation(_strict_loss(config, model), model.device_mesh)
+    updates = make_updates(_step(config, model, steps_per_epoch, numbers, mesh), mesh)
+    evaluation = make_evaluation(_strict_loss(config, model), mesh)
     optimizer = _optimizer(config, steps_per_epoch, numbers)
-    return Training(updates, evaluation, rate, clip, model.precision, model.device_mesh), optimizer
+    return Training(updates, evaluation, rate, clip, model.precision, mesh), optimizer
 
 
 def build_members(
@@ -148,19 +146,21 @@ def program_of(config: NewLLMConfig) -> dict[str, Any]:
     return {name: value > 0 if name in NUMBERS else value for name, value in settings.items()}
 
 
-def _step(config: NewLLMConfig, model: ContextVectorLM, steps_per_epoch: int, numbers: Numbers) -> StepFn:
+def _step(
+    config: NewLLMConfig,
+    model: ContextVectorLM,
+    steps_per_epoch: int,
+    numbers: Numbers,
+    mesh: DeviceMesh = ONE_DEVICE,
+) -> StepFn:
     """One update."""
     optimizer = _optimizer(config, steps_per_epoch, numbers)
     loss = next_word_loss(model, numbers.rates)
-    return partial(
-        train_step, loss, optimizer, micro_batch=config.micro_batch, ema_decay=numbers.ema_decay,
-        mesh=model.device_mesh,
-    )  # fmt: skip
+    return partial(train_step, loss, optimizer, micro_batch=config.micro_batch, ema_decay=numbers.ema_decay, mesh=mesh)
 
 
 def _strict_loss(config: NewLLMConfig, model: ContextVectorLM) -> LossFn:
-    strict = training_model(config, model.vocabulary_size, "fp32")
-    return next_word_loss(strict.clone(device_mesh=model.device_mesh))
+    return next_word_loss(training_model(config, model.vocabulary_size, "fp32"))
 
 
 def _optimizer(config: NewLLMConfig, steps_per_epoch: int, numbers: Numbers) -> optax.GradientTransformation:

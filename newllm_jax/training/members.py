@@ -23,20 +23,14 @@ import jax.numpy as jnp
 
 from newllm_jax.config import RunConfig
 from newllm_jax.errors import Stopped
+from newllm_jax.training.gradient import LossFn
 from newllm_jax.training.history import Entry, is_finished
 from newllm_jax.training.loop import Pieces, Training, epoch_entry
 from newllm_jax.training.losses import mean_metrics
 from newllm_jax.training.mesh import ONE_DEVICE, DeviceMesh
 from newllm_jax.training.place import Place
 from newllm_jax.training.split import Split
-from newllm_jax.training.step import (
-    EvalFn,
-    LossFn,
-    Totals,
-    TrainState,
-    evaluation_of,
-    updates_of,
-)
+from newllm_jax.training.step import EvalFn, Totals, TrainState, evaluation_of, updates_of
 from newllm_jax.training.stopping import Stopping
 
 if TYPE_CHECKING:

@@ -109,6 +109,10 @@ class DeviceMesh:
             lambda leaf: _place(leaf, divided if leaf.shape[0] % self.size == 0 else self._repeated), tree
         )  # fmt: skip
 
+    def add_up(self, tree: Any) -> Any:
+        """In a function of `by_device`: the sums over all devices."""
+        return jax.lax.psum(tree, AXES)
+
     def by_device(self, function: Callable[..., Any], in_axes: Any, out_axes: Any) -> Callable[..., Any]:
         """`function` on each device for its part of the arrays.
 

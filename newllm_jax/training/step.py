@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
-from newllm_jax.errors import InputError
 from newllm_jax.training.average import Average
+from newllm_jax.training.gradient import LossFn, Params, Point, batch_gradient
 from newllm_jax.training.loss_scale import LossScale, next_loss_scale, unscale
 from newllm_jax.training.losses import Sums
 from newllm_jax.training.mesh import ONE_DEVICE, DeviceMesh
 from newllm_jax.training.split import Carry, Data, take
-
-Params: TypeAlias = Any  # a tree of arrays
 
 
 @flax.struct.dataclass
@@ -44,34 +42,6 @@ class TrainState:
     def evaluated(self) -> Params:
         """The parameters that validation measures: their average where there is one."""
         return self.params if self.ema is None else self.ema.params
-
-
-class Part(NamedTuple):
-    """Which part of a batch a loss is computed for.
-
-    Attributes:
-      first: the place of the part's first example in the batch, a scalar.
-      whole: how many examples the batch has.
-    """
-
-    first: jax.Array
-    whole: int
-
-
-class LossFn(Protocol):
-    """The loss of a model."""
-
-    def __call__(
-        self, params: Params, batch: Data, present: jax.Array, key: jax.Array | None, carry: Carry,
-        part: Part | None = None, /,
-    ) -> tuple[Sums, Carry]:  # fmt: skip
-        """Sums over the targets of the examples that are `present` (bool `[B]`), and the carry for the next batch.
-
-        Args:
-          key: of dropout; None without.
-          part: where `batch` is a part of a larger batch, which part: its dropout masks are those of its place there.
-        """
-        ...
 
 
 # (state, batch, present, key) -> the state after one update, and what it adds to the epoch's totals
@@ -157,10 +127,8 @@ def train_step(
       InputError: a `micro_batch` for a loss with a carry.
     """
     scale = state.loss_scale
-    if micro_batch is None or micro_batch >= len(present):
-        grads, sums, carry = _gradient(loss_fn, state, batch, present, key)
-    else:
-        grads, sums, carry = _accumulated_gradient(loss_fn, state, batch, present, key, micro_batch, mesh)
+    at = Point(state.params, scale, state.carry)
+    grads, sums, carry = batch_gradient(loss_fn, at, batch, present, key, micro_batch or len(present), mesh)
     grads = mesh.divide(grads)
     if scale is not None:
         grads = unscale(grads, scale)
@@ -170,50 +138,6 @@ def train_step(
     after = dataclasses.replace(state, params=params, opt_state=opt_state, carry=carry, ema=ema)
     totals = Totals(sums, optax.tree.norm(grads))
     return (after, totals) if scale is None else _unless_overflown(state, scale, after, totals)
-
-
-def _gradient(
-    loss_fn: LossFn, state: TrainState, batch: Data, present: jax.Array, key: jax.Array, part: Part | None = None
-) -> tuple[Params, Sums, Carry]:
-    """The gradient of the mean loss, multiplied by the loss scale where there is one; the loss's sums and carry."""
-    scale = state.loss_scale
-
-    def mean_loss(params: Params) -> tuple[jax.Array, tuple[Sums, Carry]]:
-        place = () if part is None else (part,)
-        sums, carry = loss_fn(params, batch, present, key, state.carry, *place)
-        mean = sums.loss / jnp.maximum(sums.count, 1).astype(jnp.float32)
-        return mean if scale is None else mean * scale.value, (sums, carry)
-
-    grads, (sums, carry) = jax.grad(mean_loss, has_aux=True)(state.params)
-    return grads, sums, carry
-
-
-def _accumulated_gradient(
-    loss_fn: LossFn, state: TrainState, batch: Data, present: jax.Array, key: jax.Array, size: int, mesh: DeviceMesh
-) -> tuple[Params, Sums, Carry]:
-    """`_gradient`, `size` examples at a time; absent ones fill up the last of the parts.
-
-    The mean gradients of the parts are weighted by their targets. (Gradients of sums would leave the range of fp16.)
-    """
-    if state.carry is not None:
-        raise InputError("micro_batch: this loss hands a carry from batch to batch, which parts of a batch cannot do")
-    whole = len(present)
-    parts = -(-whole // size)
-
-    def divide(array: jax.Array) -> jax.Array:
-        padded = jnp.pad(array, [(0, parts * size - whole)] + [(0, 0)] * (array.ndim - 1))
-        return padded.reshape(parts, size, *array.shape[1:])
-
-    def add(total: tuple[Params, Sums], inputs: Any) -> tuple[tuple[Params, Sums], None]:
-        (number, batch, present), (grads, sums) = inputs, total
-        more, added, _ = _gradient(loss_fn, state, batch, present, key, Part(number * size, whole))
-        grads = jax.tree.map(lambda grad, part: grad + added.count * part, grads, more)
-        return (mesh.divide(grads), sums + added), None
-
-    zero = jax.tree.map(jnp.zeros_like, state.params), Sums.zero()
-    divided = mesh.share(jax.tree.map(divide, (batch, present)), axis=1)
-    (grads, sums), _ = jax.lax.scan(add, zero, (jnp.arange(parts), *divided))
-    return jax.tree.map(lambda grad: grad / jnp.maximum(sums.count, 1), grads), sums, None
 
 
 def _unless_overflown(

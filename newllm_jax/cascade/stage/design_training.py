@@ -15,11 +15,12 @@ import optax
 
 from newllm_jax.cascade.stage.designs import AnyDesign, SkipDesign, StageDesign
 from newllm_jax.config import CascadeConfig
+from newllm_jax.training.gradient import LossFn, Part
 from newllm_jax.training.loop import Training
 from newllm_jax.training.losses import Sums, summed_losses
 from newllm_jax.training.mesh import choose_mesh
 from newllm_jax.training.optimizer import adamw
-from newllm_jax.training.step import LossFn, Params, Part, make_frozen_evaluation, make_frozen_updates, train_step
+from newllm_jax.training.step import Params, make_frozen_evaluation, make_frozen_updates, train_step
 
 
 def design_loss(design: AnyDesign, base: Params) -> LossFn:

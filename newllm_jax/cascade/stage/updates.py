@@ -13,12 +13,13 @@ from newllm_jax.cascade.stage.model import Stage, stage_config
 from newllm_jax.config import CascadeConfig
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.training.back_end import triton_obstacle
+from newllm_jax.training.gradient import LossFn, Part
 from newllm_jax.training.loop import Training
 from newllm_jax.training.losses import Sums, summed_losses
 from newllm_jax.training.mesh import ONE_DEVICE, DeviceMesh, choose_mesh
 from newllm_jax.training.optimizer import adamw
 from newllm_jax.training.precision import supported_precisions
-from newllm_jax.training.step import LossFn, Params, Part, UpdateFn, make_evaluation, make_updates, train_step
+from newllm_jax.training.step import Params, UpdateFn, make_evaluation, make_updates, train_step
 
 WIDTH_MULTIPLE, KERNEL_BATCHES = 64, (16, 32, 64)
 

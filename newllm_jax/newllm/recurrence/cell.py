@@ -92,10 +92,6 @@ class CellDropout(NamedTuple):
         """By which what is kept is multiplied, and its gradient."""
         return math.prod(each.rate.scale for each in self if each)
 
-    def shift(self, first: jax.Array) -> CellDropout:
-        """The masks of numbers that begin at place `first` of a larger array."""
-        return CellDropout(*(each and each.shift(first) for each in self))
-
     def drop(self, activations: jax.Array, masks: Sequence[jax.Array]) -> jax.Array:
         """What is left of activations, the masks of both kinds being True where one is kept."""
         if not masks:

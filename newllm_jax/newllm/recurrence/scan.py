@@ -11,7 +11,6 @@ product over all steps at the end, instead of a small one added up at every step
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -20,7 +19,6 @@ import jax
 
 from newllm_jax.newllm.recurrence import cpu, gpu, reference
 from newllm_jax.newllm.recurrence.cell import CellDropout, CellParams, CellSpec, Form
-from newllm_jax.training.mesh import DeviceMesh
 
 
 def form_for(spec: CellSpec, batch: int, steps: int) -> Form:
@@ -45,32 +43,6 @@ def scan(
       the type `storage_type(precision)`.
     """
     return _forward(spec, params, context, tokens, dropout)[0]
-
-
-def scan_by_device(
-    mesh: DeviceMesh,
-    spec: CellSpec,
-    params: CellParams,
-    context: jax.Array,
-    tokens: jax.Array,
-    dropout: CellDropout,
-) -> tuple[jax.Array, jax.Array]:
-    """`scan` on every device of a grid for its texts: XLA cannot divide a kernel by itself.
-
-    A batch that the devices cannot share out evenly is computed whole on each.
-    """
-    batch, hidden = len(context), spec.hidden_dim
-    if batch % mesh.size or mesh.is_single:
-        return scan(spec, params, context, tokens, dropout)
-    texts = batch if spec.mask_texts is None else spec.mask_texts
-
-    def scan_part(place: jax.Array, *arrays: Any) -> tuple[jax.Array, jax.Array]:
-        *others, dropout = arrays
-        first = place * (batch // mesh.size) * hidden  # the masks of its rows of the batch
-        return scan(replace(spec, mask_texts=texts), *others, dropout.shift(first))
-
-    divided = mesh.by_device(scan_part, (None, 0, 1, None), (0, 1))
-    return divided(params, context, tokens, dropout)
 
 
 def _forward(
