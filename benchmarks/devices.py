@@ -13,8 +13,8 @@ from benchmarks.tables.devices import speedup_table
 from newllm_jax.errors import InputError
 
 BATCHES = {  # on all devices together; of a sweep: members
-    "cascade": [16, 32, 64, 128], "lora": [16, 32, 64, 128], "finetune": [16, 32, 64, 128],
-    "wikitext2": [64, 128, 256, 512], "sweep": [16], "small_sweep": [16, 64], 
+    "cascade": [16, 32, 64, 128, 256], "lora": [16, 32, 64, 128, 256], "finetune": [16, 32, 64, 128, 256],
+    "wikitext2": [64, 256, 512, 1024], "sweep": [16], "small_sweep": [16, 64], 
     "advanced": [32, 128, 512, 1024, 2048, 4096],
 }  # fmt: skip
 UPDATES = {"advanced": 10, "wikitext2": 10, "sweep": 5, "small_sweep": 20}
