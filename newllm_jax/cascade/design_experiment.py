@@ -21,7 +21,14 @@ from newllm_jax.cascade.paths import (
     routed_losses,
     token_path_scores,
 )
-from newllm_jax.cascade.run import DesignRun, chosen_epoch, stage_folder, stage_owner, write_routing
+from newllm_jax.cascade.run import (
+    DesignRun,
+    chosen_epoch,
+    extraction_folder,
+    stage_folder,
+    stage_owner,
+    write_routing,
+)
 from newllm_jax.cascade.stage.design_training import build_design_training
 from newllm_jax.cascade.stage.designs import AnyDesign, build_design
 from newllm_jax.config import CascadeConfig, Criterion, Precision
@@ -78,7 +85,8 @@ def train_design(
     params, history, size = train_paths(setting, run, ranks, stopping, narrate)
     with progress_bar("paths", 0):
         trained = TrainedDesign(setting.strict, setting.params, params)
-        routing = build_routing(trained, base.model, data.train, data.threshold_chunks, config)
+        folder = extraction_folder(run)
+        routing = build_routing(trained, base.model, data.train, data.threshold_chunks, config, folder)
         measured = measure(setting, trained, routing, data.validation, alone, size)
         best = best_ensemble(measured) if config.kept_stages == "best" else 1
         write_routing(run, routing, best, params)

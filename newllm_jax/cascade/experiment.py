@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,18 @@ from newllm_jax.cascade.ensemble import TrainedStage, best_ensemble, evaluate_en
 from newllm_jax.cascade.extraction import Pieces, Tokens, extract
 from newllm_jax.cascade.hardness import stage_counts
 from newllm_jax.cascade.plan import check_fits
-from newllm_jax.cascade.run import DesignRun, begun_stages, has_finished_design, read_stages, restore_cascade
+from newllm_jax.cascade.run import (
+    DesignRun,
+    begun_stages,
+    extraction_folder,
+    has_finished_design,
+    read_stages,
+    restore_cascade,
+)
 from newllm_jax.cascade.stage.model import Stage, stage_config, stage_size
 from newllm_jax.cascade.stage.training import SPLITS, FinishedStage, TokenSplits, hand_on, train_stage
 from newllm_jax.cascade.stage.updates import StageTraining, build_stage_training, slow_update_warning
+from newllm_jax.cascade.states import spare_folder
 from newllm_jax.config import CascadeConfig, Precision
 from newllm_jax.errors import InputError
 from newllm_jax.records.directory import RunDir
@@ -123,9 +132,10 @@ def train_stages(
     stage = Stage(stage_config(base.model.config, config.stage_layers), precision)
     shared, stages = build_stage_training(stage, config), list[FinishedStage]()
     for number in range(1, config.num_stages + 1):
-        stages.append(train_stage(shared, run, tokens, stages, stopping, narrate))
+        finished, tokens = train_stage(shared, run, tokens, stages, stopping, narrate), {}
         if number < config.num_stages:
-            tokens = hand_on(shared, number, stages[-1], stopping)
+            tokens = hand_on(shared, number, finished, stopping)
+        stages.append(replace(finished, hard={}))  # whose files vanish with what reads them
     trained = [finished.trained for finished in stages]
     ensemble = measure_ensemble(everything["validation"], shared.strict, trained, config, base, stopping)
     return {
@@ -164,9 +174,10 @@ def evaluate_run(run_dir: str | Path) -> dict[str, Any]:
     check_fingerprints(run.run, fingerprints(run.base, data))
     if isinstance(run, DesignRun):
         return {"ensemble": measure_again(run, data)}
+    folder = spare_folder(data.validation_tokens, run.base.model.config.hidden_size)
     with progress_bar("base: hidden states", len(data.validation)) as advance:
-        params = jax.device_put(run.base.params)
-        tokens = extract(run.base.model, params, data.validation, run.config.criterion, advance=advance)
+        params, criterion = jax.device_put(run.base.params), run.config.criterion
+        tokens = extract(run.base.model, params, data.validation, criterion, advance=advance, folder=folder)
     return {"ensemble": measure_ensemble(tokens, run.stage, list(run.stages), run.config, run.base)}
 
 
@@ -183,11 +194,6 @@ def read_base(
             split: extract(base.model, params, chunks[split], config.criterion, pieces[split], advance)
             for split in SPLITS
         }
-
-
-def extraction_folder(run: RunDir) -> Path:
-    """The folder of finished pieces of the extraction, until the run is finished."""
-    return run.path / "extraction"
 
 
 def measure_ensemble(

@@ -40,12 +40,17 @@ class FinishedStage:
     Attributes:
       trained: its weights that go on, and the threshold of its hard tokens.
       entry: what `results.json` says of its training.
-      hard: by split the hard tokens that it was trained on: outputs of the model before it.
+      hard: by split the hard tokens that it was trained on: outputs of the model before it; none once handed on.
     """
 
     trained: TrainedStage
     entry: dict[str, Any]
     hard: TokenSplits
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """By split the number of its hard tokens."""
+        return {"train": self.entry["train_tokens"], "validation": self.entry["val_tokens"]}
 
 
 def train_stage(
@@ -84,8 +89,8 @@ def train_stage(
         if not is_finished(history, config):
             _delete_later_stages(run, number)
             # All stages run the programs that are compiled for the first, which has the most tokens.
-            largest = earlier[0].hard if earlier else hard
-            splits = {split: on_device(hard[split], len(largest[split])) for split in SPLITS}
+            rooms = earlier[0].counts if earlier else {split: len(hard[split]) for split in SPLITS}
+            splits = {split: on_device(hard[split], rooms[split]) for split in SPLITS}
             tracker = open_tracker(config.tracker, run, config.to_dict())
             with TrainingProgress(
                 run, tracker, config.num_epochs, history, stage=number, epochs_before=len(before)
