@@ -62,14 +62,16 @@ class Tokens:
         for start in range(0, len(indices), size):
             states.append(self.hidden[indices[start : start + size]])
             release(self.hidden)
-        return Tokens(states.array(), *(getattr(self, name)[indices] for name in SCALARS), self.folder)
+        return Tokens(states.array(), *(getattr(self, name)[indices] for name in SCALARS), folder=self.folder)
 
     @staticmethod
     def join(pieces: list[Tokens], hidden: np.ndarray | None = None, folder: Path | None = None) -> Tokens:
         """Pieces one after the other. `hidden`: their hidden states where they lie elsewhere."""
         if hidden is None:
             hidden = np.concatenate([piece.hidden for piece in pieces])
-        return Tokens(hidden, *(np.concatenate([getattr(piece, name) for piece in pieces]) for name in SCALARS), folder)
+        return Tokens(
+            hidden, *(np.concatenate([getattr(piece, name) for piece in pieces]) for name in SCALARS), folder=folder
+        )
 
     def without_hidden(self) -> Tokens:
         """The tokens where their hidden states lie elsewhere."""
@@ -124,7 +126,7 @@ class Pieces:
             digest, width = found.pop("hidden_sha256"), int(found.pop("width"))
             hidden = self._read_states(start * (ids.shape[1] - 1), count, width)
             if hidden is not None and array_sha256(hidden) == digest.tobytes().hex():
-                return Tokens(hidden, **found)
+                return Tokens(hidden, **found)  # type: ignore[arg-type]
         note_damage(self.file(start))  # where the hash is right it is not damaged, but another's work
         return None
 

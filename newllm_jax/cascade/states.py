@@ -37,7 +37,7 @@ class States:
         if folder is not None:
             with naming(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-                self._file = cast(BinaryIO, tempfile.TemporaryFile(dir=folder, buffering=0))  # noqa: SIM115: closed by `array`
+                self._file = cast(BinaryIO, tempfile.TemporaryFile(dir=folder, buffering=0))  # noqa: SIM115
 
     def append(self, block: np.ndarray) -> None:
         """Writes the next tokens. Raises OSError, naming the folder, where the disk takes no more."""
@@ -69,7 +69,7 @@ def map_states(file: BinaryIO | Path, rows: int, width: int) -> np.ndarray:
 
 def write_all(file: BinaryIO, block: np.ndarray) -> None:
     """Writes an array from where the file stands; an unbuffered file may take a part of it at a time."""
-    left = memoryview(np.ascontiguousarray(block, NUMBER)).cast("B") if block.size else memoryview(b"")
+    left = np.ascontiguousarray(block, NUMBER).data.cast("B") if block.size else memoryview(b"")
     while left:
         left = left[file.write(left) :]
 

@@ -6,6 +6,7 @@ import hashlib
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from newllm_jax.config import check, expanded
 from newllm_jax.errors import InputError, causes, disk_fault
 from newllm_jax.sources.hub import HubOutOfReach, hub_folder
 from newllm_jax.sources.layout import READERS, Layout, data_files, read_layout
+
+ROWS = 10_000  # that are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class TextSource:
     def rows(self, columns: Sequence[str]) -> Iterator[dict[str, str]]:
         """The rows of the train split, in order, with these text columns; absent values are empty text.
 
+        They are read some at a time. What is wrong with one is told when it is reached.
+
         The built-in text has a row for each topic: its name in the first column, its text in the last.
 
         Raises:
@@ -80,9 +85,9 @@ class TextSource:
                 if topic in train:
                     yield {**dict.fromkeys(columns, ""), columns[0]: name, columns[-1]: topic}
             return
-        texts = _read_columns(self.path, self.layout, self.fingerprint, columns)["train"]
-        for values in zip(*texts, strict=True):
-            yield dict(zip(columns, values, strict=True))
+        for texts in _read_batches(self.path, self.layout, self.fingerprint, columns):
+            for values in zip(*texts, strict=True):
+                yield dict(zip(columns, values, strict=True))
 
 
 _SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation"}
@@ -174,10 +179,29 @@ def _fingerprint(path: Path, layout: Layout) -> str:
     return digest.hexdigest()
 
 
-def _read_columns(path: Path, layout: Layout, fingerprint: str, columns: Sequence[str]) -> dict[str, list[list[str]]]:
-    """The texts of each split, column by column, out of exactly the files that the fingerprint is of."""
+def _read_batches(path: Path, layout: Layout, fingerprint: str, columns: Sequence[str]) -> Iterator[list[list[str]]]:
+    """The texts of the train split, some rows at a time and column by column, as `_read_columns` gives them."""
+    _check_train(path, layout)
+    with ExitStack() as stack:
+        try:
+            rows = stack.enter_context(_opened(path, layout.splits["train"], layout))
+        except Exception:
+            _check_unchanged(path, layout, fingerprint)
+            raise
+        _check_unchanged(path, layout, fingerprint)  # what is read from now on is a copy
+        for start in range(0, max(len(rows), 1), ROWS):
+            part = rows.select(range(start, min(start + ROWS, len(rows))))
+            yield [_column(part, name, path) for name in columns]
+
+
+def _check_train(path: Path, layout: Layout) -> None:
     if "train" not in layout.splits:
         raise InputError(f"dataset: {path} has no train split (it has {', '.join(layout.splits)})")
+
+
+def _read_columns(path: Path, layout: Layout, fingerprint: str, columns: Sequence[str]) -> dict[str, list[list[str]]]:
+    """The texts of each split, column by column, out of exactly the files that the fingerprint is of."""
+    _check_train(path, layout)
     try:
         found = {split: _read_files(path, files, layout, columns) for split, files in layout.splits.items()}
     except Exception:
@@ -194,7 +218,14 @@ def _check_unchanged(path: Path, layout: Layout, fingerprint: str) -> None:
 
 
 def _read_files(path: Path, files: Sequence[Path], layout: Layout, columns: Sequence[str]) -> list[list[str]]:
-    """The texts of some files, column by column, as the `datasets` library reads them.
+    """The texts of some files, column by column."""
+    with _opened(path, files, layout) as rows:
+        return [_column(rows, name, path) for name in columns]
+
+
+@contextmanager
+def _opened(path: Path, files: Sequence[Path], layout: Layout) -> Iterator[Any]:
+    """Some files as the `datasets` library reads them: a table in a file of its own, memory-mapped.
 
     Its cache knows a file by its name and the time of its last change, so each reading has a cache of its own. And it
     takes a name for a pattern, or for a path within an archive, so it is told of links with plain names.
@@ -211,8 +242,7 @@ def _read_files(path: Path, files: Sequence[Path], layout: Layout, columns: Sequ
             for link, file in zip(links, files, strict=True):
                 link.symlink_to(file.resolve())
             read = getattr(datasets.Dataset, f"from_{layout.reader}")
-            rows = read(list(map(str, links)), cache_dir=folder, **layout.options)
-            return [_column(rows, name, path) for name in columns]
+            yield read(list(map(str, links)), cache_dir=folder, **layout.options)
     except InputError:
         raise
     except Exception as error:  # whatever a damaged file makes the readers raise
