@@ -18,7 +18,7 @@ class ChunkConfig(RunConfig):
         **SOURCE,
     )
     train_chunks: int | None = setting(
-        1000, "training chunks of 129 ids, from the first rows; none: all chunks of the rows but for those of the other "
+        1000, "training chunks of 129 ids, from the first rows; none: all chunks of the rows but those of the other "
         "splits, which are then the last", least=1, most=10**8,
     )  # fmt: skip
     validation_chunks: int = setting(100, "validation chunks, from the rows after those", least=1, most=10**8)
