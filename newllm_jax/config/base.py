@@ -17,6 +17,7 @@ Fallback = Literal["builtin", "error"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 AskedPrecision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 Schedule = Literal["constant", "cosine"]
+Examples = Literal["auto", "device", "files"]
 Tracker = Literal["none", "tensorboard", "wandb"]
 
 # Bounds of settings that several systems have: far above what makes sense, and so low that nothing overflows. Whether a
@@ -29,8 +30,8 @@ SOURCE = {"least": 1, "most": 4096}  # characters of a path
 # What resuming may change in every system: where sources lie, what is written, and how much is computed at a time,
 # which changes results by their rounding only, like another device. Not what is computed.
 EVERYWHERE = (
-    "checkpoint_every", "save_minutes", "time_limit", "mirror", "tracker", "micro_batch", "dataset", "dataset_config",
-    "fallback",
+    "checkpoint_every", "save_minutes", "time_limit", "mirror", "tracker", "micro_batch", "examples", "dataset",
+    "dataset_config", "fallback",
 )  # fmt: skip
 UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0}
 
@@ -74,6 +75,10 @@ class RunConfig:
     batch_size: int = setting(32, "examples in an update", **BATCH)
     micro_batch: int | None = setting(
         None, "examples computed at a time, for less memory; none: the whole batch", **BATCH
+    )
+    examples: Examples = setting(
+        "auto",
+        "where examples are read from: memory of the device, or files, piece by piece; auto: files where they are many",
     )
     learning_rate: float = setting(1e-4, "peak learning rate", **RATE)
     patience: int = setting(15, "epochs without a gain after which training stops early", **EPOCHS)

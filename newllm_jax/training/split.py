@@ -1,4 +1,4 @@
-"""The examples of a split on the device, and the order in which a training reads them."""
+"""The examples of a split, on the device or in files, and the order in which a training reads them."""
 
 from __future__ import annotations
 
@@ -23,18 +23,28 @@ class Split:
       examples: how many there are.
       rows: of a stream, which is read in order, so many examples at a time; None for independent examples.
       carry: what the loss gets with the first batch; None for independent examples.
+      in_files: whether `data` are NumPy arrays, mapped from files, that are read piece by piece (`training.feed`).
     """
 
     data: Data
     examples: int
     rows: int | None = None
     carry: Carry = None
+    in_files: bool = False
 
     @classmethod
     def from_arrays(cls, arrays: Data, rows: int | None = None, carry: Carry = None) -> Split:
         """All examples of some arrays, moved to the device."""
         data = jax.tree.map(jnp.asarray, arrays)
         return cls(data, jax.tree.leaves(data)[0].shape[0], rows, carry)
+
+    @classmethod
+    def from_file(cls, arrays: Data) -> Split:
+        """All examples of some NumPy arrays `[examples, ...]`, as a rule mapped from files, which stay where they are.
+
+        They are independent, and batches of them are the same as of `from_arrays`.
+        """
+        return cls(arrays, len(jax.tree.leaves(arrays)[0]), in_files=True)
 
     @property
     def room(self) -> int:
@@ -58,7 +68,7 @@ class Split:
 
 def epoch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
     """The shuffled order of the examples `[examples]`: a pure function of the seed and the epoch (from 1)."""
-    return np.random.default_rng((seed, epoch)).permutation(examples).astype(np.int32)
+    return np.random.default_rng((seed, epoch)).permutation(np.arange(examples, dtype=np.int32))
 
 
 def batches(order: np.ndarray, batch_size: int, capacity: int = 0) -> np.ndarray:
