@@ -39,10 +39,10 @@ from newllm_jax.smollm.alpaca import AlpacaChunks
 from newllm_jax.smollm.base import base_results
 from newllm_jax.smollm.pretrained import Pretrained
 from newllm_jax.training.checkpoint import Checkpoints, every_few_epochs
+from newllm_jax.training.feed import make_split
 from newllm_jax.training.history import History, at_epoch, best_epoch, stopped_early
 from newllm_jax.training.loop import fit
 from newllm_jax.training.loss_scale import initial_loss_scale
-from newllm_jax.training.split import Split
 from newllm_jax.training.step import Params, count_parameters, init_state
 from newllm_jax.training.stopping import Stopping
 
@@ -145,8 +145,8 @@ def train_paths(
         state, history = checkpoints.resume(state, config, stopping.clock, narrate, choose)
         run.write_metrics([{"stage": 1, **entry} for entry in history])
         splits = {
-            "train": Split.from_arrays((data.train, ranks["train"])),
-            "validation": Split.from_arrays((data.validation, ranks["validation"])),
+            "train": make_split((data.train, ranks["train"]), config.examples),
+            "validation": make_split((data.validation, ranks["validation"]), config.examples),
         }
         tracker = open_tracker(config.tracker, run, config.to_dict())
         with TrainingProgress(run, tracker, config.num_epochs, history, stage=1) as progress:

@@ -16,7 +16,7 @@ from newllm_jax.cascade.design_experiment import measure_again, train_design
 from newllm_jax.cascade.ensemble import TrainedStage, best_ensemble, evaluate_ensemble
 from newllm_jax.cascade.extraction import Pieces, Tokens, extract
 from newllm_jax.cascade.hardness import stage_counts
-from newllm_jax.cascade.plan import check_fits
+from newllm_jax.cascade.plan import check_disk, check_fits
 from newllm_jax.cascade.run import (
     DesignRun,
     begun_stages,
@@ -78,7 +78,7 @@ def train_cascade(
     weights of a stage to the next one and to the ensemble, as published; `best` those of the lowest validation loss.
 
     Arguments and errors are those of `train_newllm`; resuming may raise `num_stages`. InputError also where no hard
-    tokens are left for a stage.
+    tokens are left for a stage, or the disk has no room for the hidden states.
     """
     clock = Clock()
     with ExitStack() as stack:
@@ -87,6 +87,7 @@ def train_cascade(
         with progress_bar("base model and data", 0):
             base, data = load_base_and_data(config)
         check_fits(config, base.model.config, data, precision)
+        check_disk(config, base.model.config, data, run.path if run else Path(run_root))
         run = run or stack.enter_context(RunDir.create(run_root, run_name(name, base, data)))
         stopping = Stopping(clock, run.path, config, stop)
         mirror = stack.enter_context(Mirror(run, config.mirror, narrate, stopping.timer("mirror")))
@@ -136,6 +137,7 @@ def train_stages(
         if number < config.num_stages:
             tokens = hand_on(shared, number, finished, stopping)
         stages.append(replace(finished, hard={}))  # whose files vanish with what reads them
+        del finished
     trained = [finished.trained for finished in stages]
     ensemble = measure_ensemble(everything["validation"], shared.strict, trained, config, base, stopping)
     return {

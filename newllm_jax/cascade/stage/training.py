@@ -16,7 +16,9 @@ from newllm_jax.cascade.extraction import Tokens, run_stage
 from newllm_jax.cascade.hardness import hardness_threshold, select_hard
 from newllm_jax.cascade.run import begun_stages, chosen_epoch, stage_folder, stage_owner
 from newllm_jax.cascade.stage.model import init_stage
-from newllm_jax.cascade.stage.updates import StageTraining
+from newllm_jax.cascade.stage.updates import StageTraining, are_fed
+from newllm_jax.cascade.states import release
+from newllm_jax.config import Examples
 from newllm_jax.errors import NumericalError
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.progress import Narrate, TrainingProgress, progress_bar
@@ -90,7 +92,7 @@ def train_stage(
             _delete_later_stages(run, number)
             # All stages run the programs that are compiled for the first, which has the most tokens.
             rooms = earlier[0].counts if earlier else {split: len(hard[split]) for split in SPLITS}
-            splits = {split: on_device(hard[split], rooms[split]) for split in SPLITS}
+            splits = {split: hard_split(hard[split], rooms[split], config.examples) for split in SPLITS}
             tracker = open_tracker(config.tracker, run, config.to_dict())
             with TrainingProgress(
                 run, tracker, config.num_epochs, history, stage=number, epochs_before=len(before)
@@ -117,6 +119,15 @@ def hand_on(shared: StageTraining, number: int, finished: FinishedStage, stoppin
             split: run_stage(shared.strict, params, tokens, shared.config.criterion, advance)
             for split, tokens in finished.hard.items()
         }
+
+
+def hard_split(tokens: Tokens, room: int, examples: Examples) -> Split:
+    """Hidden states and targets where the setting says: on the device, with room for `room` tokens, or in files."""
+    if are_fed(room, tokens.hidden.shape[1], examples):
+        return Split.from_file((tokens.hidden, tokens.targets))
+    split = on_device(tokens, room)
+    release(tokens.hidden)
+    return split
 
 
 def on_device(tokens: Tokens, room: int) -> Split:
