@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from newllm_jax.config import LARGEST_VOCABULARY, NewLLMConfig, check
@@ -22,7 +23,7 @@ from newllm_jax.newllm.sequences import cut_stream, stream_pieces
 from newllm_jax.newllm.tokenizer import PAD, SPECIAL_WORDS, WordTokenizer
 from newllm_jax.records.results import Fingerprint
 from newllm_jax.sources.text import open_source
-from newllm_jax.training.feed import make_split
+from newllm_jax.training.feed import Held, held, make_split
 from newllm_jax.training.memory import check_memory
 from newllm_jax.training.split import Split
 
@@ -105,6 +106,12 @@ class Wikitext:
             return make_split(self.sequences[name], config.examples)
         rows = stream_rows(name, config)
         return Split.from_arrays(self.examples(name, config), rows, initial_carry(config, rows))
+
+    def held(self, name: str, config: NewLLMConfig) -> Held:
+        """What the device would hold of `split`, which is read in batches as in training or in evaluation."""
+        batch_size = config.batch_size if name == "train" else config.examples_at_once
+        where, count = "device" if config.text == "stream" else config.examples, self.count(name, config)
+        return held(jax.ShapeDtypeStruct((count, config.sequence_length), np.uint16), where, batch_size)
 
 
 def stream_rows(split: str, config: NewLLMConfig) -> int:
