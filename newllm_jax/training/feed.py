@@ -7,6 +7,7 @@ same examples in the same places, so the results are bit for bit those of a spli
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -200,7 +201,7 @@ def read_batches(source: BatchSource, start: int, capacity: int) -> Iterator[Dat
 
 def block_capacity(data: Data, batch_size: int, examples: int) -> int:
     """The updates whose batches are one block, at least one and at most those of an epoch of so many examples."""
-    example = sum(leaf.dtype.itemsize * int(np.prod(leaf.shape[1:])) for leaf in jax.tree.leaves(data))
+    example = sum(leaf.dtype.itemsize * math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(data))
     steps = -(-examples // batch_size)
     return max(1, min(BLOCK_BYTES // max(example * batch_size, 1), steps))
 
@@ -247,18 +248,44 @@ def stays_in_files(examples: Examples, size: int) -> bool:
 
 def make_split(arrays: Data, examples: Examples) -> Split:
     """A split of independent examples, NumPy arrays `[examples, ...]`, where the setting says."""
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
-    return Split.from_file(arrays) if stays_in_files(examples, size) else Split.from_arrays(arrays)
+    return Split.from_file(arrays) if stays_in_files(examples, _bytes(arrays)) else Split.from_arrays(arrays)
 
 
-def held_shapes(arrays: Data, examples: Examples, batch_size: int) -> Data:
-    """The shapes of the data that an update is compiled for: of all examples, or of a block."""
+@dataclass(frozen=True)
+class Held:
+    """What the device holds of a split, for a plan of the memory.
 
-    def held(array: np.ndarray) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((rows, *array.shape[1:]), array.dtype)
+    Attributes:
+      data: the shapes that an update is compiled for, a tree.
+      updates: how many its order is of.
+      copies: how many such data are there at a time: of a split in files two blocks.
+    """
 
-    leaves = jax.tree.leaves(arrays)
-    rows = count = len(leaves[0])
-    if stays_in_files(examples, sum(leaf.nbytes for leaf in leaves)):
-        rows = block_capacity(arrays, batch_size, count) * batch_size
-    return jax.tree.map(held, arrays)
+    data: Data
+    updates: int
+    copies: int
+
+    @property
+    def data_bytes(self) -> int:
+        """Of the data that an update reads."""
+        return _bytes(self.data)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all that is there at a time."""
+        return self.copies * self.data_bytes
+
+
+def held(arrays: Data, examples: Examples, batch_size: int) -> Held:
+    """What the device would hold of `make_split`. Shapes `[examples, ...]` will do for the arrays."""
+    count = jax.tree.leaves(arrays)[0].shape[0]
+    rows, updates, copies = count, -(-count // batch_size), 1
+    if stays_in_files(examples, _bytes(arrays)):
+        updates, copies = block_capacity(arrays, batch_size, count), 2
+        rows = updates * batch_size
+    data = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), arrays)
+    return Held(data, updates, copies)
+
+
+def _bytes(arrays: Data) -> int:
+    return sum(leaf.dtype.itemsize * math.prod(leaf.shape) for leaf in jax.tree.leaves(arrays))

@@ -88,7 +88,14 @@ def test_the_setting_chooses_and_auto_by_the_memory(monkeypatch, rows):
     for free, expected in ((16 * size, False), (16 * size - 1, True), (None, False)):
         monkeypatch.setattr(feeds, "device_memory", lambda free=free: ("a device", free))
         assert make_split(rows, "auto").in_files is expected
-        assert len(feeds.held_shapes(rows, "auto", B)["id"].shape) == 1
+
+
+def test_what_the_device_holds(monkeypatch, rows):
+    whole = feeds.held(rows, "device", B)
+    assert (whole.data["x"].shape, whole.updates, whole.size) == ((30, 3), 8, 30 * 14)
+    monkeypatch.setattr(feeds, "BLOCK_BYTES", 3 * B * 14)
+    block = feeds.held(rows, "files", B)
+    assert (block.data["x"].shape, block.updates, block.size) == ((12, 3), 3, 2 * 12 * 14)
 
 
 def loss(params, batch, present, key, carry):
