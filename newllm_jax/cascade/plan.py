@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from newllm_jax.cascade import extraction
 from newllm_jax.cascade.hardness import count_hard, stage_counts
@@ -17,7 +16,7 @@ from newllm_jax.cascade.probe import LARGEST_BLOCK
 from newllm_jax.cascade.stage.design_training import build_design_training
 from newllm_jax.cascade.stage.designs import AnyDesign, SkipDesign, build_design
 from newllm_jax.cascade.stage.model import Stage, init_stage, stage_config, stage_size
-from newllm_jax.cascade.stage.updates import are_fed, build_stage_training
+from newllm_jax.cascade.stage.updates import build_stage_training
 from newllm_jax.config import CascadeConfig, Precision, check
 from newllm_jax.errors import InputError
 from newllm_jax.records.machine import environment, peak_memory_bytes
@@ -25,7 +24,7 @@ from newllm_jax.smollm.alpaca import CHUNK, AlpacaChunks, load_alpaca
 from newllm_jax.smollm.base import describe_base
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.smollm.model import SmolLM2, parameter_shapes
-from newllm_jax.training.feed import BLOCK_BYTES, block_capacity, held_shapes
+from newllm_jax.training.feed import Held, held
 from newllm_jax.training.loss_scale import initial_loss_scale
 from newllm_jax.training.memory import ADAM_BYTES, FLOAT, SMALL, check_memory, gib, planned_bytes, update_bytes
 from newllm_jax.training.precision import resolve_precision
@@ -122,12 +121,10 @@ def planned_design_memory(config: CascadeConfig, llama: LlamaConfig, data: Alpac
     scale = initial_loss_scale(precision)
     trained = _trained_shapes(design, config, base)
     state = jax.eval_shape(lambda trained: init_state(trained, optimizer, scale), trained)
-    ranks = np.broadcast_to(np.float32(0), (len(data.train), CHUNK - 1))
-    split, steps = (
-        held_shapes((data.train, ranks), config.examples, config.batch_size),
-        -(-len(data.train) // config.batch_size),
-    )
-    update = update_bytes(training.updates, state, split, steps, config.batch_size)
+    ranks = jax.ShapeDtypeStruct((len(data.train), CHUNK - 1), jnp.float32)
+    split = held((data.train, ranks), config.examples, config.batch_size)
+    update = update_bytes(training.updates, state, split.data, split.updates, config.batch_size)
+    update += split.size - split.data_bytes
     ids = jax.ShapeDtypeStruct((extraction.batch_chunks(), CHUNK), jnp.int32)
     hard = jax.ShapeDtypeStruct((extraction.batch_chunks(), CHUNK - 1), jnp.bool_)
     strict = build_design(config, SmolLM2(llama), "fp32")
@@ -203,14 +200,12 @@ def memory_bounds(
     scores and losses of all tokens, and the trained stages. Hidden states are on disk, see `disk_bytes`.
     """
     stage = stage_size(stage_config(base, config.stage_layers))
-    hidden = base.hidden_size * FLOAT
     stored = config.stage_layers * (2 * base.hidden_size + 2 * base.intermediate_size) + base.vocab_size
     first = count_hard(data.train_tokens, config.hard_ratio)
-    held = min(first * hidden, BLOCK_BYTES) if are_fed(first, base.hidden_size, config.examples) else first * hidden
     device = {
         "stage_layers": ADAM_BYTES * stage,
         "micro_batch or batch_size": config.examples_at_once * stored * FLOAT,
-        "hard_ratio or train_chunks": held,
+        "hard_ratio or train_chunks": _held_tokens(first, config, base).size,
     }
     host = {
         "train_chunks or validation_chunks": (data.train_tokens + data.validation_tokens) * (FLOAT + TOKEN_BYTES),
@@ -232,23 +227,19 @@ def planned_memory(config: CascadeConfig, base: LlamaConfig, data: AlpacaChunks,
     shared = build_stage_training(stage, config)
     scale = initial_loss_scale(precision)
     state = jax.eval_shape(lambda: init_state(init_stage(stage, config.seed, 1), shared.optimizer, scale))
-    hidden = base.hidden_size * FLOAT  # bytes of a token
-    tokens, held_out = (count_hard(count, config.hard_ratio) for count in (data.train_tokens, data.validation_tokens))
-    fed, rows, steps = are_fed(tokens, base.hidden_size, config.examples), tokens, -(-tokens // config.batch_size)
-    if fed:
-        steps = block_capacity(_token_shapes(tokens, base.hidden_size), config.batch_size, tokens)
-        rows = steps * config.batch_size
-    split = _token_shapes(rows, base.hidden_size)
-    training = update_bytes(shared.training.updates, state, split, steps, config.batch_size)
-    # Of blocks the next one is there too, and the one after it is being read; else the hidden states for validation.
-    training += 2 * rows * hidden if fed else held_out * hidden
+    tokens = count_hard(data.train_tokens, config.hard_ratio)
+    split = _held_tokens(tokens, config, base)
+    held_out = _held_tokens(count_hard(data.validation_tokens, config.hard_ratio), config, base)
+    training = update_bytes(shared.training.updates, state, split.data, split.updates, config.batch_size)
+    training += split.size - split.data_bytes + held_out.size
     if jax.devices()[0].platform != "cpu":
         return max(reading, training)
     host = sum(memory_bounds(config, base, data)[1].values())
-    checkpoint, copied = count_parameters(state) * FLOAT, 0 if fed else tokens * hidden
-    return host + max(reading, copied + training + checkpoint)
+    copied = 0 if split.copies > 1 else tokens * base.hidden_size * FLOAT  # on their way from the file
+    return host + max(reading, copied + training + count_parameters(state) * FLOAT)
 
 
-def _token_shapes(tokens: int, width: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    """Hidden states and targets, as shapes."""
-    return jax.ShapeDtypeStruct((tokens, width), jnp.float32), jax.ShapeDtypeStruct((tokens,), jnp.int32)
+def _held_tokens(tokens: int, config: CascadeConfig, base: LlamaConfig) -> Held:
+    """What the device holds of so many hard tokens while a stage trains on them."""
+    hidden = jax.ShapeDtypeStruct((tokens, base.hidden_size), jnp.float32)
+    return held((hidden, jax.ShapeDtypeStruct((tokens,), jnp.int32)), config.examples, config.batch_size)

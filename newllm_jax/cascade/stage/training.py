@@ -16,7 +16,7 @@ from newllm_jax.cascade.extraction import Tokens, run_stage
 from newllm_jax.cascade.hardness import hardness_threshold, select_hard
 from newllm_jax.cascade.run import begun_stages, chosen_epoch, stage_folder, stage_owner
 from newllm_jax.cascade.stage.model import init_stage
-from newllm_jax.cascade.stage.updates import StageTraining, are_fed
+from newllm_jax.cascade.stage.updates import StageTraining
 from newllm_jax.cascade.states import release
 from newllm_jax.config import Examples
 from newllm_jax.errors import NumericalError
@@ -24,6 +24,7 @@ from newllm_jax.records.directory import RunDir
 from newllm_jax.records.progress import Narrate, TrainingProgress, progress_bar
 from newllm_jax.records.trackers import open_tracker
 from newllm_jax.training.checkpoint import Checkpoints, every_few_epochs
+from newllm_jax.training.feed import stays_in_files
 from newllm_jax.training.history import History, at_epoch, best_epoch, is_finished, stopped_early
 from newllm_jax.training.loop import fit
 from newllm_jax.training.loss_scale import initial_loss_scale
@@ -123,8 +124,9 @@ def hand_on(shared: StageTraining, number: int, finished: FinishedStage, stoppin
 
 def hard_split(tokens: Tokens, room: int, examples: Examples) -> Split:
     """Hidden states and targets where the setting says: on the device, with room for `room` tokens, or in files."""
-    if are_fed(room, tokens.hidden.shape[1], examples):
-        return Split.from_file((tokens.hidden, tokens.targets))
+    arrays = tokens.hidden, tokens.targets
+    if stays_in_files(examples, room * sum(array[:1].nbytes for array in arrays)):
+        return Split.from_file(arrays)
     split = on_device(tokens, room)
     release(tokens.hidden)
     return split

@@ -10,13 +10,11 @@ import jax
 import optax
 
 from newllm_jax.cascade.stage.model import Stage, stage_config
-from newllm_jax.config import CascadeConfig, Examples
+from newllm_jax.config import CascadeConfig
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.training.back_end import triton_obstacle
-from newllm_jax.training.feed import stays_in_files
 from newllm_jax.training.loop import Training
 from newllm_jax.training.losses import Sums, summed_losses
-from newllm_jax.training.memory import FLOAT
 from newllm_jax.training.optimizer import adamw
 from newllm_jax.training.precision import supported_precisions
 from newllm_jax.training.step import LossFn, Params, Part, UpdateFn, make_evaluation, make_updates, train_step
@@ -54,11 +52,6 @@ def build_stage_training(stage: Stage, config: CascadeConfig) -> StageTraining:
         stage.precision,
     )
     return StageTraining(stage, strict, config, optimizer, training)
-
-
-def are_fed(tokens: int, width: int, examples: Examples) -> bool:
-    """Whether so many hard tokens, `[tokens, width]`, stay in files while a stage trains on them."""
-    return stays_in_files(examples, tokens * (width + 1) * FLOAT)  # hidden states float32, targets int32
 
 
 def next_token_loss(stage: Stage) -> LossFn:
