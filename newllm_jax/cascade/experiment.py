@@ -127,8 +127,9 @@ def train_stages(
     narrate: Narrate,
 ) -> dict[str, Any]:
     """Trains stage after stage as published and measures the ensemble: the entries of `results.json`."""
-    tokens = everything = read_base(base, data, config, run, stopping)
-    loss = float(np.mean(tokens["validation"].losses, dtype=np.float64))
+    tokens = read_base(base, data, config, run, stopping)
+    validation = tokens["validation"]
+    loss = float(np.mean(validation.losses, dtype=np.float64))
     narrate(f"base        validation loss {loss:.4f}, PPL {np.exp(loss):.2f} over all tokens")
     stage = Stage(stage_config(base.model.config, config.stage_layers), precision)
     shared, stages = build_stage_training(stage, config), list[FinishedStage]()
@@ -139,7 +140,7 @@ def train_stages(
         stages.append(replace(finished, hard={}))  # whose files vanish with what reads them
         del finished
     trained = [finished.trained for finished in stages]
-    ensemble = measure_ensemble(everything["validation"], shared.strict, trained, config, base, stopping)
+    ensemble = measure_ensemble(validation, shared.strict, trained, config, base, stopping)
     return {
         "base": base_results(base, ensemble[0]["val_loss"], ensemble[0]["val_ppl"]),
         "stages": [_describe_stage(finished.entry, base, shared) for finished in stages],

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -64,21 +64,35 @@ class Tokens:
             release(self.hidden)
         return Tokens(states.array(), *(getattr(self, name)[indices] for name in SCALARS), folder=self.folder)
 
-    @staticmethod
-    def join(pieces: list[Tokens], hidden: np.ndarray | None = None, folder: Path | None = None) -> Tokens:
-        """Pieces one after the other. `hidden`: their hidden states where they lie elsewhere."""
-        if hidden is None:
-            hidden = np.concatenate([piece.hidden for piece in pieces])
-        return Tokens(
-            hidden, *(np.concatenate([getattr(piece, name) for piece in pieces]) for name in SCALARS), folder=folder
-        )
 
-    def without_hidden(self) -> Tokens:
-        """The tokens where their hidden states lie elsewhere."""
-        return replace(self, hidden=np.zeros((0, self.hidden.shape[-1]), NUMBER))
+SCALARS = {"targets": np.int32, "scores": np.float32, "losses": np.float32, "hits": np.bool_}  # of a token
 
 
-SCALARS = tuple(field.name for field in fields(Tokens) if field.name not in ("hidden", "folder"))
+class TokenWriter:
+    """Puts the outputs of a model together, part by part: hidden states into a file or memory, the rest into arrays.
+
+    Attributes:
+      states: where the hidden states go; None where they are written elsewhere.
+    """
+
+    def __init__(self, tokens: int, states: States | None) -> None:
+        self.states, self._done = states, 0
+        self._scalars = {name: np.empty(tokens, kind) for name, kind in SCALARS.items()}
+
+    def append(self, part: Tokens) -> None:
+        """The next tokens. Raises OSError where the disk takes no more."""
+        place = slice(self._done, self._done + len(part))
+        for name, array in self._scalars.items():
+            array[place] = getattr(part, name)
+        self._done = place.stop
+        if self.states:
+            self.states.append(part.hidden)
+
+    def tokens(self, folder: Path | None, hidden: np.ndarray | None = None) -> Tokens:
+        """All of them. `hidden`: their hidden states where those were written elsewhere."""
+        if self.states:
+            hidden = self.states.array()
+        return Tokens(cast(np.ndarray, hidden), **self._scalars, folder=folder)
 
 
 @dataclass(frozen=True)
@@ -116,12 +130,9 @@ class Pieces:
         if found is None:
             return None
         count, targets = ids[:, 1:].size, ids[:, 1:].ravel()
-        types = {"targets": np.int32, "scores": np.float32, "losses": np.float32, "hits": np.bool_}
-        shapes = {name: (count,) for name in types} | {"hidden_sha256": (32,), "width": ()}
-        types |= {"hidden_sha256": np.uint8, "width": np.int32}
-        whole = {name: (array.dtype, array.shape) for name, array in found.items()} == {
-            name: (np.dtype(types[name]), shapes[name]) for name in types
-        }
+        expected = {name: (np.dtype(kind), (count,)) for name, kind in SCALARS.items()}
+        expected |= {"hidden_sha256": (np.dtype(np.uint8), (32,)), "width": (np.dtype(np.int32), ())}
+        whole = {name: (array.dtype, array.shape) for name, array in found.items()} == expected
         if whole and np.array_equal(found["targets"], targets):
             digest, width = found.pop("hidden_sha256"), int(found.pop("width"))
             hidden = self._read_states(start * (ids.shape[1] - 1), count, width)
@@ -175,9 +186,8 @@ def extract(
     Raises:
       OSError: the disk takes no more.
     """
-    folder, width = pieces.folder if pieces else folder, base.config.hidden_size
-    states = None if pieces else States(width, folder)
-    outputs, size = list[Tokens](), PIECE_BATCHES * batch_chunks()
+    tokens, width, size = chunks[:, 1:].size, base.config.hidden_size, PIECE_BATCHES * batch_chunks()
+    writer = TokenWriter(tokens, None if pieces else States(width, folder))
     for start in range(0, len(chunks), size):
         ids = chunks[start : start + size]
         piece = pieces.read(start, ids, criterion) if pieces else None
@@ -187,12 +197,10 @@ def extract(
                 pieces.write(start, ids, criterion, piece)
         else:
             advance(len(ids))
-        if states:
-            states.append(piece.hidden)
-        outputs.append(piece.without_hidden())
-    tokens = chunks[:, 1:].size
-    hidden = states.array() if states else map_states(pieces.states, tokens, width)  # type: ignore[union-attr]
-    return Tokens.join(outputs, hidden, folder)
+        writer.append(piece)
+    if pieces:
+        return writer.tokens(pieces.folder, map_states(pieces.states, tokens, width))
+    return writer.tokens(folder)
 
 
 def _extract_piece(base: SmolLM2, params: Params, ids: np.ndarray, criterion: Criterion, advance: Advance) -> Tokens:
@@ -202,14 +210,13 @@ def _extract_piece(base: SmolLM2, params: Params, ids: np.ndarray, criterion: Cr
     full[: len(ids)] = ids
     # All batches are dispatched before the first is fetched: the device need not wait for the host.
     read = [read_chunks(base, criterion, params, full[start : start + size]) for start in starts]
-    batches = []
+    writer = TokenWriter(len(ids) * tokens, States(base.config.hidden_size))
     for start, states in zip(starts, read, strict=True):
         count = min(size, len(ids) - start)
-        batches.append(
-            Tokens(*(state.reshape(-1, *state.shape[2:])[: count * tokens] for state in jax.device_get(states)))
-        )
+        outputs = (state.reshape(-1, *state.shape[2:])[: count * tokens] for state in jax.device_get(states))
+        writer.append(Tokens(*outputs))
         advance(count)
-    return Tokens.join(batches)
+    return writer.tokens(None)
 
 
 def batch_chunks() -> int:
@@ -240,8 +247,8 @@ def run_stage(
     Raises:
       OSError: the disk takes no more.
     """
-    params, batches, size = jax.device_put(params), list[Tokens](), batch_tokens()
-    states, elsewhere = States(tokens.hidden.shape[1], tokens.folder), tokens.without_hidden().hidden
+    params, size = jax.device_put(params), batch_tokens()
+    writer = TokenWriter(len(tokens), States(tokens.hidden.shape[1], tokens.folder))
     for start in range(0, len(tokens), size):
         part = slice(start, start + size)
         hidden, targets = tokens.hidden[part], tokens.targets[part]
@@ -249,11 +256,10 @@ def run_stage(
         padded = np.pad(hidden, [(0, missing), (0, 0)]), np.pad(targets, (0, missing))
         last, scores, losses, hits = jax.device_get(_read_tokens(stage, criterion, params, *padded))
         kept = slice(len(targets))
-        states.append(last[kept])
-        batches.append(Tokens(elsewhere, targets, scores[kept], losses[kept], hits[kept]))
+        writer.append(Tokens(last[kept], targets, scores[kept], losses[kept], hits[kept]))
         release(tokens.hidden)
         advance(len(targets))
-    return Tokens.join(batches, states.array(), tokens.folder) if batches else tokens
+    return writer.tokens(tokens.folder)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
