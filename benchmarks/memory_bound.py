@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks.harness.program import Program, integers, positive, run_program
-from benchmarks.subjects.bounded import base_of_width, write_rows
+from benchmarks.subjects.bounded import LONGEST, SHORTEST, base_of_width, write_rows
 from newllm_jax.cascade.plan import plan_cascade
 from newllm_jax.config import CascadeConfig
 from newllm_jax.errors import InputError
@@ -27,6 +27,7 @@ def options() -> Program:
     add = program.parser.add_argument
     add("--rows", default="52002", metavar="COUNTS", help="numbers of rows a,b, a run each (default %(default)s)")
     add("--width", default="576", metavar="WIDTHS", help="hidden size of each run a,b (default %(default)s)")
+    add("--longest", type=positive, default=LONGEST, metavar="BYTES", help="bytes of a row (default %(default)s)")
     add("--bound", type=positive, default=4, metavar="GIB", help="GiB of memory of a run (default %(default)s)")
     add("--stages", type=positive, default=2, help="number of stages (default %(default)s)")
     return program
@@ -37,15 +38,22 @@ def main(argv: Sequence[str]) -> None:
     program = options().parse(argv)
     typed = program.arguments
     counts, widths = integers(typed.rows, "rows", 1), integers(typed.width, "width", 8)
+    if typed.longest <= SHORTEST:
+        raise InputError(f"longest: must be above {SHORTEST}, not {typed.longest}")
     if len(counts) != len(widths):
         raise InputError(f"width: {len(widths)} for {len(counts)} runs; one for each number of rows is wanted")
     with program:
         program.start("fp32", ceilings=False)
-        program.results |= {"bound_bytes": typed.bound * GIB, "stages": typed.stages, "rows": []}
+        program.results |= {
+            "bound_bytes": typed.bound * GIB,
+            "stages": typed.stages,
+            "longest": typed.longest,
+            "rows": [],
+        }
         for rows, width in zip(counts, widths, strict=True):
             base, file = program.folder / f"base-{width}", program.folder / f"{rows}.jsonl"
             write_base(base, vars(base_of_width(width)))
-            write_rows(file, rows)
+            write_rows(file, rows, typed.longest)
             config = CascadeConfig(
                 base_model=str(base), dataset=str(file), train_chunks=None, num_stages=typed.stages, stage_layers=1,
                 batch_size=4096, learning_rate=1e-3, num_epochs=1,

@@ -17,18 +17,22 @@ from newllm_jax.smollm.llama_config import LlamaConfig
 
 SECONDS = 0.05  # between two looks
 WORDS = 4096  # different ones
-LENGTHS = 20, 260  # bytes of a row: of two rows about one has a chunk of 129
+SHORTEST, LONGEST = 20, 260  # bytes of a row: two of three have a chunk of 129, of Alpaca's one of twenty
 
 
-def write_rows(file: Path, rows: int) -> None:
-    """Rows of random words, as JSON lines; the same for the same number."""
+def write_rows(file: Path, rows: int, longest: int = LONGEST) -> None:
+    """Rows of random words, as JSON lines; the same for the same numbers.
+
+    Args:
+      longest: bytes of a row, about.
+    """
     draw = np.random.default_rng(0)
     letters = np.frombuffer(b"etaoinshrdlu", "S1").astype(str)
     words = ["".join(draw.choice(letters, draw.integers(2, 9))) for _ in range(WORDS)]
     with file.open("w") as stream:
         for start in range(0, rows, 10_000):
-            lengths = draw.integers(*LENGTHS, min(10_000, rows - start))
-            chosen = draw.integers(0, WORDS, (len(lengths), LENGTHS[1] // 3))
+            lengths = draw.integers(SHORTEST, longest, min(10_000, rows - start))
+            chosen = draw.integers(0, WORDS, (len(lengths), longest // 3))
             for length, picked in zip(lengths, chosen, strict=True):
                 text = " ".join(words[index] for index in picked)[:length]
                 stream.write(json.dumps({"instruction": "Say", "input": "", "output": text}) + "\n")
