@@ -12,7 +12,7 @@ from typing import Any
 from newllm_jax.errors import InputError, causes, disk_fault
 from newllm_jax.sources.layout import Layout
 
-ROWS_AT_ONCE = 1000
+ROWS_AT_ONCE = 100
 
 
 @dataclass(frozen=True)
