@@ -180,8 +180,8 @@ def write_parquet(path, texts: int) -> int:
     words = ["".join(map(chr, np.random.default_rng(index).integers(97, 123, 100))) for index in range(500)]
     random = np.random.default_rng(0)
     with pq.ParquetWriter(path, pa.schema({"text": pa.string()}), compression="zstd") as writer:
-        for _ in range(0, texts, 100):
-            rows = [" ".join(words[index] for index in row) for row in random.integers(0, 500, (100, 1000))]
+        for _ in range(0, texts, 10):
+            rows = [" ".join(words[index] for index in row) for row in random.integers(0, 500, (10, 1000))]
             writer.write_table(pa.table({"text": rows}))
     return texts * 1000 * 101
 
