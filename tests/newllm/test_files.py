@@ -172,7 +172,7 @@ size = train(sys.argv[3])
 ended.set()
 print(json.dumps({"bytes": size, "growth": peak - before}))
 """
-GROWTH = 150 * 2**20  # bytes that a run may grow by beside one of a small source, most of them for compiling once more
+GROWTH = 2**27  # bytes that a run may grow by beside one of a small source, most of them for compiling once more
 
 
 def write_parquet(path, texts: int) -> int:
@@ -180,8 +180,8 @@ def write_parquet(path, texts: int) -> int:
     words = ["".join(map(chr, np.random.default_rng(index).integers(97, 123, 100))) for index in range(500)]
     random = np.random.default_rng(0)
     with pq.ParquetWriter(path, pa.schema({"text": pa.string()}), compression="zstd") as writer:
-        for _ in range(0, texts, 10):
-            rows = [" ".join(words[index] for index in row) for row in random.integers(0, 500, (10, 1000))]
+        for _ in range(0, texts, 100):
+            rows = [" ".join(words[index] for index in row) for row in random.integers(0, 500, (100, 1000))]
             writer.write_table(pa.table({"text": rows}))
     return texts * 1000 * 101
 
@@ -193,12 +193,12 @@ def test_memory_does_not_grow_with_the_source(small, tmp_path):
         "num_layers": 1, "dropout": 0.0,
     }  # fmt: skip
     files, text = [tmp_path / "small.parquet", tmp_path / "large.parquet"], 0
-    for file, texts in zip(files, (200, 2400), strict=True):
+    for file, texts in zip(files, (200, 1600), strict=True):
         text = write_parquet(file, texts)
     command = [sys.executable, "-c", TRAIN_ONCE, json.dumps(settings), *map(str, files)]
     environment = os.environ | {"NEWLLM_CACHE": str(tmp_path / "cache")}
     ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert ran.returncode == 0, ran.stderr
     found = json.loads(ran.stdout.splitlines()[-1])
-    assert found["bytes"] + text > 3 * GROWTH and min(found["bytes"], text) > 1.5 * GROWTH
+    assert min(found["bytes"], text) > 1.2 * GROWTH
     assert found["growth"] < GROWTH, found
