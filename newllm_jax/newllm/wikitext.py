@@ -30,9 +30,7 @@ from newllm_jax.training.split import Split
 HUB_CONFIGURATIONS = {"Salesforce/wikitext": "wikitext-2-raw-v1"}  # what the published experiments read
 PREPARATION = 1  # raised whenever the same texts would give other sequences
 PREPARED_BY = ("text", "lower_case", "vocabulary_size", "sequence_length", "stride", "minimum_words")
-MAPPED_FROM = (
-    2**26
-)  # bytes of a file: the arrays of a smaller one are read into memory, where nothing can happen to them
+MAPPED_FROM = 2**26  # bytes of a file; a smaller one is read into memory, where nothing happens to it
 EVALUATED_ROWS = 16  # of a stream, for speed: the first words of 15 of them are predicted without what is before them
 
 

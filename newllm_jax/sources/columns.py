@@ -1,4 +1,7 @@
-"""The text columns of files, as the `datasets` library reads them: from Arrow files on disk, a few rows at a time."""
+"""The text columns of files: written once as Arrow files, which are mapped into memory, and read a few rows at a time.
+
+The `datasets` library does so for all kinds of files but Parquet, of which it lets Arrow read up to a gigabyte ahead.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import Any
 from newllm_jax.errors import InputError, causes, disk_fault
 from newllm_jax.sources.layout import Layout
 
-ROWS_AT_ONCE = 1000
+ROWS_AT_ONCE = 100
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Column:
     """The texts of a column, read anew each time that they are iterated; absent values are empty text.
 
     Attributes:
-      rows: a `datasets.Dataset`.
+      parts: the rows, several `datasets.Dataset`.
       name: of the column.
       path: of the source, for errors.
 
@@ -28,21 +31,23 @@ class Column:
       InputError: while iterated, where a value is no text, or not UTF-8.
     """
 
-    rows: Any
+    parts: Sequence[Any]
     name: str
     path: Path
 
     def __iter__(self) -> Iterator[str]:
-        rows = self.rows.select_columns([self.name]).with_format("arrow")
         try:
-            for table in rows.iter(ROWS_AT_ONCE):
-                for value in table.column(0).to_pylist():
-                    if value is not None and not isinstance(value, str):
-                        found = type(value).__name__
-                        raise InputError(f"dataset: column {self.name!r} of {self.path} holds {found}, not text")
-                    yield value or ""
+            for rows in self.parts:
+                for table in rows.select_columns([self.name]).with_format("arrow").iter(ROWS_AT_ONCE):
+                    yield from map(self._text, table.column(0).to_pylist())
         except UnicodeDecodeError as error:  # Parquet, whose texts nobody checked before
             raise InputError(f"dataset: column {self.name!r} of {self.path} is not UTF-8") from error
+
+    def _text(self, value: object) -> str:
+        if value is not None and not isinstance(value, str):
+            found = type(value).__name__
+            raise InputError(f"dataset: column {self.name!r} of {self.path} holds {found}, not text")
+        return value or ""
 
 
 @contextmanager
@@ -60,15 +65,20 @@ def open_columns(path: Path, files: Sequence[Path], layout: Layout, names: Seque
       InputError: files that cannot be read, or that lack a column.
     """
     with tempfile.TemporaryDirectory() as folder:
-        rows = _read(path, files, layout, Path(folder))
-        for name in names:
-            if name not in rows.column_names:
-                raise InputError(f"dataset: {path} has no column {name!r} (it has {', '.join(rows.column_names)})")
-        yield [Column(rows, name, path) for name in names]
+        parts = _read(path, files, layout, names, Path(folder))
+        for rows in parts:
+            _check_columns(path, rows.column_names, names)
+        yield [Column(parts, name, path) for name in names]
 
 
-def _read(path: Path, files: Sequence[Path], layout: Layout, folder: Path) -> Any:
-    """The rows of some files, a `datasets.Dataset` whose files lie in `folder`."""
+def _check_columns(path: Path, there: Sequence[str], names: Sequence[str]) -> None:
+    for name in names:
+        if name not in there:
+            raise InputError(f"dataset: {path} has no column {name!r} (it has {', '.join(there)})")
+
+
+def _read(path: Path, files: Sequence[Path], layout: Layout, names: Sequence[str], folder: Path) -> list[Any]:
+    """The rows of some files: several `datasets.Dataset`, whose files lie in `folder`."""
     import datasets
     from datasets.utils import logging
 
@@ -79,8 +89,12 @@ def _read(path: Path, files: Sequence[Path], layout: Layout, folder: Path) -> An
         links = [folder / f"{number:05}{file.suffix}" for number, file in enumerate(files)]
         for link, file in zip(links, files, strict=True):
             link.symlink_to(file.resolve())
+        if layout.reader == "parquet" and not layout.options:
+            return [datasets.Dataset.from_file(str(_as_arrow(path, link, names))) for link in links]
         read = getattr(datasets.Dataset, f"from_{layout.reader}")
-        return read(list(map(str, links)), cache_dir=str(folder), **layout.options)
+        return [read(list(map(str, links)), cache_dir=str(folder), **layout.options)]
+    except InputError:
+        raise
     except Exception as error:  # whatever a damaged file makes the readers raise
         if disk_fault(error):
             raise  # not the data set's fault
@@ -88,6 +102,22 @@ def _read(path: Path, files: Sequence[Path], layout: Layout, folder: Path) -> An
         raise InputError(f"dataset: {path} cannot be read ({_reason(error)})") from error
     finally:
         logging.set_verbosity(loud)
+
+
+def _as_arrow(path: Path, file: Path, names: Sequence[str]) -> Path:
+    """The columns of a Parquet file as an Arrow file beside it. One row group is in memory at a time, compressed."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(file) as source:
+        _check_columns(path, source.schema_arrow.names, names)
+        columns = list(dict.fromkeys(names))
+        schema = pa.schema([source.schema_arrow.field(name) for name in columns])
+        target = file.with_suffix(".arrow")
+        with pa.ipc.new_stream(str(target), schema) as stream:
+            for batch in source.iter_batches(ROWS_AT_ONCE, columns=columns):
+                stream.write_batch(batch.select(columns))
+    return target
 
 
 def _check_utf8(files: Sequence[Path]) -> None:

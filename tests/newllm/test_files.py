@@ -172,34 +172,33 @@ size = train(sys.argv[3])
 ended.set()
 print(json.dumps({"bytes": size, "growth": peak - before}))
 """
-GROWTH = 100 * 2**20  # bytes that a run may grow by, whatever the size of its source
+GROWTH = 2**27  # bytes that a run may grow by beside one of a small source, most of them for compiling once more
 
 
 def write_parquet(path, texts: int) -> int:
-    """A source of texts of 60 words of 40 letters; the bytes of its text."""
-    words = ["".join(map(chr, np.random.default_rng(index).integers(97, 123, 40))) for index in range(500)]
-    random, size = np.random.default_rng(0), 0
+    """A source of texts of 1,000 words of 100 letters; the bytes of its text."""
+    words = ["".join(map(chr, np.random.default_rng(index).integers(97, 123, 100))) for index in range(500)]
+    random = np.random.default_rng(0)
     with pq.ParquetWriter(path, pa.schema({"text": pa.string()}), compression="zstd") as writer:
-        for _ in range(0, texts, 500):
-            rows = [" ".join(words[index] for index in row) for row in random.integers(0, 500, (500, 60))]
-            size += sum(map(len, rows))
+        for _ in range(0, texts, 100):
+            rows = [" ".join(words[index] for index in row) for row in random.integers(0, 500, (100, 1000))]
             writer.write_table(pa.table({"text": rows}))
-    return size
+    return texts * 1000 * 101
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_does_not_grow_with_the_source(small, tmp_path):
     settings = small | {
-        "text": "windows", "sequence_length": 32, "stride": 1, "examples": "files", "vocabulary_size": None
+        "text": "windows", "sequence_length": 64, "stride": 1, "examples": "files", "vocabulary_size": None,
+        "num_layers": 1, "dropout": 0.0,
     }  # fmt: skip
-    write_parquet(tmp_path / "small.parquet", 2_000)
-    text = write_parquet(tmp_path / "large.parquet", 100_000)
-    command = [sys.executable, "-c", TRAIN_ONCE, json.dumps(settings), *map(str, tmp_path.glob("*.parquet"))]
-    command[4:] = [str(tmp_path / "small.parquet"), str(tmp_path / "large.parquet")]
+    files, text = [tmp_path / "small.parquet", tmp_path / "large.parquet"], 0
+    for file, texts in zip(files, (200, 1600), strict=True):
+        text = write_parquet(file, texts)
+    command = [sys.executable, "-c", TRAIN_ONCE, json.dumps(settings), *map(str, files)]
     environment = os.environ | {"NEWLLM_CACHE": str(tmp_path / "cache")}
     ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert ran.returncode == 0, ran.stderr
     found = json.loads(ran.stdout.splitlines()[-1])
-    print(found, text)
-    assert min(found["bytes"], text) > 1.8 * GROWTH
+    assert min(found["bytes"], text) > 1.2 * GROWTH
     assert found["growth"] < GROWTH, found
