@@ -108,6 +108,15 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def process_place() -> tuple[int, int]:
+    """The number of this process, from 0, and how many there are."""
+    if not are_several():
+        return 0, 1
+    import jax
+
+    return jax.process_index(), jax.process_count()
+
+
 def agree(value: Value) -> Value:
     """The value that the first process has. All call it at the same place."""
     if not are_several():

@@ -14,7 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from newllm_jax.content import array_sha256, check_seal, read_arrays, sealed, write_arrays
+from newllm_jax.content import (
+    array_sha256,
+    arrays_written,
+    check_seal,
+    map_arrays,
+    read_arrays,
+    sealed,
+    write_arrays,
+)  # fmt: skip
 from newllm_jax.errors import Note
 
 pytestmark = pytest.mark.quick
@@ -63,27 +71,33 @@ ARRAYS = {
 }  # fmt: skip
 
 
-def test_arrays_are_read_as_they_were_written(tmp_path):
+readers = pytest.mark.parametrize("read", [read_arrays, map_arrays])
+
+
+@readers
+def test_arrays_are_read_as_they_were_written(tmp_path, read):
     file = tmp_path / "new" / "file.arrays"
-    assert read_arrays(file, ["key", 1]) is None  # absent, which is nothing to tell
+    assert read(file, ["key", 1]) is None  # absent, which is nothing to tell
     write_arrays(file, ["key", 1], ARRAYS)
-    found = read_arrays(file, ["key", 1])
+    found = read(file, ["key", 1])
     assert found is not None and found.keys() == ARRAYS.keys()
     for name, array in ARRAYS.items():
         assert array_sha256(found[name]) == array_sha256(array)
     assert list(file.parent.iterdir()) == [file]
 
 
-def test_arrays_of_another_key_are_not_read(tmp_path):
+@readers
+def test_arrays_of_another_key_are_not_read(tmp_path, read):
     write_arrays(tmp_path / "a", {"split": "train", "start": 1}, ARRAYS)
-    assert read_arrays(tmp_path / "a", {"start": 1, "split": "train"})
+    assert read(tmp_path / "a", {"start": 1, "split": "train"})
     for key in ({"split": "train", "start": 2}, {"split": "test", "start": 1}, {"split": "train", "start": "1"}, None):
         with pytest.warns(Note, match=f"^{tmp_path}/a: damaged, or of something else; its content is made anew$"):
-            assert read_arrays(tmp_path / "a", key) is None
+            assert read(tmp_path / "a", key) is None
 
 
 @pytest.mark.filterwarnings("ignore::newllm_jax.errors.Note")
-def test_no_damage_is_read(tmp_path):
+@readers
+def test_no_damage_is_read(tmp_path, read):
     write_arrays(tmp_path / "whole", 0, ARRAYS)
     whole, draw = (tmp_path / "whole").read_bytes(), random.Random(0)
     for trial in range(600):
@@ -95,10 +109,11 @@ def test_no_damage_is_read(tmp_path):
         else:
             damaged[place : place + draw.randrange(20)] = draw.randbytes(draw.randrange(1, 20))
         (tmp_path / "damaged").write_bytes(damaged)
-        assert damaged == whole or read_arrays(tmp_path / "damaged", 0) is None
+        assert damaged == whole or read(tmp_path / "damaged", 0) is None
 
 
-def test_a_right_hash_over_what_cannot_be_read(tmp_path):
+@readers
+def test_a_right_hash_over_what_cannot_be_read(tmp_path, read):
     for content in (
         b"",
         b"words",
@@ -108,26 +123,54 @@ def test_a_right_hash_over_what_cannot_be_read(tmp_path):
     ):
         (tmp_path / "forged").write_bytes(hashlib.sha256(b"0\n" + content).digest() + content)
         with pytest.warns(Note):
-            assert read_arrays(tmp_path / "forged", 0) is None
+            assert read(tmp_path / "forged", 0) is None
 
 
-def test_what_is_no_file_is_absent(tmp_path):
+@readers
+def test_what_is_no_file_is_absent(tmp_path, read):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "file").touch()
     for name in ("pipe", "folder", "loop", "file/file", "x" * 300):
-        assert read_arrays(tmp_path / name, 0) is None
+        assert read(tmp_path / name, 0) is None
 
 
-def test_a_huge_file_costs_no_memory(tmp_path):
+@readers
+def test_a_huge_file_costs_no_memory(tmp_path, read):
     with (tmp_path / "huge").open("wb") as stream:
         stream.truncate(2**28)
     tracemalloc.start()
     with pytest.warns(Note):
-        assert read_arrays(tmp_path / "huge", 0) is None
+        assert read(tmp_path / "huge", 0) is None
     assert tracemalloc.get_traced_memory()[1] < 2**23
     tracemalloc.stop()
+
+
+def test_arrays_that_are_written_in_pieces(tmp_path):
+    key, array = ["key", 1], np.arange(24, dtype=np.uint16).reshape(6, 4)
+    shapes = {"a": (np.uint16, (6, 4)), "head": (np.uint8, (3,))}
+    with arrays_written(tmp_path / "a", key, shapes) as writer:
+        for part in (array[:4], array[:0], array[4:]):
+            writer.write(part)
+        writer.write(b"abc")
+    for read in (read_arrays, map_arrays):
+        found = read(tmp_path / "a", key)
+        assert found is not None and np.array_equal(found["a"], array) and found["head"].tobytes() == b"abc"
+    whole = (tmp_path / "a").read_bytes()
+    too_few = pytest.raises(ValueError, match="48 bytes were written of arrays of 51")
+    with too_few, arrays_written(tmp_path / "a", key, shapes) as writer:
+        writer.write(array)
+    assert (tmp_path / "a").read_bytes() == whole and [*tmp_path.iterdir()] == [tmp_path / "a"]
+
+
+def test_mapped_arrays_outlive_their_file_and_cannot_be_changed(tmp_path):
+    write_arrays(tmp_path / "a", 0, ARRAYS)
+    found = map_arrays(tmp_path / "a", 0)
+    write_arrays(tmp_path / "a", 0, {"ids": ARRAYS["ids"] + 1})
+    assert found is not None and np.array_equal(found["ids"], ARRAYS["ids"])
+    with pytest.raises(ValueError, match="read-only"):
+        found["ids"][0] = 1
 
 
 WRITE_AND_READ = """

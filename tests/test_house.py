@@ -275,7 +275,18 @@ def test_public_names_are_there_and_documented(name):
     assert getattr(newllm_jax, name).__doc__
 
 
-HEAVY = {"jax", "flax", "optax", "orbax", "datasets", "transformers", "matplotlib", "tokenizers", "huggingface_hub"}
+HEAVY = {
+    "jax",
+    "flax",
+    "optax",
+    "orbax",
+    "grain",
+    "datasets",
+    "transformers",
+    "matplotlib",
+    "tokenizers",
+    "huggingface_hub",
+}
 
 
 def heavy_modules(code: str, *argv: str) -> set[str]:

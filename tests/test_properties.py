@@ -16,7 +16,7 @@ from newllm_jax.cascade.hardness import count_hard, hardness_threshold, select_h
 from newllm_jax.cascade.run import chosen_epoch
 from newllm_jax.cascade.stage.model import Stage
 from newllm_jax.config import CascadeConfig
-from newllm_jax.newllm.sequences import cut, cut_stream
+from newllm_jax.newllm.sequences import cut_stream, windows
 from newllm_jax.newllm.tokenizer import BOS, EOS, PAD, SPECIAL_WORDS, UNK, WordTokenizer
 from newllm_jax.smollm.alpaca import CHUNK, STRIDE, chunk_rows
 from newllm_jax.smollm.llama_config import LlamaConfig
@@ -44,7 +44,7 @@ TEXTS = st.lists(st.lists(WORDS, max_size=12).map(" ".join), max_size=12)
 def test_windows(texts, length, data):
     """Every window is a piece of its text; together they are all of it, but a tail shorter than a stride."""
     stride = data.draw(st.integers(1, length))
-    rows = iter(cut(texts, length, stride).tolist())
+    rows = iter([row.tolist() for ids in texts for rows in windows(np.array(ids), length, stride) for row in rows])
     for ids in texts:
         if len(ids) <= length:
             assert next(rows) == ids + [0] * (length - len(ids))

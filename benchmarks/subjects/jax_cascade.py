@@ -27,6 +27,8 @@ from newllm_jax.smollm.weights import save_model
 from newllm_jax.training.precision import resolve_precision
 from newllm_jax.training.step import init_state
 
+PUBLISHED_CHUNKS = 1000
+
 
 def base_and_chunks(config: CascadeConfig, real: bool) -> tuple[SmolLM2, Any, np.ndarray]:
     """The base, its parameters and the train chunks: those of the configuration, or random ones of the same shapes."""
@@ -35,7 +37,7 @@ def base_and_chunks(config: CascadeConfig, real: bool) -> tuple[SmolLM2, Any, np
         return loaded.model, jax.device_put(loaded.params), load_alpaca(loaded.tokenizer, config).train
     base = SmolLM2(LlamaConfig())
     params = jax.jit(base.init)(jax.random.key(config.seed), jnp.zeros((1, 2), jnp.int32))["params"]
-    shape = (config.train_chunks, CHUNK)
+    shape = (config.train_chunks or PUBLISHED_CHUNKS, CHUNK)
     return base, params, np.random.default_rng(0).integers(0, base.config.vocab_size, shape).astype(np.int32)
 
 

@@ -16,6 +16,7 @@ from newllm_jax.newllm.recurrence.cell import CellDropout, CellParams, compute_l
 from newllm_jax.newllm.tokenizer import PAD
 from newllm_jax.newllm.updates import build_training, initial_state, training_model, training_precision
 from newllm_jax.newllm.wikitext import load_wikitext
+from newllm_jax.training.feed import open_feed
 from newllm_jax.training.loop import Pieces, evaluate, run_epoch
 from newllm_jax.training.losses import summed_losses
 from newllm_jax.training.place import Place
@@ -57,10 +58,10 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
 
     epochs = [entry(0, state.evaluated)]
     for epoch in range(1, task["epochs"] + 1):
-        order = train.shuffled(config.batch_size, config.seed, epoch)
         key = jax.random.fold_in(jax.random.key(config.seed), epoch)
-        for place in run_epoch(training.updates, Place.start(epoch, state), train.data, order, key, pieces):
-            state = place.state
+        with open_feed(train, config.batch_size, config.seed, epoch) as feed:
+            for place in run_epoch(training.updates, Place.start(epoch, state), feed, key, pieces):
+                state = place.state
         epochs.append(entry(epoch, state.evaluated))
     return {"precision": precision, "seconds": time.monotonic() - started, "epochs": epochs}
 

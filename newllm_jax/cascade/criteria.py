@@ -19,9 +19,10 @@ import numpy as np
 
 from newllm_jax.cascade.extraction import Advance
 from newllm_jax.cascade.hardness import hardness_threshold, is_hard, token_scores
-from newllm_jax.cascade.paths import both_paths, in_batches
+from newllm_jax.cascade.paths import both_paths, each_batch, in_batches
 from newllm_jax.cascade.probe import LARGEST_GAIN, probe_gains, train_probe
 from newllm_jax.cascade.run import DesignRun, restore_design
+from newllm_jax.cascade.states import States, spare_folder
 from newllm_jax.config import CascadeConfig, Criterion
 from newllm_jax.errors import InputError, shown
 from newllm_jax.records.directory import RunDir
@@ -55,7 +56,7 @@ class BaseTokens:
     """What one pass of a base over a split gives; NumPy.
 
     Attributes:
-      hidden: `[chunks, 128, H]`, the last hidden states.
+      hidden: `[chunks, 128, H]`, the last hidden states; where they are many, a memory-mapped file.
       losses: `[chunks, 128]`, nats.
       scores: `[chunks, 128]` by criterion of `SINGLE_PASS`, low is hard.
     """
@@ -150,8 +151,13 @@ def restore_design_run(run_dir: str | Path, settings: Mapping[str, Any]) -> Desi
 
 def read_base(base: SmolLM2, params: Params, chunks: np.ndarray, advance: Advance = lambda chunks: None) -> BaseTokens:
     """One pass of a base over chunks `[chunks, 129]`, with the scores of all criteria that need no training."""
-    hidden, losses, *scores = in_batches(partial(_read_base, base, params), chunks, advance=advance)
-    return BaseTokens(hidden, losses, dict(zip(SINGLE_PASS, scores, strict=True)))
+    tokens, width = chunks[:, 1:].shape, base.config.hidden_size
+    states, batches = States(width, spare_folder(chunks[:, 1:].size, width)), list[list[np.ndarray]]()
+    for hidden, *scalars in each_batch(partial(_read_base, base, params), chunks, advance=advance):
+        states.append(hidden.reshape(-1, width))
+        batches.append(scalars)
+    losses, *scores = map(np.concatenate, zip(*batches, strict=True))
+    return BaseTokens(states.array().reshape(*tokens, width), losses, dict(zip(SINGLE_PASS, scores, strict=True)))
 
 
 @partial(jax.jit, static_argnums=0)

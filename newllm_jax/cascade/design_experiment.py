@@ -21,7 +21,14 @@ from newllm_jax.cascade.paths import (
     routed_losses,
     token_path_scores,
 )
-from newllm_jax.cascade.run import DesignRun, chosen_epoch, stage_folder, stage_owner, write_routing
+from newllm_jax.cascade.run import (
+    DesignRun,
+    chosen_epoch,
+    extraction_folder,
+    stage_folder,
+    stage_owner,
+    write_routing,
+)
 from newllm_jax.cascade.stage.design_training import build_design_training
 from newllm_jax.cascade.stage.designs import AnyDesign, build_design
 from newllm_jax.config import CascadeConfig, Criterion, Precision
@@ -33,10 +40,10 @@ from newllm_jax.smollm.alpaca import AlpacaChunks
 from newllm_jax.smollm.base import base_results
 from newllm_jax.smollm.pretrained import Pretrained
 from newllm_jax.training.checkpoint import Checkpoints, every_few_epochs
+from newllm_jax.training.feed import make_split
 from newllm_jax.training.history import History, at_epoch, best_epoch, stopped_early
 from newllm_jax.training.loop import fit
 from newllm_jax.training.loss_scale import initial_loss_scale
-from newllm_jax.training.split import Split
 from newllm_jax.training.step import Params, count_parameters, init_state
 from newllm_jax.training.stopping import Stopping
 
@@ -79,7 +86,8 @@ def train_design(
     params, history, size = train_paths(setting, run, ranks, stopping, narrate)
     with progress_bar("paths", 0):
         trained = TrainedDesign(setting.strict, setting.params, params)
-        routing = build_routing(trained, base.model, data.train, data.threshold_chunks, config)
+        folder = extraction_folder(run)
+        routing = build_routing(trained, base.model, data.train, data.threshold_chunks, config, folder)
         measured = measure(setting, trained, routing, data.validation, alone, size)
         best = best_ensemble(measured) if config.kept_stages == "best" else 1
         write_routing(run, routing, best, params)
@@ -138,8 +146,8 @@ def train_paths(
         state, history = checkpoints.resume(state, config, stopping.clock, narrate, choose)
         run.write_metrics([{"stage": 1, **entry} for entry in history])
         splits = {
-            "train": Split.from_arrays((data.train, ranks["train"])),
-            "validation": Split.from_arrays((data.validation, ranks["validation"])),
+            "train": make_split((data.train, ranks["train"]), config.examples),
+            "validation": make_split((data.validation, ranks["validation"]), config.examples),
         }
         tracker = open_tracker(config.tracker, run, config.to_dict())
         with TrainingProgress(run, tracker, config.num_epochs, history, stage=1) as progress:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,19 @@ from newllm_jax.cascade.design_experiment import measure_again, train_design
 from newllm_jax.cascade.ensemble import TrainedStage, best_ensemble, evaluate_ensemble
 from newllm_jax.cascade.extraction import Pieces, Tokens, extract
 from newllm_jax.cascade.hardness import stage_counts
-from newllm_jax.cascade.plan import check_fits
-from newllm_jax.cascade.run import DesignRun, begun_stages, has_finished_design, read_stages, restore_cascade
+from newllm_jax.cascade.plan import check_disk, check_fits
+from newllm_jax.cascade.run import (
+    DesignRun,
+    begun_stages,
+    extraction_folder,
+    has_finished_design,
+    read_stages,
+    restore_cascade,
+)
 from newllm_jax.cascade.stage.model import Stage, stage_config, stage_size
 from newllm_jax.cascade.stage.training import SPLITS, FinishedStage, TokenSplits, hand_on, train_stage
 from newllm_jax.cascade.stage.updates import StageTraining, build_stage_training, slow_update_warning
+from newllm_jax.cascade.states import spare_folder
 from newllm_jax.config import CascadeConfig, Precision
 from newllm_jax.errors import InputError
 from newllm_jax.processes import are_several
@@ -77,7 +86,7 @@ def train_cascade(
     weights of a stage to the next one and to the ensemble, as published; `best` those of the lowest validation loss.
 
     Arguments and errors are those of `train_newllm`; resuming may raise `num_stages`. InputError also where no hard
-    tokens are left for a stage.
+    tokens are left for a stage, or the disk has no room for the hidden states.
     """
     clock = Clock()
     with ExitStack() as stack:
@@ -86,6 +95,7 @@ def train_cascade(
         with progress_bar("base model and data", 0):
             base, data = load_base_and_data(config)
         check_fits(config, base.model.config, data, precision)
+        check_disk(config, base.model.config, data, run.path if run else Path(run_root))
         run = run or stack.enter_context(RunDir.create(run_root, run_name(name, base, data)))
         stopping = Stopping(clock, run.path, config, stop)
         mirror = stack.enter_context(Mirror(run, config.mirror, narrate, stopping.timer("mirror")))
@@ -129,17 +139,20 @@ def train_stages(
     narrate: Narrate,
 ) -> dict[str, Any]:
     """Trains stage after stage as published and measures the ensemble: the entries of `results.json`."""
-    tokens = everything = read_base(base, data, config, run, stopping)
-    loss = float(np.mean(tokens["validation"].losses, dtype=np.float64))
+    tokens = read_base(base, data, config, run, stopping)
+    validation = tokens["validation"]
+    loss = float(np.mean(validation.losses, dtype=np.float64))
     narrate(f"base        validation loss {loss:.4f}, PPL {np.exp(loss):.2f} over all tokens")
     stage = Stage(stage_config(base.model.config, config.stage_layers), precision)
     shared, stages = build_stage_training(stage, config), list[FinishedStage]()
     for number in range(1, config.num_stages + 1):
-        stages.append(train_stage(shared, run, tokens, stages, stopping, narrate))
+        finished, tokens = train_stage(shared, run, tokens, stages, stopping, narrate), {}
         if number < config.num_stages:
-            tokens = hand_on(shared, number, stages[-1], stopping)
+            tokens = hand_on(shared, number, finished, stopping)
+        stages.append(replace(finished, hard={}))  # whose files vanish with what reads them
+        del finished
     trained = [finished.trained for finished in stages]
-    ensemble = measure_ensemble(everything["validation"], shared.strict, trained, config, base, stopping)
+    ensemble = measure_ensemble(validation, shared.strict, trained, config, base, stopping)
     return {
         "base": base_results(base, ensemble[0]["val_loss"], ensemble[0]["val_ppl"]),
         "stages": [_describe_stage(finished.entry, base, shared) for finished in stages],
@@ -176,9 +189,10 @@ def evaluate_run(run_dir: str | Path) -> dict[str, Any]:
     check_fingerprints(run.run, fingerprints(run.base, data))
     if isinstance(run, DesignRun):
         return {"ensemble": measure_again(run, data)}
+    folder = spare_folder(data.validation_tokens, run.base.model.config.hidden_size)
     with progress_bar("base: hidden states", len(data.validation)) as advance:
-        params = jax.device_put(run.base.params)
-        tokens = extract(run.base.model, params, data.validation, run.config.criterion, advance=advance)
+        params, criterion = jax.device_put(run.base.params), run.config.criterion
+        tokens = extract(run.base.model, params, data.validation, criterion, advance=advance, folder=folder)
     return {"ensemble": measure_ensemble(tokens, run.stage, list(run.stages), run.config, run.base)}
 
 
@@ -195,11 +209,6 @@ def read_base(
             split: extract(base.model, params, chunks[split], config.criterion, pieces[split], advance)
             for split in SPLITS
         }
-
-
-def extraction_folder(run: RunDir) -> Path:
-    """The folder of finished pieces of the extraction, until the run is finished."""
-    return run.path / "extraction"
 
 
 def measure_ensemble(

@@ -29,6 +29,7 @@ from newllm_jax.cascade.paths import (
 )
 from newllm_jax.cascade.run import CascadeRun, DesignRun, restore_cascade
 from newllm_jax.cascade.stage.model import Stage
+from newllm_jax.cascade.states import spare_folder
 from newllm_jax.config import Criterion, check
 from newllm_jax.records.results import check_fingerprints
 from newllm_jax.smollm.alpaca import STRIDE, AlpacaChunks, load_alpaca
@@ -179,10 +180,15 @@ def _speed(run: DesignRun, threshold: float, chunks: np.ndarray) -> dict[str, An
 def _published_entry(run: CascadeRun, data: AlpacaChunks, elsewhere: Mapping[str, np.ndarray]) -> Entry:
     base, criterion, stages = run.base.model, run.config.criterion, list(run.stages)
     params = jax.device_put(run.base.params)
-    scored = extract(base, params, data.threshold_chunks, criterion)
+
+    def read(chunks: np.ndarray) -> Tokens:
+        folder = spare_folder(chunks[:, 1:].size, base.config.hidden_size)
+        return extract(base, params, chunks, criterion, folder=folder)
+
+    scored = read(data.threshold_chunks)
 
     def curve(chunks: np.ndarray, shares: Sequence[float]) -> list[Entry]:
-        tokens = extract(base, params, chunks, criterion)
+        tokens = read(chunks)
         return published_curve(tokens, scored, run.stage, stages, criterion, base.config, shares)
 
     return {

@@ -83,13 +83,13 @@ def hardness_threshold(scores: np.ndarray | jax.Array, hard_ratio: float) -> flo
       NumericalError: a score is not a number.
     """
     check_array("scores", scores, "numbers", "...")
-    values = np.sort(np.asarray(scores, np.float64).ravel())
+    values = np.sort(np.asarray(scores), axis=None)  # there can be hundreds of millions: no copy in float64
     lower, fraction = _quantile_position(values.size, hard_ratio)
     if np.isnan(values[-1]):
         raise NumericalError("hardness: a token's score is not a number")
-    quantile = values[lower]
+    quantile = np.float64(values[lower])
     if fraction:
-        quantile += (values[lower + 1] - values[lower]) * fraction
+        quantile += (np.float64(values[lower + 1]) - quantile) * fraction
     rounded = np.float32(quantile)
     return float(rounded if rounded <= quantile else np.nextafter(rounded, np.float32(-np.inf)))
 

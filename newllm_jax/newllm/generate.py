@@ -58,9 +58,9 @@ def generate(
     """Streams the words that follow a prompt; arguments of `systems.generate`. The model has no exits.
 
     Any prompt will do: unknown words are read as `<UNK>`, an empty one starts a text. Memory does not grow with length.
-    A model of a stream goes on after the end of a text, with a new line.
+    A model of a stream, packed too, goes on after the end of a text, with a new line.
     """
-    ids, stream = run.tokenizer.encode_prompt(prompt), run.config.text == "stream"
+    ids, stream = run.tokenizer.encode_prompt(prompt), run.config.text != "windows"
     *read, last = [EOS, *ids[1:]] if stream else ids  # in a stream, a text begins where the one before ends
     context = run.model.initial_context(1)
     # In pieces of one length, and the rest one by one: two compilations for prompts of any length.

@@ -174,7 +174,7 @@ class ContextVectorLM(nn.Module):
       precision: of every matrix product.
       form: of the time loop; see `recurrence.scan.form_for`.
       mask_texts: of the dropout masks; see `recurrence.cell.CellSpec`.
-      excluded: ids that never follow; in a stream those of padding and of the beginning of a text.
+      excluded: ids that never follow; in a stream, packed too, those of padding and of the beginning of a text.
     """
 
     vocabulary_size: int = 1000
@@ -210,7 +210,7 @@ class ContextVectorLM(nn.Module):
         check("config", config, "a NewLLMConfig", isinstance(config, NewLLMConfig))
         names = {field.name for field in dataclasses.fields(cls)} & {field.name for field in dataclasses.fields(config)}
         settings = {name: getattr(config, name) for name in names - {"vocabulary_size", "precision"}}
-        excluded = (PAD, BOS) if config.text == "stream" else ()
+        excluded = () if config.text == "windows" else (PAD, BOS)
         return cls(vocabulary_size, precision=precision, excluded=excluded, **settings)
 
     @property

@@ -66,7 +66,7 @@ def check_fits(config: NewLLMConfig, data: Wikitext, precision: Precision) -> No
         if epochs * steps > LAST_UPDATE:
             raise InputError(f"{name}: {epochs:,} epochs of {steps:,} updates are more than {LAST_UPDATE:,} updates")
     bound = memory_bound(config, len(data.tokenizer), precision, training_mesh(config))
-    bound["stride or sequence_length"] = sum(data.sequences[split].nbytes for split in SPLITS)
+    bound["stride or sequence_length"] = sum(data.held(split, config).size for split in SPLITS)
     check_memory(bound, lambda: planned_memory(config, data, precision))
     check_places(config)
 
@@ -102,8 +102,10 @@ def planned_memory(config: NewLLMConfig, data: Wikitext, precision: Precision) -
     model, steps = training_model(config, len(data.tokenizer), precision), data.steps(config)
     training, optimizer = build_training(config, model, steps)
     state = jax.eval_shape(lambda: initial_state(config, model, optimizer))
-    needed = update_bytes(training.updates, state, data.examples("train", config), steps, config.batch_size)
-    return needed + sum(data.sequences[split].nbytes for split in SPLITS if split != "train")
+    held = {split: data.held(split, config) for split in SPLITS}
+    train = held["train"]
+    needed = update_bytes(training.updates, state, train.data, train.updates, config.batch_size)
+    return needed - train.data_bytes + sum(each.size for each in held.values())
 
 
 def memory_bound(

@@ -1,14 +1,16 @@
-"""Sequences of one length out of texts: overlapping windows of each text, or all texts as one stream."""
+"""Sequences of one length out of texts: overlapping windows of each text, or all texts as one stream, packed or not."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from newllm_jax.newllm.tokenizer import PAD
 from newllm_jax.training.memory import check_memory
+
+IDS_AT_ONCE = 2**20  # of windows that are given together
 
 
 def window_starts(ids: int, length: int, stride: int) -> range:
@@ -16,20 +18,53 @@ def window_starts(ids: int, length: int, stride: int) -> range:
     return range(0, max(ids - length, 0) + 1, stride)
 
 
-def cut(encoded: Sequence[Sequence[int]], length: int, stride: int) -> np.ndarray:
-    """The windows of all texts, `[sequences, length]` ids (uint16); a text that fits is padded with 0.
+def windows(ids: np.ndarray, length: int, stride: int) -> Iterator[np.ndarray]:
+    """The windows of a text, some at a time, `[..., length]`; a text that fits is padded with 0."""
+    if len(ids) < length:
+        yield _padded(ids, length)
+        return
+    found = sliding_window_view(ids, length)[::stride]
+    at_once = max(1, IDS_AT_ONCE // length)
+    yield from (found[start : start + at_once] for start in range(0, len(found), at_once))
 
-    Raises:
-      InputError: there is no memory for them.
+
+def packed_count(ids: int, length: int) -> int:
+    """How many windows `packed_windows` gives of so many ids."""
+    return -(-(ids - 1) // (length - 1))
+
+
+def packed_windows(stream: Iterable[np.ndarray], length: int) -> Iterator[np.ndarray]:
+    """A stream of ids, given in parts, in windows that overlap by one id, some at a time, `[..., length]`.
+
+    So every id but the first is a target once. The last window is padded with 0.
     """
-    starts = [window_starts(len(ids), length, stride) for ids in encoded]
-    shape = sum(map(len, starts)), length
-    check_memory({"sequence_length": math.prod(shape) * np.dtype(np.uint16).itemsize}, host=True)
-    windows = np.full(shape, PAD, np.uint16)
-    pieces = (ids[start : start + length] for ids, of_text in zip(encoded, starts, strict=True) for start in of_text)
-    for window, piece in zip(windows, pieces, strict=True):
-        window[: len(piece)] = piece
-    return windows
+    parts, size = list[np.ndarray](), 0
+    for part in stream:
+        parts.append(part)
+        size += len(part)
+        if size >= IDS_AT_ONCE + length:
+            whole, rest = _overlapping(np.concatenate(parts), length)
+            yield whole
+            parts, size = [rest], len(rest)
+    whole, rest = _overlapping(np.concatenate(parts), length)
+    if len(whole):
+        yield whole
+    if len(rest) > 1:  # one alone was the last target
+        yield _padded(rest, length)
+
+
+def _overlapping(ids: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """The whole windows of some ids, and what begins the window after them."""
+    if len(ids) < length:
+        return np.empty((0, length), ids.dtype), ids
+    found = sliding_window_view(ids, length)[:: length - 1]
+    return found, ids[len(found) * (length - 1) :]
+
+
+def _padded(ids: np.ndarray, length: int) -> np.ndarray:
+    row = np.full((1, length), PAD, ids.dtype)
+    row[0, : len(ids)] = ids
+    return row
 
 
 def stream_pieces(ids: int, rows: int, length: int) -> int:

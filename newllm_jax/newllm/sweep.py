@@ -41,6 +41,7 @@ from newllm_jax.training.stopping import Asked, Stopping, never
 SYSTEM = "new-llm-sweep"  # in `config.json`; no command takes its directory for a run
 MEMBERS = "members"  # the folder of their run directories
 FAILURE = "failed.json"  # of a member whose loss did not stay finite
+ON_DEVICE = {"examples": "device"}  # where members find their data, however large they are
 MOST_AT_ONCE = 64  # each holds a lock and threads that write its checkpoints
 
 
@@ -148,7 +149,7 @@ def _groups(members: Sequence[GridMember], at_once: int | None) -> Iterator[Grou
         )
         data[read] = data[read] if read in data else load_wikitext(config)
         precision = training_precision(config)
-        check_fits(config, data[read], precision)
+        check_fits(config.override(ON_DEVICE), data[read], precision)
         devices = sweep_mesh(config, len(alike)).size
         most = devices * members_that_fit(config, data[read], precision, math.ceil(len(alike) / devices))
         count = math.ceil(len(alike) / min(most, limit))
@@ -255,7 +256,8 @@ def _fit(runs: Mapping[GridMember, OpenRun], stopping: Stopping) -> dict[int, st
             member.name, run.setup.config, run.setup.training, Numbers.from_config(run.setup.config), run.checkpoints,
             run.run.append_metrics, run.state, run.history,
         ))  # fmt: skip
-    splits = {name: first.data.split(name, first.config) for name in ("train", "validation")}
+    config = first.config.override(ON_DEVICE)
+    splits = {name: first.data.split(name, config) for name in ("train", "validation")}
     with SweepProgress(members, first.config.num_epochs) as progress:
         fit_members(program, members, splits, stopping, progress)
     for run, member in zip(runs.values(), members, strict=True):

@@ -57,11 +57,16 @@ class WordTokenizer:
           InputError: no texts, or more words than ids have room for.
         """
         texts = checked("texts", texts, tuple[str, ...])
-        size = checked("vocabulary_size", vocabulary_size, int | None, least=5, most=LARGEST_VOCABULARY)
         counts = Counter(word for text in texts for word in split_words(text, lower_case))
-        for special in ("<unk>", *SPECIAL_WORDS):
-            del counts[special]
-        frequent = [word for word, _ in counts.most_common(size and size - len(SPECIAL_WORDS))]
+        return cls.from_counts(counts, vocabulary_size, lower_case)
+
+    @classmethod
+    def from_counts(cls, counts: Counter[str], vocabulary_size: int | None, lower_case: bool = True) -> WordTokenizer:
+        """`from_texts`, of how often each word is in the texts, in order of first appearance."""
+        size = checked("vocabulary_size", vocabulary_size, int | None, least=5, most=LARGEST_VOCABULARY)
+        no_words = {"<unk>", *SPECIAL_WORDS}
+        frequent = [word for word, _ in counts.most_common(size and size + 1) if word not in no_words]
+        frequent = frequent[: size and size - len(SPECIAL_WORDS)]
         most = f"{len(frequent):,} words and {len(SPECIAL_WORDS)} special ones are more than {LARGEST_VOCABULARY:,}"
         check("vocabulary_size", size, f"a number: {most}",
               len(frequent) + len(SPECIAL_WORDS) <= LARGEST_VOCABULARY)  # fmt: skip

@@ -145,6 +145,6 @@ def provenance_warning(results: dict[str, Any]) -> str:
     if chunks != (1000, 100):
         reasons.append(f"there are {chunks[0]:,} + {chunks[1]:,} chunks instead of 1,000 + 100")
     for name, cut in (("train_chunks", chunks[0]), ("validation_chunks", chunks[1])):
-        if cut < config[name]:
+        if config[name] is not None and cut < config[name]:
             reasons.append(f"the source had not enough rows for {config[name]:,} {name}")
     return "" if not reasons else "> **Not comparable with the published figures:** " + "; ".join(reasons) + ".\n\n"

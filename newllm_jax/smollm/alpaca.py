@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -103,17 +104,20 @@ def load_alpaca(tokenizer: Encoder, config: ChunkConfig | None = None) -> Alpaca
 def chunk_rows(
     rows: Iterable[Mapping[str, Any]],
     tokenizer: Encoder,
-    wanted: Sequence[int] = (1000, 100),
+    wanted: Sequence[int | None] = (1000, 100),
     *,
     split_rows: bool = True,
     shrink: bool = False,
 ) -> AlpacaChunks:
     """The first chunks of the rows for training, the next for validation, and so on. Reads no more rows than it needs.
 
+    In memory are the ids of the chunks, 4 bytes each, and one row.
+
     Args:
       rows: with the text columns `instruction`, `input` and `output`, in order.
       tokenizer: anything with `encode(text) -> ids`.
-      wanted: how many chunks each of `SPLITS` has; those not named have none.
+      wanted: how many chunks each of `SPLITS` has; those not named have none. None as the first of them is as many as
+        there are but for those of the other splits, which are then the last ones.
       split_rows: True cuts as published: a row can give the last chunks of a split and the first of the next. False
         leaves out what a border row has beyond the last chunk of its split, so that no two splits share a row.
       shrink: with too few rows take what there is, in the same proportion, instead of an error.
@@ -121,8 +125,7 @@ def chunk_rows(
     Raises:
       InputError: too few rows (says how many chunks there are), or a row that lacks a column or holds no text in it.
     """
-    chunks: list[list[int]] = []
-    owners: list[int] = []  # the row of each chunk
+    ids, owners = array("i"), array("q")  # one after the other; the row of each chunk
 
     def places(sizes: Sequence[int]) -> list[range]:
         """Where the chunks of each split are, of which the last may not be there yet."""
@@ -130,28 +133,34 @@ def chunk_rows(
         for size in sizes:
             found.append(range(start, start + size))
             start += size
-            while not split_rows and size and 0 < start < len(chunks) and owners[start] == owners[start - 1]:
+            while not split_rows and size and 0 < start < len(owners) and owners[start] == owners[start - 1]:
                 start += 1
         return found
 
+    train, others = wanted[0], [size or 0 for size in wanted[1:]]
+    sizes = [1 if train is None else train, *others]
     for number, row in enumerate(rows):
-        pieces = list(row_chunks(tokenizer.encode(row_text(row, number))))
-        chunks += pieces
-        owners += [number] * len(pieces)
-        if len(chunks) >= places(wanted)[-1].stop:
+        for chunk in row_chunks(tokenizer.encode(row_text(row, number))):
+            ids.extend(chunk)
+            owners.append(number)
+        if train is not None and len(owners) >= places(sizes)[-1].stop:
             break
-    asked = found = sum(wanted)
-    sizes = tuple(wanted)
-    while (missing := places(sizes)[-1].stop - len(chunks)) > 0:
+    asked = found = sum(sizes)
+    if train is None:
+        sizes[0] = max(1, len(owners) - sum(others))
+        while sizes[0] > 1 and places(sizes)[-1].stop > len(owners):  # where rows are whole, borders take some chunks
+            sizes[0] -= 1
+    whole = tuple(sizes)
+    while (missing := places(sizes)[-1].stop - len(owners)) > 0:
         found -= missing
-        sizes = tuple(max(found, 0) * part // asked for part in wanted)
-        if not shrink or min(sizes[:2]) < 1:
+        sizes = [max(found, 0) * part // asked for part in whole]
+        if train is None or not shrink or min(sizes[:2]) < 1:
             raise InputError(
                 f"dataset: too few rows: they give {found} chunks of {CHUNK} tokens, {asked} are asked for"
             )
-    ids = np.asarray(chunks, np.int32)
+    chunks = (np.frombuffer(ids, np.int32) if ids else np.zeros(0, np.int32)).reshape(-1, CHUNK)
     named = zip(SPLITS, places(sizes), strict=False)
-    return AlpacaChunks(**{name: ids[place.start : place.stop] for name, place in named})  # type: ignore[arg-type]
+    return AlpacaChunks(**{name: chunks[place.start : place.stop] for name, place in named})  # type: ignore[arg-type]
 
 
 def row_text(row: Mapping[str, Any], number: int) -> str:

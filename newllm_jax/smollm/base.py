@@ -55,7 +55,8 @@ def source_warnings(base: Pretrained, data: AlpacaChunks, config: ChunkConfig) -
         if fallback:
             warnings.append(f"{fallback}: using {used} instead. Figures cannot be compared with published ones.")
     counts = {name: (len(getattr(data, name)), getattr(config, f"{name}_chunks")) for name in SPLITS}
-    found, asked = (" + ".join(str(pair[i]) for pair in counts.values() if pair[1]) for i in (0, 1))
+    asked_for = {name: (given, given if asked is None else asked) for name, (given, asked) in counts.items()}
+    found, asked = (" + ".join(str(pair[i]) for pair in asked_for.values() if pair[1]) for i in (0, 1))
     if found != asked:
         warnings.append(f"{source} gives {found} chunks, fewer than the {asked} asked for: taking what there is.")
     return warnings

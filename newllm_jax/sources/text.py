@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from newllm_jax.config import check, expanded
-from newllm_jax.errors import InputError, causes, disk_fault
+from newllm_jax.errors import InputError
+from newllm_jax.sources.columns import Column, open_columns
 from newllm_jax.sources.hub import HubOutOfReach, hub_folder
 from newllm_jax.sources.layout import READERS, Layout, data_files, read_layout
 
@@ -51,18 +52,31 @@ class TextSource:
         return {"source": self.name, "asked": self.asked, "fallback": self.fallback, "fingerprint": self.fingerprint}
 
     def splits(self, names: Sequence[str]) -> dict[str, list[str]]:
-        """The `text` column of each split; a split that the source lacks takes every tenth row of `train` (by hash).
+        """The texts of `open_splits`, all of them in memory. Raises InputError as it does."""
+        with self.open_splits(names) as found:
+            return {split: list(texts) for split, texts in found.items()}
+
+    @contextmanager
+    def open_splits(self, names: Sequence[str]) -> Iterator[dict[str, Iterable[str]]]:
+        """The `text` column of each split, to be read while the context lasts, as often as one likes.
+
+        A split that the source lacks takes every tenth row of `train` (by hash). A few rows are in memory at a time.
 
         Raises:
-          InputError: unreadable files, no `text` column, text that is not UTF-8, no split to take rows from, or files
-            that are no longer what their fingerprint says.
+          InputError: unreadable files, no `text` column, no split to take rows from, or files that are no longer what
+            their fingerprint says; and while texts are read, for what is no text or not UTF-8.
         """
         if self.path is None or self.layout is None:
-            return split_by_hash(builtin_paragraphs(), names)
-        found = _read_columns(self.path, self.layout, self.fingerprint, ["text"])
-        present = {_SPLIT_NAMES.get(split, split): texts for split, (texts,) in found.items()}
-        missing = [name for name in names if name not in present]
-        return present | split_by_hash(present["train"], ["train", *missing]) if missing else present
+            yield dict(split_by_hash(builtin_paragraphs(), names))
+            return
+        with self._open_columns(["text"]) as found:
+            present: dict[str, Iterable[str]] = {
+                _SPLIT_NAMES.get(split, split): texts for split, (texts,) in found.items()
+            }  # fmt: skip
+            if missing := [name for name in names if name not in present]:
+                shared = ["train", *missing]
+                present |= {name: HashedSplit(present["train"], shared, name) for name in shared}
+            yield present
 
     def rows(self, columns: Sequence[str]) -> Iterator[dict[str, str]]:
         """The rows of the train split, in order, with these text columns; absent values are empty text.
@@ -80,9 +94,27 @@ class TextSource:
                 if topic in train:
                     yield {**dict.fromkeys(columns, ""), columns[0]: name, columns[-1]: topic}
             return
-        texts = _read_columns(self.path, self.layout, self.fingerprint, columns)["train"]
-        for values in zip(*texts, strict=True):
-            yield dict(zip(columns, values, strict=True))
+        with self._open_columns(columns) as found:
+            for values in zip(*found["train"], strict=True):
+                yield dict(zip(columns, values, strict=True))
+
+    @contextmanager
+    def _open_columns(self, names: Sequence[str]) -> Iterator[dict[str, list[Column]]]:
+        """The columns of each split, out of exactly the files that the fingerprint is of."""
+        assert self.path is not None and self.layout is not None
+        if "train" not in self.layout.splits:
+            raise InputError(f"dataset: {self.path} has no train split (it has {', '.join(self.layout.splits)})")
+        with ExitStack() as stack:
+            try:
+                found = {
+                    split: stack.enter_context(open_columns(self.path, files, self.layout, names))
+                    for split, files in self.layout.splits.items()
+                }
+            except Exception:
+                _check_unchanged(self.path, self.layout, self.fingerprint)  # half-written files cannot be read
+                raise
+            _check_unchanged(self.path, self.layout, self.fingerprint)
+            yield found
 
 
 _SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation"}
@@ -145,9 +177,25 @@ def split_by_hash(rows: Iterable[str], names: Sequence[str]) -> dict[str, list[s
     """
     splits: dict[str, list[str]] = {name: [] for name in names}
     for row in rows:
-        bucket = hashlib.sha256(row.encode("utf-8", "surrogatepass")).digest()[0] % 10
-        splits[names[bucket + 1] if bucket + 1 < len(names) else names[0]].append(row)
+        splits[_hashed_split(row, names)].append(row)
     return splits
+
+
+@dataclass(frozen=True)
+class HashedSplit:
+    """The rows that `split_by_hash` gives to the split `name`, found anew each time that they are iterated."""
+
+    rows: Iterable[str]
+    names: Sequence[str]
+    name: str
+
+    def __iter__(self) -> Iterator[str]:
+        return (row for row in self.rows if _hashed_split(row, self.names) == self.name)
+
+
+def _hashed_split(row: str, names: Sequence[str]) -> str:
+    bucket = hashlib.sha256(row.encode("utf-8", "surrogatepass")).digest()[0] % 10
+    return names[bucket + 1] if bucket + 1 < len(names) else names[0]
 
 
 def _builtin(asked: str, fallback: str) -> TextSource:
@@ -174,84 +222,7 @@ def _fingerprint(path: Path, layout: Layout) -> str:
     return digest.hexdigest()
 
 
-def _read_columns(path: Path, layout: Layout, fingerprint: str, columns: Sequence[str]) -> dict[str, list[list[str]]]:
-    """The texts of each split, column by column, out of exactly the files that the fingerprint is of."""
-    if "train" not in layout.splits:
-        raise InputError(f"dataset: {path} has no train split (it has {', '.join(layout.splits)})")
-    try:
-        found = {split: _read_files(path, files, layout, columns) for split, files in layout.splits.items()}
-    except Exception:
-        _check_unchanged(path, layout, fingerprint)  # half-written files cannot be read
-        raise
-    _check_unchanged(path, layout, fingerprint)
-    return found
-
-
 def _check_unchanged(path: Path, layout: Layout, fingerprint: str) -> None:
     now = read_layout(path, layout.configuration) if path.exists() else None
     if now is None or now != layout or _fingerprint(path, now) != fingerprint:
         raise InputError(f"dataset: {path} has changed while it was read; start again when it is complete")
-
-
-def _read_files(path: Path, files: Sequence[Path], layout: Layout, columns: Sequence[str]) -> list[list[str]]:
-    """The texts of some files, column by column, as the `datasets` library reads them.
-
-    Its cache knows a file by its name and the time of its last change, so each reading has a cache of its own. And it
-    takes a name for a pattern, or for a path within an archive, so it is told of links with plain names.
-    """
-    import datasets
-    from datasets.utils import logging
-
-    datasets.disable_progress_bars()
-    loud = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)  # it logs an error before it raises it
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            links = [Path(folder) / f"{number:05}{file.suffix}" for number, file in enumerate(files)]
-            for link, file in zip(links, files, strict=True):
-                link.symlink_to(file.resolve())
-            read = getattr(datasets.Dataset, f"from_{layout.reader}")
-            rows = read(list(map(str, links)), cache_dir=folder, **layout.options)
-            return [_column(rows, name, path) for name in columns]
-    except InputError:
-        raise
-    except Exception as error:  # whatever a damaged file makes the readers raise
-        if disk_fault(error):
-            raise  # not the data set's fault
-        _check_utf8(files)
-        raise InputError(f"dataset: {path} cannot be read ({_reason(error)})") from error
-    finally:
-        logging.set_verbosity(loud)
-
-
-def _check_utf8(files: Sequence[Path]) -> None:
-    """Raises InputError naming the first text file that is not UTF-8: the readers' own messages name none."""
-    for file in files:
-        if file.suffix != ".parquet":
-            try:
-                file.read_text(encoding="utf-8")
-            except UnicodeDecodeError as error:
-                byte = error.object[error.start]
-                raise InputError(f"dataset: {file} is not UTF-8 (byte {byte:#04x} at {error.start})") from error
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost cause in one line: `datasets` wraps what really happened."""
-    innermost = list(causes(error))[-1]
-    return next(iter(str(innermost).splitlines()), type(innermost).__name__)
-
-
-def _column(split: Any, name: str, path: Path) -> list[str]:
-    if name not in split.column_names:
-        raise InputError(f"dataset: {path} has no column {name!r} (it has {', '.join(split.column_names)})")
-    return list(_texts(split, name, path))
-
-
-def _texts(split: Any, name: str, path: Path) -> Iterator[str]:
-    try:
-        for value in split[name]:
-            if value is not None and not isinstance(value, str):
-                raise InputError(f"dataset: column {name!r} of {path} holds {type(value).__name__}, not text")
-            yield value or ""
-    except UnicodeDecodeError as error:  # Parquet, whose texts nobody checked before
-        raise InputError(f"dataset: column {name!r} of {path} is not UTF-8") from error

@@ -17,11 +17,12 @@ import optax
 from newllm_jax.config import Precision, RunConfig
 from newllm_jax.errors import InputError, NumericalError, Stopped
 from newllm_jax.processes import agree
+from newllm_jax.training.feed import Feed, evaluate_in_blocks, open_feed
 from newllm_jax.training.history import Entry, History, is_finished
 from newllm_jax.training.losses import mean_metrics
 from newllm_jax.training.mesh import ONE_DEVICE, DeviceMesh
 from newllm_jax.training.place import Place
-from newllm_jax.training.split import Data, Split
+from newllm_jax.training.split import Split
 from newllm_jax.training.step import EvalFn, Totals, TrainState, UpdateFn
 from newllm_jax.training.stopping import Stopping
 
@@ -62,6 +63,8 @@ def evaluate(
       mesh: for which the evaluation was compiled.
     """
     batch_size = mesh.round_up(min(batch_size, split.room))
+    if split.in_files:
+        return mean_metrics(jax.device_get(evaluate_in_blocks(evaluation, params, split, batch_size, mesh)))
     order = split.in_order(batch_size)
     return mean_metrics(jax.device_get(evaluation(params, split.data, order, split.steps(batch_size), split.carry)))
 
@@ -79,17 +82,19 @@ class Pieces:
         self.limit, self.seconds = limit, seconds
         self.size, self.elapsed = 1, 0.0
 
-    def learn(self, elapsed: float) -> None:
-        """Moves the size toward `seconds`, by a factor of 8 at most: the first call also compiles."""
+    def learn(self, elapsed: float, made: int | None = None) -> None:
+        """Moves the size toward `seconds`, by a factor of 8 at most: the first call also compiles.
+
+        Args:
+          made: how many updates the call made; None: `size`.
+        """
         self.elapsed = elapsed
-        factor = min(max(self.seconds / max(elapsed, 1e-9), 0.125), 8.0)
-        self.size = agree(min(max(1, round(self.size * factor)), self.limit))
+        factor = (made or self.size) / self.size * self.seconds / max(elapsed, 1e-9)
+        self.size = agree(min(max(1, round(self.size * min(max(factor, 0.125), 8.0))), self.limit))
 
 
-def run_epoch(
-    updates: UpdateFn, place: Place, data: Data, order: jax.Array, key: jax.Array, pieces: Pieces
-) -> Iterator[Place]:
-    """The updates of an epoch from `place` on: the first `pieces.limit` batches of `order`.
+def run_epoch(updates: UpdateFn, place: Place, feed: Feed, key: jax.Array, pieces: Pieces) -> Iterator[Place]:
+    """The updates of an epoch from `place` on: the first `pieces.limit` batches of `feed`.
 
     Returns:
       Where the epoch stands after each piece. The state of the place before is gone by then.
@@ -99,12 +104,13 @@ def run_epoch(
     """
     begun = time.monotonic() - place.seconds
     while place.done < pieces.limit:
-        started, stop = time.monotonic(), min(place.done + pieces.size, pieces.limit)
+        started, stop = time.monotonic(), min(place.done + pieces.size, feed.border(place.done), pieces.limit)
+        data, order = feed.block(place.done)
         state, totals = updates(place.state, place.totals, data, order, place.done, stop, key)
         seen: Totals = jax.device_get(totals)
         if not (np.isfinite(seen.sums.loss) and np.isfinite(seen.grad_norm)):
             raise NumericalError(f"{_first_not_finite(seen)} of {pieces.limit} is not finite")
-        pieces.learn(time.monotonic() - started)
+        pieces.learn(time.monotonic() - started, stop - place.done)
         place = dataclasses.replace(place, done=stop, state=state, totals=totals, seconds=time.monotonic() - begun)
         yield place
     if place.state.loss_scale is not None and not place.totals.sums.count:
@@ -146,15 +152,16 @@ def fit(
     while not is_finished(history, config):
         epoch = len(history) + 1
         stopping.check("piece" if config.save_minutes else "epoch", "checkpoint", "mirror")
-        order = mesh.place(train.shuffled(config.batch_size, config.seed, epoch))
         key = jax.random.fold_in(jax.random.key(config.seed), epoch)
         place = start = checkpoints.place(epoch, state)
         try:
-            for place in run_epoch(training.updates, start, train.data, order, key, pieces):
-                sums = jax.device_get(place.totals.sums)
-                observer.progress(epoch, place.done, steps, mean_metrics(sums)["loss"], int(sums.count) / place.seconds)
-                stopping.took("piece", pieces.elapsed)
-                _pause(place, steps, config, checkpoints, stopping, history, record)
+            with open_feed(train, config.batch_size, config.seed, epoch, start.done, mesh) as feed:
+                for place in run_epoch(training.updates, start, feed, key, pieces):
+                    sums = jax.device_get(place.totals.sums)
+                    rate = int(sums.count) / place.seconds
+                    observer.progress(epoch, place.done, steps, mean_metrics(sums)["loss"], rate)
+                    stopping.took("piece", pieces.elapsed)
+                    _pause(place, steps, config, checkpoints, stopping, history, record)
             with stopping.timed("validation"):
                 started = time.monotonic()
                 validated = evaluate(

@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import jax
@@ -99,8 +100,19 @@ class DeviceMesh:
         return tree if self.is_single else jax.tree.map(_place, tree, self.shardings(tree))
 
     def place(self, tree: Any) -> Any:
-        """Copies arrays to every device."""
-        return tree if self.is_single else jax.tree.map(lambda leaf: _place(leaf, self._repeated), tree)
+        """Copies arrays to every device, but those that are divided over the devices already."""
+
+        def place(leaf: Any) -> Any:
+            sharding = getattr(leaf, "sharding", None)
+            there = isinstance(sharding, NamedSharding) and sharding.mesh == self.grid
+            return leaf if there else _place(leaf, self._repeated)
+
+        return tree if self.is_single else jax.tree.map(place, tree)
+
+    def place_batches(self, tree: Any) -> Any:
+        """Moves this process's part of arrays `[batches, B, ...]` to its devices, which share out the examples."""
+        sharding = NamedSharding(self.grid, PartitionSpec(None, AXES))
+        return jax.tree.map(partial(jax.make_array_from_process_local_data, sharding), tree)
 
     def place_examples(self, tree: Any) -> Any:
         """Moves arrays `[examples, ...]` to the devices, divided evenly over all of them where that can be."""

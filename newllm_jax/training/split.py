@@ -1,4 +1,4 @@
-"""The examples of a split on the device, and the order in which a training reads them."""
+"""The examples of a split, on the device or in files, and the order in which a training reads them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,12 +27,14 @@ class Split:
       examples: how many there are.
       rows: of a stream, which is read in order, so many examples at a time; None for independent examples.
       carry: what the loss gets with the first batch; None for independent examples.
+      in_files: whether `data` are NumPy arrays, mapped from files, that are read piece by piece (`training.feed`).
     """
 
     data: Data
     examples: int
     rows: int | None = None
     carry: Carry = None
+    in_files: bool = False
 
     @classmethod
     def from_arrays(cls, arrays: Data, rows: int | None = None, carry: Carry = None) -> Split:
@@ -39,9 +42,18 @@ class Split:
         data = jax.tree.map(jnp.asarray, arrays)
         return cls(data, jax.tree.leaves(data)[0].shape[0], rows, carry)
 
+    @classmethod
+    def from_file(cls, arrays: Data) -> Split:
+        """All examples of some NumPy arrays `[examples, ...]`, as a rule mapped from files, which stay where they are.
+
+        They are independent, and batches of them are the same as of `from_arrays`.
+        """
+        return cls(arrays, len(jax.tree.leaves(arrays)[0]), in_files=True)
+
     def placed(self, mesh: DeviceMesh) -> Split:
-        """With the examples on every device of a grid."""
-        return dataclasses.replace(self, data=mesh.place(self.data), carry=mesh.place_examples(self.carry))
+        """With the examples on every device of a grid; those in files stay there."""
+        data = self.data if self.in_files else mesh.place(self.data)
+        return dataclasses.replace(self, data=data, carry=mesh.place_examples(self.carry))
 
     @property
     def room(self) -> int:
@@ -65,7 +77,7 @@ class Split:
 
 def epoch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
     """The shuffled order of the examples `[examples]`: a pure function of the seed and the epoch (from 1)."""
-    return np.random.default_rng((seed, epoch)).permutation(examples).astype(np.int32)
+    return np.random.default_rng((seed, epoch)).permutation(np.arange(examples, dtype=np.int32))
 
 
 def batches(order: np.ndarray, batch_size: int, capacity: int = 0) -> np.ndarray:
@@ -79,6 +91,16 @@ def batches(order: np.ndarray, batch_size: int, capacity: int = 0) -> np.ndarray
     return padded.reshape(steps, batch_size)
 
 
-def take(data: Data, indices: jax.Array) -> tuple[Data, jax.Array]:
+@flax.struct.dataclass
+class Row:
+    """A batch among batches `[batches, B, ...]`: its number, and which of its examples are present, bool `[B]`."""
+
+    number: jax.Array | int
+    present: jax.Array
+
+
+def take(data: Data, indices: jax.Array | Row) -> tuple[Data, jax.Array]:
     """The batch of these examples, and which of them are present: an index of -1 gives some example, marked absent."""
+    if isinstance(indices, Row):
+        return jax.tree.map(lambda array: array[indices.number], data), indices.present
     return jax.tree.map(lambda array: array[jnp.maximum(indices, 0)], data), indices >= 0

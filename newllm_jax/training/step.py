@@ -237,7 +237,7 @@ def updates_of(step_fn: StepFn, mesh: DeviceMesh = ONE_DEVICE) -> UpdateFn:
     ) -> tuple[TrainState, Totals]:
         def body(step: jax.Array, loop: tuple[TrainState, Totals]) -> tuple[TrainState, Totals]:
             state, totals = loop
-            batch, present = mesh.share(take(data, mesh.share(order[step])))
+            batch, present = mesh.share(take(data, order[step]))
             state, added = step_fn(state, batch, present, jax.random.fold_in(key, step))
             carry = mesh.share(state.carry)
             state = dataclasses.replace(mesh.divide(dataclasses.replace(state, carry=None)), carry=carry)
@@ -257,7 +257,7 @@ def evaluation_of(loss_fn: LossFn, mesh: DeviceMesh = ONE_DEVICE) -> EvalFn:
     def evaluate(params: Params, data: Data, order: jax.Array, stop: int, carry: Carry = None) -> Sums:
         def body(step: jax.Array, loop: tuple[Sums, Carry]) -> tuple[Sums, Carry]:
             sums, carry = loop
-            batch, present = mesh.share(take(data, mesh.share(order[step])))
+            batch, present = mesh.share(take(data, order[step]))
             added, carry = loss_fn(params, batch, present, None, carry)
             return mesh.repeat(sums + added), mesh.share(carry)
 

@@ -82,7 +82,25 @@ def test_pieces_of_the_extraction_keep_their_order(base, chunks, criterion, toke
         in_pieces = extract(base.model, base.params, chunks, criterion, Pieces(tmp_path, "validation", "0"))
         for field in ("hidden", "targets", "scores", "losses", "hits"):
             np.testing.assert_array_equal(getattr(in_pieces, field), getattr(tokens, field))
-    assert len(list(tmp_path.iterdir())) == 2  # of 8 chunks and of 3
+        assert isinstance(in_pieces.hidden, np.memmap) and not isinstance(tokens.hidden, np.memmap)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "validation.hidden", "validation-000000.arrays", "validation-000008.arrays",  # of 8 chunks and of 3
+    }  # fmt: skip
+
+
+@pytest.mark.quick
+def test_tokens_in_files_are_those_in_memory(base, chunks, stage, weights, tmp_path):
+    found = []
+    for folder in (None, tmp_path):
+        tokens = extract(base.model, base.params, chunks, "cosine", folder=folder)
+        some = tokens.take(np.arange(3, len(tokens), 2))  # no multiple of what a stage reads at a time
+        found.append((tokens, some, run_stage(stage, weights[0], some, "cosine")))
+    for in_memory, in_files in zip(*found, strict=True):
+        assert isinstance(in_files.hidden, np.memmap) and not isinstance(in_memory.hidden, np.memmap)
+        for field in ("hidden", "targets", "scores", "losses", "hits"):
+            np.testing.assert_array_equal(getattr(in_files, field), getattr(in_memory, field))
+    assert list(tmp_path.iterdir()) == []  # files without a name: whatever ends the process leaves nothing
+    assert len(found[1][0].take(np.zeros(0, int)).hidden) == 0
 
 
 @pytest.mark.quick
@@ -104,7 +122,7 @@ def test_only_pieces_of_the_same_are_read(base, chunks, tmp_path, monkeypatch):
         return len(outputs)
 
     assert (computed(), computed()) == (2, 0)
-    files, others = sorted(tmp_path.iterdir()), chunks.copy()
+    files, others = sorted(tmp_path.glob("*.arrays")), chunks.copy()
     others[:, 0] = (others[:, 0] + 1) % 257  # which is no target
     for change in ({"weights": "1"}, {"ids": others}, {"criterion": "entropy"}):
         with pytest.warns(Note, match="damaged, or of something else; its content is made anew"):
@@ -118,6 +136,20 @@ def test_only_pieces_of_the_same_are_read(base, chunks, tmp_path, monkeypatch):
         with pytest.warns(Note, match="its content is made anew"):
             assert computed() == count
         assert [file.read_bytes() for file in files] == [first, second]
+    states = tmp_path / "train.hidden"
+    whole = states.read_bytes()
+    second_begins = 8 * 128 * base.model.config.hidden_size * 4
+    changed = bytearray(whole)
+    changed[second_begins] ^= 1
+    damages = [(b"", 2), (whole[:second_begins], 1), (whole[:-1], 1), (changed, 1), (whole[4:] + whole[:4], 2)]
+    for content, count in damages:
+        states.write_bytes(content)
+        with pytest.warns(Note, match="its content is made anew"):
+            assert computed() == count
+        assert states.read_bytes() == whole
+    states.unlink()
+    with pytest.warns(Note, match="its content is made anew"):
+        assert (computed(), computed()) == (2, 0)
     validation = tmp_path / files[0].name.replace("train", "validation")
     validation.replace(files[0])
     with pytest.warns(Note, match="its content is made anew"):
@@ -135,7 +167,8 @@ def test_a_right_hash_over_what_is_no_piece(base, chunks, tmp_path, field):
         with pytest.warns(Note, match="its content is made anew"):
             assert pieces.read(0, ids, "cosine") is None
     pieces.write(0, ids, "cosine", piece)
-    assert pieces.read(0, ids, "cosine") is not None
+    found = pieces.read(0, ids, "cosine")
+    assert found is not None and (found.hidden == piece.hidden).all()
 
 
 def by_hand(base_tokens, stage, weights, thresholds, criterion, used):

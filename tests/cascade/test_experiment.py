@@ -7,6 +7,7 @@ import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 
 import newllm_jax
 from newllm_jax.cascade import experiment, extraction
+from newllm_jax.cascade import plan as cascade_plan
 from newllm_jax.cascade.experiment import train_cascade
 from newllm_jax.cascade.plan import plan_cascade
 from newllm_jax.cascade.run import stage_owner
@@ -24,6 +26,7 @@ from newllm_jax.errors import InputError, Note, Stopped
 from newllm_jax.records.directory import RunDir
 from newllm_jax.smollm.base import load_base_and_data, source_warnings
 from newllm_jax.smollm.pretrained import load_smollm2
+from newllm_jax.training import feed
 from newllm_jax.training.checkpoint_folder import read_trees
 
 TIMINGS = {"tokens_per_second", "seconds"}
@@ -214,7 +217,7 @@ def same_files(left: Path, right: Path) -> None:
         assert all((a == b).all() for a, b in zip(*map(jax.tree.leaves, (one.params, other.params)), strict=True))
 
 
-@pytest.mark.parametrize("damaged", [False, True])
+@pytest.mark.parametrize("damaged", ["", "piece", "hidden states"])
 def test_the_extraction_goes_on_where_it_stopped(damaged, tiny, whole, tmp_path, monkeypatch):
     extract_piece, calls = extraction._extract_piece, []
 
@@ -228,14 +231,56 @@ def test_the_extraction_goes_on_where_it_stopped(damaged, tiny, whole, tmp_path,
     with pytest.raises(KeyboardInterrupt):
         train(tiny, tmp_path)
     (run_dir,) = tmp_path.iterdir()
-    (piece,) = (run_dir / "extraction").iterdir()
-    assert piece.name == "train-000000.arrays"
+    piece, states = sorted((run_dir / "extraction").iterdir())
+    assert (piece.name, states.name) == ("train-000000.arrays", "train.hidden")
     if damaged:
-        piece.write_bytes(piece.read_bytes()[:1000])
+        file = piece if damaged == "piece" else states
+        file.write_bytes(file.read_bytes()[:1000])
     with pytest.warns(Note, match="its content is made anew") if damaged else nullcontext():
         resumed = train_cascade(resume=run_dir, narrate=quiet)
     assert len(calls) == (4 if damaged else 3)
     assert figures(resumed.results) == figures(whole.results)
+
+
+def test_stages_that_read_files_learn_the_same(tiny, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(feed, "BLOCK_BYTES", 3 * 64 * 17 * 4)  # three updates
+    read = []
+    load = feed.FileFeed._load
+    monkeypatch.setattr(feed.FileFeed, "_load", lambda self, first: read.append(first) or load(self, first))
+    in_files = train(tiny.override({"examples": "files"}), tmp_path)
+    assert {0, 3, 6, 9} <= set(read)
+    assert figures(in_files.results) == figures(whole.results)
+    same_files(in_files.run_dir, whole.run_dir)
+
+
+def test_all_rows_can_be_asked_for(tiny, tmp_path):
+    plan = plan_cascade(tiny.override({"train_chunks": None}))
+    assert (plan["data"]["train_chunks"], plan["data"]["validation_chunks"]) == (42 - 5, 5)
+    config = tiny.override({"train_chunks": None, "num_stages": 1, "num_epochs": 1})
+    result = train(config, tmp_path)
+    assert result.results["data"] == plan["data"]
+    assert json.loads((result.run_dir / "config.json").read_text())["config"]["train_chunks"] is None
+    base, data = load_base_and_data(config)
+    assert source_warnings(base, data, config) == []
+
+
+def test_hidden_states_need_room_on_the_disk(tiny, tmp_path, monkeypatch):
+    plan = plan_cascade(tiny)
+    tokens, hard = (8 + 5) * 128, 614 + 384
+    assert plan["estimated_disk_bytes"] == (tokens + 2 * hard) * 16 * 4 + tokens * 13
+    free = SimpleNamespace(free=plan["estimated_disk_bytes"] - 1)
+    monkeypatch.setattr(cascade_plan.shutil, "disk_usage", lambda folder: free)
+    train(
+        tiny.override({"num_stages": 1, "num_epochs": 1}), tmp_path / "small"
+    )  # one stage has fewer; and all are small
+    monkeypatch.setattr(cascade_plan, "SMALL", 0)
+    with pytest.raises(InputError) as raised:
+        train(tiny, tmp_path / "new" / "runs")
+    assert str(raised.value) == (
+        f"train_chunks: the hidden states of 1,664 tokens need 0.00 GiB of disk, {tmp_path} has 0.00 GiB free; "
+        "lower train_chunks (now 8), or make room"
+    )
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.quick

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from newllm_jax.cascade import probe as probe_file
 from newllm_jax.cascade.probe import init_probe, probe_gains, train_probe
+from newllm_jax.cascade.states import States
 from newllm_jax.smollm.flops import probe_cost
 from newllm_jax.training.step import count_parameters
 from tests.cascade.conftest import LLAMA
@@ -61,6 +63,18 @@ def test_the_same_seed_gives_the_same_probe_bit_for_bit(planted):
     same = jax.tree.map(lambda a, b: bool((a == b).all()), first, again)
     assert all(jax.tree.leaves(same))
     assert (first["inner"]["kernel"] != other["inner"]["kernel"]).any()
+
+
+def test_a_probe_learns_the_same_from_a_file_a_block_at_a_time(planted, tmp_path, monkeypatch):
+    hidden, gains, _ = (each[:3000] for each in planted)
+    whole = train_probe(hidden, gains, 0)
+    written = States(16, tmp_path)
+    written.append(hidden)
+    monkeypatch.setattr(probe_file, "LARGEST_BLOCK", 2 * 512 * 16 * 4)  # two of the five updates of an epoch
+    in_blocks = train_probe(written.array(), gains, 0)
+    for one, other in zip(*map(jax.tree.leaves, (whole, in_blocks)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+    assert not np.allclose(whole["outer"]["kernel"], train_probe(hidden, gains, 1)["outer"]["kernel"], rtol=1e-5)
 
 
 def test_a_probe_starts_at_zero_and_costs_its_kernels():

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from newllm_jax.config import NewLLMConfig, load_config
-from newllm_jax.content import write_arrays
+from newllm_jax.content import read_arrays, write_arrays
 from newllm_jax.errors import InputError, Note
+from newllm_jax.newllm import sequences as sequences_module
 from newllm_jax.newllm import wikitext
-from newllm_jax.newllm.sequences import cut
+from newllm_jax.newllm.sequences import packed_count, packed_windows, windows
 from newllm_jax.newllm.tokenizer import BOS, EOS, PAD, SPECIAL_WORDS, UNK, WordTokenizer
 from newllm_jax.newllm.wikitext import load_wikitext, prepare
 from newllm_jax.training import memory
@@ -123,13 +124,26 @@ def test_prompts_part_punctuation_from_words_as_the_data_does():
 
 def test_windows_are_whole_and_short_texts_are_padded():
     def rows(ids, stride=2):
-        return cut([ids], 5, stride).tolist()
+        return np.concatenate([*windows(np.array(ids, np.uint16), 5, stride)]).tolist()
 
     assert rows([1, 2, 3]) == [[1, 2, 3, PAD, PAD]]
     assert rows(range(5)) == [[0, 1, 2, 3, 4]]
     assert rows(range(8)) == [[0, 1, 2, 3, 4], [2, 3, 4, 5, 6]]
     assert rows(range(9))[-1] == [4, 5, 6, 7, 8]
-    assert cut([[1], [2, 3]], 5, 2).tolist() == [[1, 0, 0, 0, 0], [2, 3, 0, 0, 0]]
+    assert rows([1]) == [[1, PAD, PAD, PAD, PAD]]
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 2**20])
+def test_packed_windows_overlap_by_one_id(monkeypatch, at_once):
+    monkeypatch.setattr(sequences_module, "IDS_AT_ONCE", at_once)
+    for ids in (3, 4, 5, 6, 7, 8, 9, 100):
+        stream = np.arange(1, ids + 1, dtype=np.uint16)
+        parts = np.split(stream, np.sort(np.random.default_rng(ids).integers(0, ids + 1, 4)))
+        found = np.concatenate([*packed_windows(parts, 4)])
+        expected = np.array([[index if index <= ids else PAD for index in range(first, first + 4)]
+                             for first in range(1, ids, 3)])  # fmt: skip
+        assert found.tolist() == expected.tolist()
+        assert len(found) == packed_count(ids, 4)
 
 
 def test_short_and_empty_texts_are_dropped():
@@ -161,7 +175,7 @@ def test_prepared_arrays_are_cached_by_content(tmp_path, monkeypatch):
     file.write_text("\n".join(f"the {index} cats sat on the mat number {index}" for index in range(200)))
     config = load_config("baseline", {"dataset": str(file)})
     first = load_wikitext(config)
-    monkeypatch.setattr(wikitext, "prepare", lambda *_: pytest.fail("the cache was not used"))
+    monkeypatch.setattr(wikitext, "take_census", lambda *_: pytest.fail("the cache was not used"))
     second = load_wikitext(config)
     assert second.tokenizer == first.tokenizer
     assert second.summary(config) == first.summary(config)
@@ -208,6 +222,20 @@ def test_a_damaged_cache_is_made_anew_with_a_note(cached, tmp_path, monkeypatch)
         assert file.read_bytes() == whole
 
 
+def test_a_large_cache_is_mapped_and_its_damage_noticed(cached, monkeypatch):
+    config, data, file = cached
+    monkeypatch.setattr(wikitext, "MAPPED_FROM", 0)
+    mapped = load_wikitext(config)
+    assert same(mapped, data) and not mapped.sequences["train"].flags.owndata
+    whole = file.read_bytes()
+    for damaged in (whole[:100], whole[:-1] + b"x", whole + b"x"):
+        file.with_suffix(".new").write_bytes(damaged)
+        file.with_suffix(".new").replace(file)
+        with pytest.warns(Note, match=f"^{file}: damaged, or of something else; its content is made anew$"):
+            assert same(load_wikitext(config), mapped)
+        assert file.read_bytes() == whole
+
+
 def test_a_cache_that_cannot_be_written_is_no_obstacle(cached, tmp_path, monkeypatch):
     config, data, _ = cached
     (tmp_path / "file").write_text("")
@@ -248,18 +276,18 @@ FORGERIES = {
 
 @pytest.mark.parametrize("forgery", FORGERIES)
 def test_a_right_hash_over_what_is_no_prepared_data(cached, monkeypatch, forgery):
-    config, data, file = cached
-    file.unlink()
+    config, data, _ = cached
     with monkeypatch.context() as patch:
 
-        def forged(file, key, arrays):
+        def forged(file, key):
+            arrays = read_arrays(file, key)
             head = json.loads(arrays["head"].tobytes())
             FORGERIES[forgery](arrays, head)
             if "head" in arrays and forgery != "no JSON":
                 arrays["head"] = np.frombuffer(json.dumps(head).encode(), np.uint8)
             write_arrays(file, key, arrays)
 
-        patch.setattr(wikitext, "write_arrays", forged)
+        patch.setattr(wikitext, "read_arrays", forged)
         load_wikitext(config)
     with pytest.warns(Note, match="its content is made anew"):
         assert same(load_wikitext(config), data)

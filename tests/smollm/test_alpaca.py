@@ -110,6 +110,22 @@ def test_chunks_of_the_real_rows(smollm2):
         chunk_rows(rows, smollm2.tokenizer, (2800, 100))
 
 
+@pytest.mark.parametrize("split_rows", [True, False])
+def test_all_chunks_but_those_of_the_other_splits(split_rows):
+    rows = rows_of(150, 300, 450, 150, 300, 300, 450, 150)  # 1, 2, 3, 1, 2, 2, 3, 1 chunks, a letter a row
+    chunks = chunk_rows(rows, Characters(), (None, 2, 0, 3), split_rows=split_rows)
+    asked = chunk_rows(rows, Characters(), (len(chunks.train), 2, 0, 3), split_rows=split_rows)
+    assert chunks.fingerprint == asked.fingerprint
+    assert letters(chunks.train) == ("abbcccdeef" if split_rows else "abbcccdee")
+    assert letters(chunks.validation) + letters(chunks.calibration) == ("fgggh" if split_rows else "ffggg")
+    more = len(chunks.train) + 1
+    with pytest.raises(InputError, match="too few rows"):
+        chunk_rows(rows, Characters(), (more, 2, 0, 3), split_rows=split_rows)
+    with pytest.raises(InputError, match="they give 15 chunks of 129 tokens, 16 are asked for"):
+        chunk_rows(rows, Characters(), (None, 15), shrink=True)
+    assert letters(chunk_rows(rows, Characters(), (None, 14)).train) == "a"
+
+
 def test_four_splits_share_no_row():
     rows = rows_of(150, 300, 450, 150, 300, 300, 450, 150)  # 1, 2, 3, 1, 2, 2, 3, 1 chunks, a letter a row
     apart = chunk_rows(rows, Characters(), (2, 2, 1, 2), split_rows=False)

@@ -16,6 +16,7 @@ import pytest
 from newllm_jax.config import NewLLMConfig
 from newllm_jax.errors import InputError, NumericalError
 from newllm_jax.training.clock import Clock
+from newllm_jax.training.feed import DeviceFeed
 from newllm_jax.training.loop import Pieces, Training, fit, run_epoch
 from newllm_jax.training.losses import Sums
 from newllm_jax.training.place import Place
@@ -103,7 +104,7 @@ def failure(which: str, bad: int, first_piece: int, seconds: float) -> str:
     order = jnp.arange(8, dtype=jnp.int32)[:, None]
     with pytest.raises(NumericalError) as error:
         place = Place.start(1, init_state(jnp.float32(5), SGD))
-        list(run_epoch(updates, place, jnp.arange(1.0, 9.0), order, KEY, pieces))
+        list(run_epoch(updates, place, DeviceFeed(jnp.arange(1.0, 9.0), order), KEY, pieces))
     return str(error.value)
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from newllm_jax.errors import NumericalError
 from newllm_jax.training import loss_scale
+from newllm_jax.training.feed import DeviceFeed
 from newllm_jax.training.loop import Pieces, run_epoch
 from newllm_jax.training.loss_scale import LossScale, initial_loss_scale, next_loss_scale
 from newllm_jax.training.place import Place
@@ -111,7 +112,7 @@ def epoch(loss_fn, data, steps, scale):
 
     state = init_state({"w": jnp.array([0.5, -2.0, 1.0])}, ADAM, scale)
     order = jnp.arange(2 * steps, dtype=jnp.int32).reshape(steps, 2) % len(data)
-    *_, last = run_epoch(watched, Place.start(1, state), data, order, KEY, Pieces(steps, seconds=0.0))
+    *_, last = run_epoch(watched, Place.start(1, state), DeviceFeed(data, order), KEY, Pieces(steps, seconds=0.0))
     return last.state, last.totals, seen
 
 

@@ -131,11 +131,12 @@ def test_more_updates_than_can_be_counted(settings, monkeypatch):
 
 
 @pytest.mark.parametrize(("free_bytes", "name", "value"), [
-    (10**6, "batch_size", 2**20), (10**6, "stage_layers", 1000), (10**4, "train_chunks", 8),
+    (10**6, "batch_size", 2**20), (10**6, "stage_layers", 1000), (10**4, "train_chunks", 37),
 ])  # fmt: skip
 def test_a_cascade_that_does_not_fit(refused, tiny, free, in_an_empty_folder, tmp_path, free_bytes, name, value):
     free(free_bytes)
-    typed = [f"--{name}={value}" for name, value in (tiny.to_dict() | {name: value}).items() if value not in ("", [])]
+    settings = tiny.to_dict() | {"examples": "device", name: value}
+    typed = [f"--{name}={value}" for name, value in settings.items() if value not in ("", [])]
     for dry_run in ([], ["--dry_run"]):
         line = refused("cascade", *typed, *dry_run)
         assert line.startswith("memory: ") and f" {name} " in line.partition("; lower")[2]

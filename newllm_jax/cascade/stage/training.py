@@ -17,12 +17,15 @@ from newllm_jax.cascade.hardness import hardness_threshold, select_hard
 from newllm_jax.cascade.run import begun_stages, chosen_epoch, stage_folder, stage_owner
 from newllm_jax.cascade.stage.model import init_stage
 from newllm_jax.cascade.stage.updates import StageTraining
+from newllm_jax.cascade.states import release
+from newllm_jax.config import Examples
 from newllm_jax.errors import NumericalError
 from newllm_jax.processes import is_first
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.progress import Narrate, TrainingProgress, progress_bar
 from newllm_jax.records.trackers import open_tracker
 from newllm_jax.training.checkpoint import Checkpoints, every_few_epochs
+from newllm_jax.training.feed import stays_in_files
 from newllm_jax.training.history import History, at_epoch, best_epoch, is_finished, stopped_early
 from newllm_jax.training.loop import fit
 from newllm_jax.training.loss_scale import initial_loss_scale
@@ -41,12 +44,17 @@ class FinishedStage:
     Attributes:
       trained: its weights that go on, and the threshold of its hard tokens.
       entry: what `results.json` says of its training.
-      hard: by split the hard tokens that it was trained on: outputs of the model before it.
+      hard: by split the hard tokens that it was trained on: outputs of the model before it; none once handed on.
     """
 
     trained: TrainedStage
     entry: dict[str, Any]
     hard: TokenSplits
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """By split the number of its hard tokens."""
+        return {"train": self.entry["train_tokens"], "validation": self.entry["val_tokens"]}
 
 
 def train_stage(
@@ -85,8 +93,8 @@ def train_stage(
         if not is_finished(history, config):
             _delete_later_stages(run, number)
             # All stages run the programs that are compiled for the first, which has the most tokens.
-            largest = earlier[0].hard if earlier else hard
-            splits = {split: on_device(hard[split], len(largest[split])) for split in SPLITS}
+            rooms = earlier[0].counts if earlier else {split: len(hard[split]) for split in SPLITS}
+            splits = {split: hard_split(hard[split], rooms[split], config.examples) for split in SPLITS}
             tracker = open_tracker(config.tracker, run, config.to_dict())
             with TrainingProgress(
                 run, tracker, config.num_epochs, history, stage=number, epochs_before=len(before)
@@ -113,6 +121,16 @@ def hand_on(shared: StageTraining, number: int, finished: FinishedStage, stoppin
             split: run_stage(shared.strict, params, tokens, shared.config.criterion, advance)
             for split, tokens in finished.hard.items()
         }
+
+
+def hard_split(tokens: Tokens, room: int, examples: Examples) -> Split:
+    """Hidden states and targets where the setting says: on the device, with room for `room` tokens, or in files."""
+    arrays = tokens.hidden, tokens.targets
+    if stays_in_files(examples, room * sum(array[:1].nbytes for array in arrays)):
+        return Split.from_file(arrays)
+    split = on_device(tokens, room)
+    release(tokens.hidden)
+    return split
 
 
 def on_device(tokens: Tokens, room: int) -> Split:
