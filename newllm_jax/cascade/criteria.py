@@ -184,7 +184,7 @@ def fitted_scores(train: BaseTokens, validation: BaseTokens, gains: Gains | None
     """
     target, largest = (train.losses, math.inf) if gains is None else (gains.train, LARGEST_GAIN)
     probe = train_probe(train.hidden.reshape(target.size, -1), target.ravel(), seed, largest)
-    predicted = in_batches(partial(_predict, probe), validation.hidden)[0]
+    predicted = in_batches(partial(_predict, probe), probe, validation.hidden)[0]
     random = np.random.default_rng(seed).random(validation.losses.shape, np.float32)
     return {"probe": -predicted, "oracle": -validation.losses, "random": random}
 

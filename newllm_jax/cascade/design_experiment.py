@@ -32,7 +32,7 @@ from newllm_jax.cascade.run import (
 from newllm_jax.cascade.stage.design_training import build_design_training
 from newllm_jax.cascade.stage.designs import AnyDesign, build_design
 from newllm_jax.config import CascadeConfig, Criterion, Precision
-from newllm_jax.processes import host_copies
+from newllm_jax.processes import are_several, host_copies
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.progress import Narrate, TrainingProgress, progress_bar
 from newllm_jax.records.trackers import open_tracker
@@ -44,7 +44,8 @@ from newllm_jax.training.feed import make_split
 from newllm_jax.training.history import History, at_epoch, best_epoch, stopped_early
 from newllm_jax.training.loop import fit
 from newllm_jax.training.loss_scale import initial_loss_scale
-from newllm_jax.training.step import Params, count_parameters, init_state
+from newllm_jax.training.mesh import ONE_DEVICE, DeviceMesh, choose_mesh
+from newllm_jax.training.step import Params, count_parameters, init_state, place_state
 from newllm_jax.training.stopping import Stopping
 
 MOMENT_CHUNKS = 200  # that short heads are fitted to
@@ -80,7 +81,8 @@ def train_design(
 ) -> dict[str, Any]:
     """Trains a design, sets its threshold and measures it beside the base: the entries of `results.json`."""
     build = partial(build_design, config, base.model)
-    setting = DesignSetting(config, base, jax.device_put(base.params), data, build(precision), build("fp32"))
+    params = measuring_mesh(config).place(jax.device_put(base.params))
+    setting = DesignSetting(config, base, params, data, build(precision), build("fp32"))
     ranks, alone = read_ranks(setting, stopping)
     narrate(f"base        validation loss {alone.mean:.4f}, PPL {np.exp(alone.mean):.2f} over all tokens")
     params, history, size = train_paths(setting, run, ranks, stopping, narrate)
@@ -105,6 +107,11 @@ def train_design(
                 for row in rows
             ]
     return results
+
+
+def measuring_mesh(config: CascadeConfig) -> DeviceMesh:
+    """The devices that measure base and design: those of the training; of several processes one device of each."""
+    return ONE_DEVICE if are_several() else choose_mesh(config.mesh, config.examples_at_once)
 
 
 def score_before_training(config: CascadeConfig) -> Criterion:
@@ -137,13 +144,15 @@ def train_paths(
     sample = data.train[: MOMENT_CHUNKS if config.short_head else 0]
     moment = hidden_moment(setting.base.model, setting.params, sample)
     initial = jax.jit(setting.design.init, static_argnums=1)(setting.params, config.seed, moment)
-    state = init_state(initial, optimizer, initial_loss_scale(setting.design.base.precision))
+    scale = initial_loss_scale(setting.design.base.precision)
+    state = init_state(initial, optimizer, scale, mesh=training.mesh)
     size = count_parameters(state.params)
     narrate(f"trained     {size:,} parameters")
     choose = partial(chosen_epoch, config=config)
     owner = stage_owner(run, [])
     with Checkpoints(stage_folder(run, 1), owner, every_few_epochs(config.checkpoint_every)) as checkpoints:
         state, history = checkpoints.resume(state, config, stopping.clock, narrate, choose)
+        state = place_state(training.mesh, state)
         run.write_metrics([{"stage": 1, **entry} for entry in history])
         splits = {
             "train": make_split((data.train, ranks["train"]), config.examples),
@@ -155,7 +164,7 @@ def train_paths(
         chosen = choose(history)
         checkpoints.keep_only({best_epoch(history), len(history) - 1, len(history)})
         params = state.params if chosen == len(history) else checkpoints.params(chosen, state.params)
-    return jax.device_put(host_copies(params)), history, size
+    return measuring_mesh(config).place(jax.device_put(host_copies(params))), history, size
 
 
 def measure(

@@ -200,7 +200,7 @@ def read_base(
     base: Pretrained, data: AlpacaChunks, config: CascadeConfig, run: RunDir, stopping: Stopping
 ) -> TokenSplits:
     """The outputs of the frozen base for all tokens; finished pieces of a stopped run are read instead."""
-    params = jax.device_put(base.params)
+    params = choose_mesh(config.mesh, config.examples_at_once).place(jax.device_put(base.params))
     chunks = {"train": data.train, "validation": data.validation}
     with progress_bar("base: hidden states", sum(map(len, chunks.values()))) as advance:
         advance = stopping.between("base", advance)

@@ -25,6 +25,7 @@ from newllm_jax.content import array_sha256, note_damage, read_arrays, write_arr
 from newllm_jax.files import naming
 from newllm_jax.smollm.model import SmolLM2
 from newllm_jax.training.losses import token_losses
+from newllm_jax.training.mesh import place_beside
 from newllm_jax.training.step import Params
 
 PIECE_BATCHES = 4  # in a file
@@ -209,7 +210,8 @@ def _extract_piece(base: SmolLM2, params: Params, ids: np.ndarray, criterion: Cr
     full = np.zeros((len(starts) * size, ids.shape[1]), np.int32)  # one shape: one compiled program, the same bits
     full[: len(ids)] = ids
     # All batches are dispatched before the first is fetched: the device need not wait for the host.
-    read = [read_chunks(base, criterion, params, full[start : start + size]) for start in starts]
+    batches = (place_beside(params, full[start : start + size]) for start in starts)
+    read = [read_chunks(base, criterion, params, batch) for batch in batches]
     writer = TokenWriter(len(ids) * tokens, States(base.config.hidden_size))
     for start, states in zip(starts, read, strict=True):
         count = min(size, len(ids) - start)
@@ -247,14 +249,16 @@ def run_stage(
     Raises:
       OSError: the disk takes no more.
     """
-    params, size = jax.device_put(params), batch_tokens()
+    size = batch_tokens()
     writer = TokenWriter(len(tokens), States(tokens.hidden.shape[1], tokens.folder))
     for start in range(0, len(tokens), size):
         part = slice(start, start + size)
         hidden, targets = tokens.hidden[part], tokens.targets[part]
         missing = size - len(targets)
         padded = np.pad(hidden, [(0, missing), (0, 0)]), np.pad(targets, (0, missing))
-        last, scores, losses, hits = jax.device_get(_read_tokens(stage, criterion, params, *padded))
+        last, scores, losses, hits = jax.device_get(
+            _read_tokens(stage, criterion, params, *place_beside(params, padded))
+        )
         kept = slice(len(targets))
         writer.append(Tokens(last[kept], targets, scores[kept], losses[kept], hits[kept]))
         release(tokens.hidden)

@@ -23,6 +23,7 @@ from newllm_jax.cascade.states import States, release
 from newllm_jax.config import CascadeConfig, Criterion
 from newllm_jax.smollm.model import SmolLM2
 from newllm_jax.training.losses import token_losses
+from newllm_jax.training.mesh import place_beside
 from newllm_jax.training.precision import PRECISIONS
 from newllm_jax.training.step import Params
 
@@ -69,19 +70,20 @@ class TokenLosses:
 
 
 def in_batches(
-    function: Callable[..., Any], *arrays: np.ndarray, advance: Advance = lambda chunks: None
+    function: Callable[..., Any], params: Params, *arrays: np.ndarray, advance: Advance = lambda chunks: None
 ) -> tuple[np.ndarray, ...]:
     """What a function of batches gives for whole arrays `[chunks, ...]`: all calls have the same shapes.
 
     Args:
+      params: that the function reads; the devices on which they lie share out each batch.
       advance: called after each batch with its number of chunks.
     """
-    results = list(each_batch(function, *arrays, advance=advance))
+    results = list(each_batch(function, params, *arrays, advance=advance))
     return tuple(np.concatenate(parts) for parts in zip(*results, strict=True))
 
 
 def each_batch(
-    function: Callable[..., Any], *arrays: np.ndarray, advance: Advance = lambda chunks: None
+    function: Callable[..., Any], params: Params, *arrays: np.ndarray, advance: Advance = lambda chunks: None
 ) -> Iterator[list[np.ndarray]]:
     """What `in_batches` puts together, batch by batch: for what is too much to be in memory as a whole."""
     size = batch_chunks()
@@ -91,7 +93,7 @@ def each_batch(
         padded = [np.pad(part, [(0, size - count)] + [(0, 0)] * (part.ndim - 1)) for part in parts]
         for array in arrays:
             release(array)
-        yield [part[:count] for part in jax.device_get(function(*padded))]
+        yield [part[:count] for part in jax.device_get(function(*place_beside(params, padded)))]
         advance(count)
 
 
@@ -104,7 +106,7 @@ def base_losses(
         _, _, scores, losses, hits = read_chunks(base, criterion, params, ids)
         return losses, hits, scores
 
-    losses, hits, scores = in_batches(read, chunks, advance=advance)
+    losses, hits, scores = in_batches(read, params, chunks, advance=advance)
     return TokenLosses(losses, hits), scores
 
 
@@ -113,7 +115,7 @@ def routed_losses(
 ) -> TokenLosses:
     """The losses where the tokens `hard [chunks, 128]` (bool) take the hard path and the others the easy one."""
     function = partial(routed_pass, trained.design, trained.base, trained.params)
-    return TokenLosses(*in_batches(function, chunks, hard, advance=advance))
+    return TokenLosses(*in_batches(function, trained.base, chunks, hard, advance=advance))
 
 
 def both_paths(trained: TrainedDesign, chunks: np.ndarray) -> tuple[TokenLosses, TokenLosses]:
@@ -133,7 +135,7 @@ def decision_states(trained: TrainedDesign, chunks: np.ndarray, folder: Path | N
     """
     function = partial(_decide, trained.design, trained.base, trained.params)
     states = States(trained.design.base.config.hidden_size, folder)
-    for (hidden,) in each_batch(function, chunks):
+    for (hidden,) in each_batch(function, trained.base, chunks):
         states.append(hidden.reshape(-1, states.width))
     return states.array()
 
@@ -144,7 +146,7 @@ def hidden_moment(base: SmolLM2, params: Params, chunks: np.ndarray) -> np.ndarr
     if not len(chunks):
         return np.eye(size, dtype=np.float32)
     total = np.zeros((size, size), np.float32)
-    for (moments,) in each_batch(partial(_moments, base, params), chunks):
+    for (moments,) in each_batch(partial(_moments, base, params), params, chunks):
         for each in moments:  # in order, as NumPy adds up the first axis: the same bits
             total += each
     return total / np.float32(len(chunks))
@@ -158,7 +160,7 @@ def token_path_scores(
     if criterion != "probe":
         return base_losses(strict, trained.base, chunks, criterion)[1]
     function = partial(_probe_scores, trained.design, trained.base, trained.params, routing_probe)
-    return in_batches(function, chunks)[0]
+    return in_batches(function, trained.base, chunks)[0]
 
 
 def build_routing(

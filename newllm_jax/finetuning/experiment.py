@@ -49,7 +49,7 @@ from newllm_jax.training.manifest import Owner
 from newllm_jax.training.mesh import choose_mesh
 from newllm_jax.training.precision import resolve_precision
 from newllm_jax.training.split import Split
-from newllm_jax.training.step import init_state, make_evaluation
+from newllm_jax.training.step import init_state, make_evaluation, place_state
 from newllm_jax.training.stopping import Asked, Stopping, never
 
 ADAPTER = "adapter"  # the folder of a run's adapters
@@ -89,7 +89,8 @@ def finetune(
         splits = {"train": Split.from_arrays(data.train), "validation": Split.from_arrays(data.validation)}
         params = adaptation.prune(base.params)
         training, optimizer = build_training(config, adaptation, adaptation.freeze(params), precision)
-        state = init_state(adaptation.start(params, config.seed), optimizer, initial_loss_scale(precision))
+        scale = initial_loss_scale(precision)
+        state = init_state(adaptation.start(params, config.seed), optimizer, scale, mesh=mesh)
         start = evaluate(training.evaluate, state.params, splits["validation"], config.examples_at_once, training.mesh)
         before = measure_base(base, splits["validation"], config) if adaptation.dropped else start
         narrate(f"base        validation loss {before['loss']:.4f}, PPL {before['ppl']:.2f}")
@@ -99,6 +100,7 @@ def finetune(
         owner = Owner(run.run_id, description=description)
         with Checkpoints(run.checkpoints, owner, every_few_epochs(config.checkpoint_every)) as checkpoints:
             state, history = checkpoints.resume(state, config, clock, narrate)
+            state = place_state(mesh, state)
             run.begin(description)
             mirror.start()
             run.write_metrics(history)

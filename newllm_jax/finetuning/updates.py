@@ -25,6 +25,7 @@ def build_training(
     """
     optimizer, loss_of = adamw(config.learning_rate, config.weight_decay), adapted_loss(adaptation, precision)
     mesh = choose_mesh(config.mesh, config.examples_at_once)
+    frozen = mesh.place_parameters(frozen)
 
     def step_of(frozen: Params) -> StepFn:
         return partial(train_step, loss_of(frozen), optimizer, micro_batch=config.micro_batch, mesh=mesh)

@@ -200,6 +200,14 @@ def choose_mesh(asked: str, examples: int) -> DeviceMesh:
     return mesh
 
 
+def place_beside(params: Any, examples: Any) -> Any:
+    """Moves arrays `[examples, ...]` to the devices on which some parameters lie, to share them out; else nothing."""
+    sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    if isinstance(sharding, NamedSharding) and sharding.mesh.axis_names == AXES:
+        return DeviceMesh(*sharding.mesh.devices.shape).place_examples(examples)
+    return examples
+
+
 def _place(leaf: Any, sharding: NamedSharding) -> Any:
     """An array moved to where its parts lie; of a shape and type, which a plan is made of, one that says so."""
     if isinstance(leaf, int):

@@ -88,15 +88,18 @@ def init_state(
     loss_scale: LossScale | None = None,
     averaged: bool = False,
     carry: Carry = None,
+    mesh: DeviceMesh = ONE_DEVICE,
 ) -> TrainState:
-    """The state before the first update.
+    """The state before the first update, on the devices of a grid.
 
     Args:
       carry: what the loss gets with the first batch of an epoch.
       averaged: whether a moving average of the parameters is kept; see `train_step`.
     """
+    params = mesh.place_parameters(params)
     ema = jax.jit(Average.start)(params) if averaged else None
-    return TrainState(params, jax.jit(optimizer.init)(params), loss_scale, carry, ema)
+    opt_state = jax.jit(lambda params: mesh.divide(optimizer.init(params)))(params)
+    return TrainState(params, opt_state, loss_scale, carry, ema)
 
 
 def count_parameters(params: Params) -> int:

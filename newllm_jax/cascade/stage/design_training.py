@@ -77,6 +77,7 @@ def build_design_training(
     config: CascadeConfig = design.config
     optimizer = adamw(config.learning_rate, config.weight_decay)
     mesh = choose_mesh(config.mesh, config.examples_at_once)
+    base = mesh.place_parameters(base)
 
     def step_of(base: Params) -> Any:
         return partial(train_step, design_loss(design, base), optimizer, micro_batch=config.micro_batch, mesh=mesh)

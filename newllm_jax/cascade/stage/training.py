@@ -116,7 +116,8 @@ def train_stage(
 def hand_on(shared: StageTraining, number: int, finished: FinishedStage, stopping: Stopping) -> TokenSplits:
     """The outputs of stage `number` for its hard tokens."""
     with progress_bar(f"stage {number}: hidden states", sum(map(len, finished.hard.values()))) as advance:
-        params, advance = jax.device_put(finished.trained.params), stopping.between("hidden states", advance)
+        params = shared.training.mesh.place(jax.device_put(finished.trained.params))
+        advance = stopping.between("hidden states", advance)
         return {
             split: run_stage(shared.strict, params, tokens, shared.config.criterion, advance)
             for split, tokens in finished.hard.items()
