@@ -204,7 +204,7 @@ def place_beside(params: Any, examples: Any) -> Any:
     """Moves arrays `[examples, ...]` to the devices on which some parameters lie, to share them out; else nothing."""
     sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
     if isinstance(sharding, NamedSharding) and sharding.mesh.axis_names == AXES:
-        return DeviceMesh(*sharding.mesh.devices.shape).place_examples(examples)
+        return DeviceMesh(**sharding.mesh.shape).place_examples(examples)
     return examples
 
 
