@@ -28,7 +28,7 @@ def test_what_is_written_is_read(in_files, tmp_path):
 
 
 def test_a_full_disk_is_told_with_the_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(states.tempfile, "TemporaryFile", lambda **_: Path("/dev/full").open("wb", buffering=0))
+    monkeypatch.setattr(states.tempfile, "TemporaryFile", lambda **_: Path("/dev/full").open("wb", buffering=0))  # noqa: SIM115
     written = States(3, tmp_path)
     with pytest.raises(OSError, match="No space left") as raised:
         written.append(np.ones((2, 3), np.float32))
