@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 from benchmarks.harness.program import Program, integers, positive, run_program
 from benchmarks.subjects.bounded import LONGEST, SHORTEST, base_of_width, write_rows
+from benchmarks.tables.benchmark import benchmark_tables
 from newllm_jax.cascade.plan import plan_cascade
 from newllm_jax.config import CascadeConfig
 from newllm_jax.errors import InputError
-from newllm_jax.report.tables import markdown_table
 from tests.reliability.tiny import write_base
 
 GIB = 2**30
@@ -68,22 +68,7 @@ def main(argv: Sequence[str]) -> None:
             })  # fmt: skip
             file.unlink()
             program.save()
-        program.write(table(program))
-
-
-def table(program: Program) -> str:
-    """A line for each run."""
-    header = ["rows", "tokens", "hidden states on disk, GiB", "memory, GiB (bound)", "seconds"]
-    bound, rows = program.results["bound_bytes"] / GIB, list[list[str]]()
-    for each in program.results["rows"]:
-        if "error" in each:
-            rows.append([each["name"], each["error"], "-", "-", "-"])
-            continue
-        rows.append([
-            each["name"], f"{each['tokens']:,}", f"{each['disk_bytes'] / GIB:.2f}",
-            f"{each['peak_bytes'] / GIB:.2f} ({bound:g})", f"{each['seconds']:.0f}",
-        ])  # fmt: skip
-    return markdown_table(header, rows)
+        program.write(benchmark_tables(program.results))
 
 
 if __name__ == "__main__":

@@ -201,6 +201,21 @@ def startup_table(results: dict[str, Any]) -> str:
     return markdown_table(["from the start of the process", "median, s", "min", "max", "runs"], rows)
 
 
+def bound_table(results: dict[str, Any]) -> str:
+    """Hidden states on disk, and what a process had at most that was held to a bound of memory, a line a run."""
+    rows, gib = list[list[str]](), 2**30
+    for row in results["rows"]:
+        if "error" in row:
+            rows.append([row["name"], row["error"], "-", "-", "-", "-"])
+            continue
+        rows.append([
+            row["name"], f"{row['tokens']:,}", f"{row['disk_bytes'] / gib:.1f}", f"{results['bound_bytes'] / gib:g}",
+            f"{row['peak_bytes'] / gib:.2f}", f"{row['seconds']:,.0f}",
+        ])  # fmt: skip
+    header = ["run", "tokens", "on disk, GiB", "bound of the memory, GiB", "had at most, GiB", "seconds"]
+    return markdown_table(header, rows)
+
+
 TABLES: dict[tuple[str, str | None], dict[str, Callable[[dict[str, Any]], str]]] = {
     ("newllm", None): {"machine": machine_table, "updates": update_table, "losses": loss_table},
     ("newllm", "length"): {"length": size_table},
@@ -214,6 +229,7 @@ TABLES: dict[tuple[str, str | None], dict[str, Callable[[dict[str, Any]], str]]]
     },
     ("cascade", "plan"): {"plan": plan_table},
     ("cascade", "seeds"): {"seeds": cascade_seed_table},
+    ("memory_bound", None): {"bound": bound_table},
     ("startup", None): {"startup": startup_table},
     ("signal", None): {"signal": signal_table},
     ("generation", None): {"machine": machine_table, "generation": text_table},
