@@ -228,7 +228,10 @@ def test_a_large_cache_is_mapped_and_its_damage_noticed(cached, monkeypatch):
     mapped = load_wikitext(config)
     assert same(mapped, data) and not mapped.sequences["train"].flags.owndata
     whole = file.read_bytes()
-    for damaged in (whole[:100], whole[:-1] + b"x", whole + b"x"):
+    ids = data.sequences["train"].tobytes()
+    swapped = whole.replace(ids, ids[2:] + ids[:2])  # ids that could be there
+    for damaged in (whole[:100], whole[:-1] + b"x", whole + b"x", swapped):
+        assert damaged != whole
         file.with_suffix(".new").write_bytes(damaged)
         file.with_suffix(".new").replace(file)
         with pytest.warns(Note, match=f"^{file}: damaged, or of something else; its content is made anew$"):
