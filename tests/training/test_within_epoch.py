@@ -79,7 +79,7 @@ def names(folder: Path) -> list[str]:
 def pieces_of_six():
     """But the first, which is one update."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Pieces, "learn", lambda self, elapsed: setattr(self, "size", 6))
+        patch.setattr(Pieces, "learn", lambda self, elapsed, made: setattr(self, "size", 6))
         yield
 
 
