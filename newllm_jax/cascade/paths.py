@@ -125,7 +125,7 @@ def both_paths(trained: TrainedDesign, chunks: np.ndarray) -> tuple[TokenLosses,
 
 
 def decision_states(trained: TrainedDesign, chunks: np.ndarray, folder: Path | None = None) -> np.ndarray:
-    """The hidden states `[tokens, H]` that a probe reads.
+    """The hidden states `[tokens, H]` that a probe reads, of one chunk or more.
 
     Args:
       folder: where they are a memory-mapped file; None where they stay in memory.
@@ -134,8 +134,11 @@ def decision_states(trained: TrainedDesign, chunks: np.ndarray, folder: Path | N
       OSError: the disk takes no more.
     """
     function = partial(_decide, trained.design, trained.base, trained.params)
-    states = States(trained.design.base.config.hidden_size, folder)
-    for (hidden,) in each_batch(function, trained.base, chunks):
+    batches = each_batch(function, trained.base, chunks)
+    (hidden,) = next(batches)
+    states = States(hidden.shape[-1], folder)
+    states.append(hidden.reshape(-1, states.width))
+    for (hidden,) in batches:
         states.append(hidden.reshape(-1, states.width))
     return states.array()
 
