@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tests.reliability.tiny import CUTTABLE_LLAMA, settings, write_base, write_sources
 
 DEVICES = 8
@@ -20,16 +22,15 @@ CHUNKS = {"batch_size": 8, "learning_rate": 0.003, "train_chunks": 20, "validati
 DESIGN = {**CHUNKS, "learning_rate": 0.03, "num_stages": 1, "stage_layers": 1}
 REENTRY = {**DESIGN, "entry_layer": 1, "context": "sequence", "start": "base", "weights": "lora", "rank": 2,
            "head": "base", "trained_on": "all", "criterion": "probe"}  # fmt: skip
-SKIP = {**DESIGN, "skipped_layers": [1, 2], "weights": "lora", "rank": 2, "criterion": "probe"}
 
 JOBS: dict[str, tuple[str, dict[str, Any]]] = {  # a command, and its settings
     "windows": ("train", WINDOWS),
     "parts": ("train", {**WINDOWS, "micro_batch": 8}),
+    "files": ("train", {**WINDOWS, "examples": "files"}),
     "stream": ("train", {**WINDOWS, "text": "stream", "batch_size": 8, "cell": "residual", "tie_embeddings": True}),
     "finetune": ("finetune", CHUNKS),
     "lora": ("finetune", {**CHUNKS, "adapter": "lora", "rank": 2, "micro_batch": 4, "recompute": True}),
     "reentry": ("cascade", REENTRY),
-    "skip": ("cascade", SKIP),
     "published": ("cascade", {"num_epochs": 2, "learning_rate": 0.003}),
 }
 
@@ -37,6 +38,7 @@ JOBS: dict[str, tuple[str, dict[str, Any]]] = {  # a command, and its settings
 def train(folder: Path, job: str, mesh: str) -> dict[str, Any]:
     """The losses of a run: of its epochs, and of what it ends with."""
     from newllm_jax import systems
+    from newllm_jax.training.mesh import choose_mesh
 
     command, changed = JOBS[job]
     system = next(each for each in systems.SYSTEMS.values() if each.command == command)
@@ -46,7 +48,23 @@ def train(folder: Path, job: str, mesh: str) -> dict[str, Any]:
     epochs = [[entry[name] for name in ("train_loss", "val_loss", "grad_norm")] for stage in stages for entry in
               stage["epochs"]]  # fmt: skip
     ends = [run.results[name] for name in ("test", "base", "ensemble") if name in run.results]
-    return {"epochs": epochs, "ends": ends, "run": str(run.run_dir)}
+    grid = choose_mesh(mesh, config.examples_at_once)
+    return {"epochs": epochs, "ends": ends, "devices": grid.size, "held": held_bytes(grid)}
+
+
+def held_bytes(grid: Any) -> int:
+    """How many bytes of a base's parameters a device of a grid has."""
+    import jax
+
+    from newllm_jax.smollm.llama_config import LlamaConfig
+    from newllm_jax.smollm.model import parameter_shapes
+
+    params = jax.tree.map(
+        lambda shape: np.zeros(shape.shape, shape.dtype), parameter_shapes(LlamaConfig(**CUTTABLE_LLAMA))
+    )
+    first = jax.devices()[0]
+    placed = jax.tree.leaves(jax.device_put(params) if grid.is_single else grid.place_parameters(params))
+    return sum(part.data.nbytes for leaf in placed for part in leaf.addressable_shards if part.device == first)
 
 
 def sweep(folder: Path, job: str, mesh: str) -> dict[str, Any]:
@@ -60,7 +78,9 @@ def sweep(folder: Path, job: str, mesh: str) -> dict[str, Any]:
         [row[name]["loss" if name == "test" else "val_loss"] for name in ("best", "test")]
         for row in run.results["members"]
     ]
-    return {"epochs": rows, "ends": [], "run": str(run.run_dir)}
+    import jax
+
+    return {"epochs": rows, "ends": [], "devices": 1 if mesh == "data=1" else jax.device_count()}
 
 
 def main(folder: Path, jobs: list[str]) -> None:
