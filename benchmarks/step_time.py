@@ -20,7 +20,7 @@ from newllm_jax.errors import InputError
 from newllm_jax.files import read_json
 
 PREDICTED = (8, 64, 512)
-MEASURED = RESULTS / "devices-h100.json"
+MEASURED = RESULTS / "devices-h200.json"
 FILE = RESULTS / "step-time.json"
 BATCHES = "the same batch", "the same batch a device"  # ways to use more devices
 

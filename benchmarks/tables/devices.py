@@ -33,7 +33,8 @@ TARGETS = {  # by the name of the work in the measurements
     "sweep": Target("sweep of 16 members of New-LLM", 1.9),
     "advanced": Target("New-LLM `advanced`", 1.6, batch=4096),
 }
-MIB = 2**20
+MIB, GIB = 2**20, 2**30
+TITLES = {"small_sweep": "sweep of small members (`baseline`)"}  # of work without a target
 
 
 def speedup_table(results: dict[str, Any]) -> str:
@@ -55,6 +56,19 @@ def speedup_table(results: dict[str, Any]) -> str:
     header = ["work", "batch on all devices", "1 device, ms (min to max)", *(f"{count} devices" for count in counts),
               "target for 2 devices"]  # fmt: skip
     return markdown_table(header, rows)
+
+
+def memory_table(results: dict[str, Any]) -> str:
+    """What was planned of each device's memory, and what a run took."""
+    rows = []
+    for row in results["rows"]:
+        if "error" in row:
+            rows.append([row["work"], row["mesh"], "-", row["error"], "-"])
+            continue
+        planned, peak = row["planned_bytes"], row["peak_bytes"]
+        rows.append([row["work"], f"`{row['mesh']}`", f"{planned / GIB:.2f}", f"{peak / GIB:.2f}",
+                     f"{planned / peak - 1:+.1%}"])  # fmt: skip
+    return markdown_table(["work", "mesh", "planned, GiB", "used, GiB", "plan against use"], rows)
 
 
 def model_table(results: dict[str, Any]) -> str:
@@ -154,7 +168,7 @@ def _errors(errors: dict[str, float] | None) -> str:
 
 
 def _title(work: str) -> str:
-    return TARGETS[work].title if work in TARGETS else work
+    return TARGETS[work].title if work in TARGETS else TITLES.get(work, work)
 
 
 def _place(work: str) -> int:
@@ -173,7 +187,8 @@ def _table(name: str, table: Callable[[dict[str, Any]], str]) -> Callable[[], st
 
 
 DEVICE_TABLES: dict[str, Callable[[], str]] = {
-    "devices speedup": _table("devices-h100", speedup_table),
+    "devices speedup": _table("devices-h200", speedup_table),
+    "devices memory": _table("device_memory-h200", memory_table),
     "devices model": _table("step-time", model_table),
     "devices predictions": _table("step-time", prediction_table),
 }

@@ -29,8 +29,8 @@ def predict(tmp_path):
     """Runs the command on some rows; what it wrote."""
 
     def run(measured, *options):
-        source, output = tmp_path / "devices-h100.json", tmp_path / "step-time.json"
-        source.write_text(json.dumps({"environment": {"device": "NVIDIA H100"}, "rows": measured}))
+        source, output = tmp_path / "devices-h200.json", tmp_path / "step-time.json"
+        source.write_text(json.dumps({"environment": {"device": "NVIDIA H200"}, "rows": measured}))
         step_time.main(["--measured", str(source), "--output", str(output), *options])
         return json.loads(output.read_text())
 
@@ -48,7 +48,7 @@ def test_predictions_are_those_of_the_model(predict, capsys):
     failed = {"work": "lora", "devices": 2, "batch": 64, "error": "out of memory"}
     results = predict([*rows(), failed, *rows("sweep", batches=(16,))])
     assert (results["benchmark"], results["measured"], results["device"]) == (
-        "step_time", "devices-h100.json", "NVIDIA H100",
+        "step_time", "devices-h200.json", "NVIDIA H200",
     )  # fmt: skip
     assert results["command"].startswith("python -m benchmarks.step_time --measured ")
     found = results["works"]["lora"]
