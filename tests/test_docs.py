@@ -94,7 +94,7 @@ def test_every_file_of_results_has_a_command_that_makes_it_again(path):
     module = importlib.import_module(f"benchmarks.{found['benchmark']}")
     sweep = found.get("sweep")
     assert sweep is None or sweep in module.SWEEPS
-    assert path.stem.startswith("-".join(filter(None, [found["benchmark"].replace("_", "-"), sweep])))
+    assert path.stem.replace("_", "-").startswith("-".join(filter(None, [found["benchmark"], sweep])).replace("_", "-"))
     if path.name in COLLECTED:
         assert f"python -m benchmarks.{found['benchmark']} --sweep {sweep}" in found["note"]
         return

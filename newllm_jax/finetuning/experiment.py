@@ -89,13 +89,11 @@ def finetune(
         splits = {"train": Split.from_arrays(data.train), "validation": Split.from_arrays(data.validation)}
         params = adaptation.prune(base.params)
         training, optimizer = build_training(config, adaptation, adaptation.freeze(params), precision)
-        scale = initial_loss_scale(precision)
-        state = init_state(adaptation.start(params, config.seed), optimizer, scale, mesh=mesh)
+        state = init_state(adaptation.start(params, config.seed), optimizer, initial_loss_scale(precision), mesh=mesh)
         start = evaluate(training.evaluate, state.params, splits["validation"], config.examples_at_once, training.mesh)
         before = measure_base(base, splits["validation"], config) if adaptation.dropped else start
-        narrate(f"base        validation loss {before['loss']:.4f}, PPL {before['ppl']:.2f}")
-        if before is not start:
-            narrate(f"start       validation loss {start['loss']:.4f}, PPL {start['ppl']:.2f}")
+        for name, found in {"base": before, **({"start": start} if before is not start else {})}.items():
+            narrate(f"{name:<11} validation loss {found['loss']:.4f}, PPL {found['ppl']:.2f}")
         description = describe_run(config, precision, fingerprints(base, data))
         owner = Owner(run.run_id, description=description)
         with Checkpoints(run.checkpoints, owner, every_few_epochs(config.checkpoint_every)) as checkpoints:
@@ -111,8 +109,7 @@ def finetune(
             tracker = open_tracker(config.tracker, run, config.to_dict())
             with TrainingProgress(run, tracker, config.num_epochs, history) as progress:
                 state, history = fit(training, state, splits, config, checkpoints, progress, stopping, history)
-        if adaptation.rank and is_first():
-            save_best_adapter(run, adaptation, base.source.used)
+        save_best_adapter(run, adaptation, base.source.used)
         best = at_epoch(history, best_epoch(history))
         results = write_results(run, write_report, {
             **results_header(run, config, precision), **mesh.summary(),
@@ -137,7 +134,12 @@ def measure_base(base: Pretrained, validation: Split, config: FinetuneConfig) ->
 
 
 def save_best_adapter(run: RunDir, adaptation: Adaptation, base: str) -> None:
-    """Writes the adapters of the best epoch for `peft`. No source has a base without some layers: it is not named."""
+    """Writes the adapters of the best epoch for `peft`, where there are any, in one process.
+
+    No source has a base without some layers: it is not named.
+    """
+    if not adaptation.rank or not is_first():
+        return
     _, adapters, _ = read_chosen(run.checkpoints, Owner(run.run_id), adaptation.shapes()[1])
     layers = adaptation.llama.num_layers
     save_adapter(run.path / ADAPTER, adapters, None if adaptation.dropped else base, layers)

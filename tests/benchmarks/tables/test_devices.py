@@ -106,7 +106,7 @@ def test_the_page_waits_for_the_files(tmp_path, monkeypatch):
                for name, table in DEVICE_TABLES.items())  # fmt: skip
     monkeypatch.setattr(files, "RESULTS", tmp_path)
     (tmp_path / "benchmarks").mkdir()
-    assert render(page.read_text()).count("Not run yet.") == 3
+    assert render(page.read_text()).count("Not run yet.") == 4
     measured = {"rows": [row("lora", 1, 64, 0.07), row("lora", 2, 64, 0.04)]}
     for name, content in (("devices-h200", measured), ("step-time", STEP_TIME)):
         (tmp_path / "benchmarks" / f"{name}.json").write_text(json.dumps(content))
