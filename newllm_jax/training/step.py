@@ -215,10 +215,13 @@ class _Compiled:
     def __call__(self, *arguments: Any) -> Any:
         return self.function(self.first, *self.place(*arguments))
 
+    def lower(self, *arguments: Any) -> Any:
+        """The program for arguments of these shapes."""
+        return self.function.lower(self.first, *self.place(*arguments))
+
     def compile(self, *arguments: Any) -> _Compiled:
         """Compiled for arguments of these shapes only."""
-        function = self.function.lower(self.first, *self.place(*arguments)).compile()
-        return dataclasses.replace(self, function=function)
+        return dataclasses.replace(self, function=self.lower(*arguments).compile())
 
 
 def place_state(mesh: DeviceMesh, state: TrainState) -> TrainState:

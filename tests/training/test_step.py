@@ -126,7 +126,7 @@ def test_a_second_epoch_does_not_compile_again(data, state):
         order = jnp.asarray(batches(epoch_order(0, epoch, 22), 4))
         for start, stop in ((0, 2), (2, 6)):
             state, totals = updates(state, totals, data, order, start, stop, key)
-    assert updates._cache_size() == 1  # type: ignore[attr-defined]
+    assert updates.function._cache_size() == 1  # type: ignore[attr-defined]
 
 
 def test_evaluation_does_not_depend_on_the_batch_size(state, data):

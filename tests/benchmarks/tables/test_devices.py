@@ -108,7 +108,9 @@ def test_the_page_waits_for_the_files(tmp_path, monkeypatch):
     (tmp_path / "benchmarks").mkdir()
     assert render(page.read_text()).count("Not run yet.") == 4
     measured = {"rows": [row("lora", 1, 64, 0.07), row("lora", 2, 64, 0.04)]}
-    for name, content in (("devices-h200", measured), ("step-time", STEP_TIME)):
+    used = {"rows": [{"work": "lora", "mesh": "data=2", "planned_bytes": 3 * 2**30, "peak_bytes": 2**32}]}
+    for name, content in (("devices-h200", measured), ("step-time", STEP_TIME), ("device_memory-h200", used)):
         (tmp_path / "benchmarks" / f"{name}.json").write_text(json.dumps(content))
     text = render(page.read_text())
     assert "Not run yet." not in text and "1.75x: reached" in text and "no effect seen" in text and "384x" in text
+    assert "-25.0%" in text
