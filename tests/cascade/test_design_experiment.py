@@ -339,7 +339,7 @@ def test_scores_do_not_depend_on_the_batch(restored):
 
 def test_the_hidden_moment_is_a_running_sum_to_the_same_bits(llama):
     chunks = np.random.default_rng(0).integers(0, 61, (19, 129)).astype(np.int32)  # more than are read at a time
-    moments = in_batches(partial(paths._moments, llama.base, llama.params), chunks)[0]
+    moments = in_batches(partial(paths._moments, llama.base, llama.params), llama.params, chunks)[0]
     np.testing.assert_array_equal(hidden_moment(llama.base, llama.params, chunks), moments.mean(axis=0))
     np.testing.assert_array_equal(hidden_moment(llama.base, llama.params, chunks[:0]), np.eye(16))
     assert not np.allclose(moments[0], moments.mean(axis=0))

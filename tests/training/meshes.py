@@ -85,6 +85,7 @@ def sweep(folder: Path, job: str, mesh: str) -> dict[str, Any]:
 
 def main(folder: Path, jobs: list[str]) -> None:
     """Writes the sources where there are none, and prints the figures of each job, `name@mesh`, in the last line."""
+    folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "base").exists():
         write_sources(folder)
         write_base(folder / "base", CUTTABLE_LLAMA)
