@@ -202,7 +202,8 @@ def choose_mesh(asked: str, examples: int) -> DeviceMesh:
 
 def place_beside(params: Any, examples: Any) -> Any:
     """Moves arrays `[examples, ...]` to the devices on which some parameters lie, to share them out; else nothing."""
-    sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    first = next(iter(jax.tree.leaves(params)), None)
+    sharding = getattr(first, "sharding", None)
     if isinstance(sharding, NamedSharding) and sharding.mesh.axis_names == AXES:
         return DeviceMesh(**sharding.mesh.shape).place_examples(examples)
     return examples
