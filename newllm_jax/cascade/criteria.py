@@ -153,7 +153,7 @@ def read_base(base: SmolLM2, params: Params, chunks: np.ndarray, advance: Advanc
     """One pass of a base over chunks `[chunks, 129]`, with the scores of all criteria that need no training."""
     tokens, width = chunks[:, 1:].shape, base.config.hidden_size
     states, batches = States(width, spare_folder(chunks[:, 1:].size, width)), list[list[np.ndarray]]()
-    for hidden, *scalars in each_batch(partial(_read_base, base, params), chunks, advance=advance):
+    for hidden, *scalars in each_batch(partial(_read_base, base, params), params, chunks, advance=advance):
         states.append(hidden.reshape(-1, width))
         batches.append(scalars)
     losses, *scores = map(np.concatenate, zip(*batches, strict=True))
