@@ -24,7 +24,7 @@ LONGEST_TEXT = 4096  # bytes that processes can agree on
 Value = TypeVar("Value", int, float, bool, str)
 
 
-class Place(NamedTuple):
+class Membership(NamedTuple):
     """This process among the others: what `jax.distributed.initialize` needs; None is for JAX to find out."""
 
     address: str | None
@@ -33,7 +33,7 @@ class Place(NamedTuple):
     local_devices: list[int] | None
 
 
-def place_in(environment: Mapping[str, str]) -> Place | None:
+def place_in(environment: Mapping[str, str]) -> Membership | None:
     """The place of this process by the environment; None where it is the only one.
 
     It is that of the variables JAX_COORDINATOR_ADDRESS (`host:port` of the first process), JAX_NUM_PROCESSES and
@@ -52,13 +52,13 @@ def place_in(environment: Mapping[str, str]) -> Place | None:
             raise InputError(f"{PLACE}: must be below {COUNT} ({count}), not {number}")
         if not re.fullmatch(r".+:\d{1,5}", given[ADDRESS]):
             raise InputError(f"{ADDRESS}: must be host:port of the first process, not {given[ADDRESS][:100]!r}")
-        return Place(given[ADDRESS], count, number, None) if count > 1 else None
+        return Membership(given[ADDRESS], count, number, None) if count > 1 else None
     if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
         return None
     tasks = re.match(r"\d+", environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))
     devices = int(environment.get("SLURM_GPUS_ON_NODE", "1"))
     # JAX takes one device for each task; a task that is alone on its node has all of them.
-    return Place(None, None, None, list(range(devices)) if tasks and tasks[0] == "1" else None)
+    return Membership(None, None, None, list(range(devices)) if tasks and tasks[0] == "1" else None)
 
 
 def _number(name: str, text: str) -> int:
@@ -101,11 +101,7 @@ def are_several() -> bool:
 
 def is_first() -> bool:
     """Whether this process writes what only one may write: reports, settings, lines for the reader."""
-    if not are_several():
-        return True
-    import jax
-
-    return jax.process_index() == 0
+    return process_place()[0] == 0
 
 
 def process_place() -> tuple[int, int]:
@@ -124,10 +120,7 @@ def agree(value: Value) -> Value:
     from jax.experimental import multihost_utils
 
     if isinstance(value, str):
-        text = np.zeros(LONGEST_TEXT, np.uint8)
-        encoded = value.encode()
-        text[: len(encoded)] = np.frombuffer(encoded, np.uint8)
-        return bytes(np.asarray(multihost_utils.broadcast_one_to_all(text))).rstrip(b"\0").decode()
+        return _decoded(multihost_utils.broadcast_one_to_all(_encoded(value)))
     return type(value)(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 
 
@@ -135,33 +128,35 @@ def first_reason(reason: str) -> str:
     """The first text that is not empty among those of all processes. All call it at the same place."""
     if not are_several():
         return reason
-    import jax
     from jax.experimental import multihost_utils
 
     has_one = np.asarray(multihost_utils.process_allgather(np.asarray(bool(reason))))
     if not has_one.any():
         return ""
     speaker = int(np.argmax(has_one))
-    text = np.zeros(LONGEST_TEXT, np.uint8)
-    encoded = reason.encode() if jax.process_index() == speaker else b""
-    text[: len(encoded)] = np.frombuffer(encoded, np.uint8)
-    return bytes(np.asarray(multihost_utils.process_allgather(text))[speaker]).rstrip(b"\0").decode()
+    return _decoded(multihost_utils.process_allgather(_encoded(reason))[speaker])
 
 
-def wait_for_all(what: str) -> None:
-    """Returns when every process has come here. `what`: the same name for all."""
-    if are_several():
-        from jax.experimental import multihost_utils
+def _encoded(text: str) -> np.ndarray:
+    """A text as bytes of one length, as processes can exchange it: `[LONGEST_TEXT]` uint8."""
+    return np.frombuffer(text.encode().ljust(LONGEST_TEXT, b"\0"), np.uint8)
 
-        multihost_utils.sync_global_devices(what)
+
+def _decoded(text: Any) -> str:
+    return np.asarray(text).tobytes().rstrip(b"\0").decode()
 
 
 def by_first(work: Callable[[], object]) -> None:
     """Work on files that one process does while the others wait."""
-    wait_for_all("before the work of the first process")
+    if not are_several():
+        work()
+        return
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices("before the work of the first process")
     if is_first():
         work()
-    wait_for_all("after the work of the first process")
+    multihost_utils.sync_global_devices("after the work of the first process")
 
 
 def host_copies(tree: Any) -> Any:

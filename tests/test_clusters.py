@@ -281,5 +281,5 @@ def test_no_recipe_names_a_host_or_a_machine(name):
     text = (RECIPES / name).read_text()
     hosts = re.findall(r"\b[\w.-]+\.(?:com|io|org|net)/[\w-]+", text)  # but those of names in Kubernetes
     assert set(hosts) <= {"jobset.x-k8s.io/v1alpha2", "batch.kubernetes.io/job-completion-index", "nvidia.com/gpu"}
-    assert not re.search(r"://|/home/|/work/|\d+\.\d+\.\d+\.\d+", text)
+    assert not re.search(r"://|/(?:home|root|tmp|work)/|\d+\.\d+\.\d+\.\d+", text)
     assert f"[{name}](clusters/{name})" in (ROOT / "docs" / "clusters.md").read_text()

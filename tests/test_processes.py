@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from newllm_jax.errors import InputError
-from newllm_jax.processes import Place, agree, by_first, connect, first_reason, host_copies, is_first, place_in
+from newllm_jax.processes import Membership, agree, by_first, connect, first_reason, host_copies, is_first, place_in
 from tests.reliability.tiny import CUTTABLE_LLAMA, NEWLLM, environment, options, settings, write_base, write_sources
 
 VARIABLES = {"JAX_COORDINATOR_ADDRESS": "first:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
@@ -21,14 +21,14 @@ SECONDS = 240  # far more than anything here takes
 
 def test_the_place_of_a_process_by_plain_variables():
     assert place_in({}) is None
-    assert place_in(VARIABLES) == Place("first:1234", 4, 3, None)
+    assert place_in(VARIABLES) == Membership("first:1234", 4, 3, None)
     assert place_in({**VARIABLES, "JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}) is None
 
 
 def test_the_place_of_a_process_in_a_job_step_of_slurm():
     step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_GPUS_ON_NODE": "4"}
-    assert place_in(step) == Place(None, None, None, [0, 1, 2, 3])  # alone on its node: all devices are its own
-    assert place_in({**step, "SLURM_STEP_TASKS_PER_NODE": "4"}) == Place(None, None, None, None)
+    assert place_in(step) == Membership(None, None, None, [0, 1, 2, 3])  # alone on its node: all devices are its own
+    assert place_in({**step, "SLURM_STEP_TASKS_PER_NODE": "4"}) == Membership(None, None, None, None)
     assert place_in({**step, "SLURM_STEP_NUM_TASKS": "1"}) is None
 
 

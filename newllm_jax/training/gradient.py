@@ -63,7 +63,7 @@ def batch_gradient(
     if mesh.is_single or mesh.fsdp > 1:
         return _accumulated_gradient(loss_fn, at, batch, present, key, size, None, mesh)
 
-    def of_examples(place: jax.Array, params: Params, scale: LossScale | None, carry: Carry, *others: Any) -> Any:
+    def device_gradient(place: jax.Array, params: Params, scale: LossScale | None, carry: Carry, *others: Any) -> Any:
         batch, present, key = others
         part, at = Part(place * len(present), len(present) * mesh.size), Point(params, scale, carry)
         grads, sums, carry = _accumulated_gradient(loss_fn, at, batch, present, key, size // mesh.size, part)
@@ -71,7 +71,7 @@ def batch_gradient(
         grads = mesh.add_up(jax.tree.map(lambda grad: grad * sums.count, grads))
         return jax.tree.map(lambda grad: grad / jnp.maximum(total.count, 1), grads), total, carry
 
-    divided = mesh.by_device(of_examples, (None, None, 0, 0, 0, None), (None, None, 0))
+    divided = mesh.by_device(device_gradient, (None, None, 0, 0, 0, None), (None, None, 0))
     return divided(*at, batch, present, key)
 
 

@@ -46,7 +46,7 @@ class DeviceMesh:
 
     @property
     def is_single(self) -> bool:
-        """Whether this is the only device of the only process, where arrays may lie as JAX puts them."""
+        """Whether it is one device, on which arrays lie as JAX puts them."""
         return self.size == 1
 
     @property
@@ -87,13 +87,13 @@ class DeviceMesh:
     def shardings(self, tree: Any) -> Any:
         """Where the parts of parameters lie: divided over `fsdp` along the last axis that it divides evenly."""
 
-        def of(leaf: Any) -> NamedSharding:
+        def sharding(leaf: Any) -> NamedSharding:
             fits = [axis for axis, size in enumerate(leaf.shape) if size % self.fsdp == 0]
             if self.fsdp == 1 or leaf.size < SMALLEST_DIVIDED or not fits:
                 return self._repeated
             return NamedSharding(self.grid, PartitionSpec(*[None] * fits[-1], "fsdp"))
 
-        return jax.tree.map(of, tree)
+        return jax.tree.map(sharding, tree)
 
     def place_parameters(self, tree: Any) -> Any:
         """Moves parameters, or moments of theirs, to where they lie."""

@@ -7,7 +7,6 @@ import re
 import shutil
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 
 import jax
 import numpy as np
@@ -16,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import newllm_jax
-from newllm_jax.cascade import experiment, paths
+from newllm_jax.cascade import experiment
 from newllm_jax.cascade.ensemble import best_ensemble
 from newllm_jax.cascade.experiment import train_cascade
 from newllm_jax.cascade.generate import generate
-from newllm_jax.cascade.paths import TrainedDesign, decision_states, hidden_moment, in_batches, token_path_scores
+from newllm_jax.cascade.paths import token_path_scores
 from newllm_jax.cascade.plan import plan_cascade
 from newllm_jax.cascade.probe import probe_gains
 from newllm_jax.cascade.run import ROUTING
@@ -33,7 +32,6 @@ from newllm_jax.smollm.generate import generate_tokens, prompt_ids, stream_text
 from newllm_jax.smollm.pretrained import load_smollm2
 from newllm_jax.systems import evaluate
 from newllm_jax.training import split
-from tests.cascade.conftest import SKIP
 
 LAYER, HEAD = 1920, 257 * 16  # multiplications of the tiny base; keys and values of a layer are 256 of them
 BASE = 2 * LAYER + HEAD
@@ -335,20 +333,3 @@ def test_scores_do_not_depend_on_the_batch(restored):
         for chunks in (data.test, data.test[:2])
     )
     assert (six[:2] == two).all()
-
-
-def test_the_hidden_moment_is_a_running_sum_to_the_same_bits(llama):
-    chunks = np.random.default_rng(0).integers(0, 61, (19, 129)).astype(np.int32)  # more than are read at a time
-    moments = in_batches(partial(paths._moments, llama.base, llama.params), llama.params, chunks)[0]
-    np.testing.assert_array_equal(hidden_moment(llama.base, llama.params, chunks), moments.mean(axis=0))
-    np.testing.assert_array_equal(hidden_moment(llama.base, llama.params, chunks[:0]), np.eye(16))
-    assert not np.allclose(moments[0], moments.mean(axis=0))
-
-
-def test_what_a_probe_reads_is_the_same_in_a_file(llama, tmp_path):
-    design = llama.design(**SKIP)
-    trained = TrainedDesign(design, llama.params, llama.init(design, 0.1))
-    chunks = np.random.default_rng(0).integers(0, 61, (11, 129)).astype(np.int32)
-    in_memory, in_file = decision_states(trained, chunks), decision_states(trained, chunks, tmp_path)
-    assert isinstance(in_file, np.memmap) and in_file.shape == (11 * 128, 16)
-    np.testing.assert_array_equal(in_file, in_memory)
