@@ -28,6 +28,8 @@ def options() -> Program:
     add("--works", default=",".join(WORKS), help=f"what is trained (default {','.join(WORKS)})")
     add("--devices", default="1,2", help="numbers of devices (default %(default)s)")
     add("--batches", help="batch sizes in the place of each work's own")
+    add("--device_batch", type=positive, help="most examples that a device computes at a time; more are computed one "
+        "part after another, as --micro_batch does")  # fmt: skip
     add("--repeats", type=positive, default=7, help="timed blocks of updates (default %(default)s)")
     return program
 
@@ -43,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
         for work in works:
             for batch in integers(typed.batches, "batches", 1) if typed.batches else BATCHES[work]:
                 task = {"work": work, "batch": batch, "devices": devices, "repeats": typed.repeats,
-                        "updates": UPDATES.get(work, FEW)}  # fmt: skip
+                        "updates": UPDATES.get(work, FEW), "device_batch": typed.device_batch}  # fmt: skip
                 found = program.measure("benchmarks.subjects.devices:measure", task, f"{work}, batch {batch:,}")
                 failed = [{"work": work, "batch": batch, "devices": each, "error": found.get("error")}
                           for each in devices]  # fmt: skip

@@ -1,7 +1,8 @@
 """What an update takes on 8, 64 and 512 devices, predicted from few: `python -m benchmarks.step_time`.
 
 Reads what `python -m benchmarks.devices` measured, fits the model of `benchmarks/harness/scaling.py` to each kind of
-work, says how far it is from what was measured, and predicts. Nothing is measured here.
+work, says how far it is from what was measured, and predicts. Nothing is measured here. With `--fit_devices 2` the
+model sees the measurements of one and two devices only, and what it says of the others stands beside what they took.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 from benchmarks.harness.program import RESULTS, ROOT, SCHEMA_VERSION, Program, positive, run_program
 from benchmarks.harness.scaling import Network, Row, StepTime, fit, left_out_errors
-from benchmarks.tables.devices import model_table, prediction_table
+from benchmarks.tables.devices import check_table, model_table, prediction_table
 from newllm_jax.errors import InputError
 from newllm_jax.files import read_json
 
@@ -44,6 +45,8 @@ def options() -> Program:
     add(
         "--measured", metavar="FILE", default=default, help="file of python -m benchmarks.devices (default %(default)s)"
     )
+    add("--fit_devices", type=positive, help="fit to measurements of up to so many devices, and compare the prediction "
+        "with those of more (default: fit to all)")  # fmt: skip
     add("--host_devices", type=positive, default=8, help="devices in a host (default %(default)s)")
     add("--host_bandwidth", type=positive_number, default=50e9, help="bytes a second that a host is assumed to send to "
         "other hosts, all its devices together (default %(default)g: 400 Gbit/s)")  # fmt: skip
@@ -66,10 +69,14 @@ def main(argv: Sequence[str]) -> None:
         "measured": path.name,
         "device": measured.get("environment", {}).get("device"),
         "network": vars(network),
-        "works": {work: describe(rows, network) for work, rows in rows_by_work(measured).items()},
+        "works": {
+            work: describe(rows, network, typed.fit_devices or math.inf)
+            for work, rows in rows_by_work(measured).items()
+        },
     }
+    tables = [model_table, prediction_table, *([check_table] if typed.fit_devices else [])]
     with program:
-        program.write(f"{model_table(program.results)}\n\n{prediction_table(program.results)}")
+        program.write("\n\n".join(table(program.results) for table in tables))
 
 
 def rows_by_work(measured: dict[str, Any]) -> dict[str, list[Row]]:
@@ -88,8 +95,15 @@ def rows_by_work(measured: dict[str, Any]) -> dict[str, list[Row]]:
     return works
 
 
-def describe(rows: Sequence[Row], network: Network) -> dict[str, Any]:
-    """The model of one kind of work, its errors on the rows, and what it predicts."""
+def describe(measured: Sequence[Row], network: Network, most_devices: float) -> dict[str, Any]:
+    """The model of one kind of work, its errors on the rows, and what it predicts.
+
+    Args:
+      most_devices: in a row that the model is fitted to.
+    """
+    rows = [row for row in measured if row.devices <= most_devices]
+    if not rows:
+        raise InputError(f"fit_devices: a kind of work was measured on more than {most_devices} devices only")
     model, left_out = fit(rows), left_out_errors(rows)
     errors = [model.error(row) for row in rows]
     return {
@@ -106,7 +120,14 @@ def describe(rows: Sequence[Row], network: Network) -> dict[str, Any]:
         "error_percent": summary(errors),
         "left_out_error_percent": summary([error for error in left_out if error is not None]),
         "predictions": predictions(model, rows, network),
+        "checks": [check(model, row) for row in measured if row.devices > most_devices],
     }
+
+
+def check(model: StepTime, row: Row) -> dict[str, Any]:
+    """What a model that was fitted without a row says of it, from one of its readings to the other."""
+    seconds = [reading.seconds(row.devices, row.batch, row.bytes) for reading in model.readings(row.bytes)]
+    return {**vars(row), "predicted_seconds": {"least": min(seconds), "most": max(seconds)}}
 
 
 def summary(errors: Sequence[float]) -> dict[str, float] | None:

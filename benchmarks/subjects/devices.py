@@ -46,8 +46,8 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     """A row for each number of devices.
 
     Args:
-      task: `work`, `batch`, `devices` (a list), `updates` and `repeats`; `settings` that differ from the
-        configuration's.
+      task: `work`, `batch`, `devices` (a list), `updates` and `repeats`; `device_batch`, the most examples that a
+        device computes at a time, or None; `settings` that differ from the configuration's.
     """
     builders = {"wikitext2": newllm, "advanced": newllm, **dict.fromkeys(SWEPT, sweep)}
     build = builders.get(task["work"], chunks)
@@ -67,10 +67,16 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     return {"rows": rows}
 
 
+def settings_of(task: dict[str, Any], mesh: DeviceMesh) -> dict[str, Any]:
+    """The settings in which a measurement differs from its configuration."""
+    batch, at_once = task["batch"], (task.get("device_batch") or task["batch"]) * mesh.size
+    part = {"micro_batch": at_once} if at_once < batch else {}
+    return {"batch_size": batch, "mesh": str(mesh), **part, **task.get("settings", {})}
+
+
 def newllm(task: dict[str, Any], mesh: DeviceMesh, updates: int) -> tuple[JaxTraining, int]:
     """New-LLM in the configuration of that name; the bytes of its gradients."""
-    settings = {"batch_size": task["batch"], "mesh": str(mesh), **task.get("settings", {})}
-    config: Any = load_config(task["work"], settings)
+    config: Any = load_config(task["work"], settings_of(task, mesh))
     model = training_model(config, VOCABULARY[task["work"]], training_precision(config))
     training, optimizer = build_training(config, model, 100)
     state = initial_state(config, model, optimizer)
@@ -87,8 +93,7 @@ def newllm(task: dict[str, Any], mesh: DeviceMesh, updates: int) -> tuple[JaxTra
 
 def chunks(task: dict[str, Any], mesh: DeviceMesh, updates: int) -> tuple[JaxTraining, int]:
     """A training on chunks: `plus` of CASCADE, LoRA or all parameters; the bytes of its gradients."""
-    settings = {"batch_size": task["batch"], "mesh": str(mesh), **task.get("settings", {})}
-    base = SmolLM2(LlamaConfig())
+    settings, base = settings_of(task, mesh), SmolLM2(LlamaConfig())
     params = jax.jit(base.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     ids = np.random.default_rng(0).integers(0, base.config.vocab_size, (2 * task["batch"], CHUNK)).astype(np.int32)
     if task["work"] == "cascade":

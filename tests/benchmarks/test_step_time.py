@@ -84,6 +84,21 @@ def test_what_is_assumed_of_the_network_is_an_option(predict):
     assert slower[True, 8, False]["seconds"]["least"] == pytest.approx(34e-3 + 17.5e-3)
 
 
+def test_more_devices_than_the_model_has_seen_are_checked(predict, capsys):
+    slow = rows(devices=(4,), batches=(16, 32))
+    slow[0]["seconds_per_update"] *= 2
+    found = predict([*rows(), *slow], "--fit_devices", "2")["works"]["lora"]
+    assert len(found["rows"]) == 6 and found["error_percent"]["largest"] < 1e-6
+    # 4 devices: 4 and 8 examples each, twice 3/4 of 10 ms, or two latencies of 10 ms
+    assert [check["predicted_seconds"] for check in found["checks"]] == [
+        pytest.approx({"least": 21e-3, "most": 26e-3}), pytest.approx({"least": 25e-3, "most": 30e-3}),
+    ]  # fmt: skip
+    assert [check["seconds"] for check in found["checks"]] == pytest.approx([42e-3, 25e-3])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "| 21 to 26 | 42 | -50.0% to -38.1% |" in told
+    assert predict([*rows(), *slow])["works"]["lora"]["checks"] == []
+
+
 def test_bad_input_is_a_line(predict):
     incomplete = rows()
     del incomplete[2]["allreduce_bytes"]
@@ -95,6 +110,8 @@ def test_bad_input_is_a_line(predict):
             predict(measured)
     with pytest.raises(InputError, match="host_bandwidth"):
         predict(rows(), "--host_bandwidth", "0")
+    with pytest.raises(InputError, match="fit_devices"):
+        predict(rows(devices=(2, 4)), "--fit_devices", "1")
     with pytest.raises(InputError, match="absent.json"):
         step_time.main(["--measured", "absent.json"])
 
