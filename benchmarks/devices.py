@@ -30,6 +30,7 @@ def options() -> Program:
     add("--batches", help="batch sizes in the place of each work's own")
     add("--device_batch", type=positive, help="most examples that a device computes at a time; more are computed one "
         "part after another, as --micro_batch does")  # fmt: skip
+    add("--fsdp", action="store_true", help="also divide weights and moments over the devices")
     add("--repeats", type=positive, default=7, help="timed blocks of updates (default %(default)s)")
     return program
 
@@ -45,7 +46,8 @@ def main(argv: Sequence[str]) -> None:
         for work in works:
             for batch in integers(typed.batches, "batches", 1) if typed.batches else BATCHES[work]:
                 task = {"work": work, "batch": batch, "devices": devices, "repeats": typed.repeats,
-                        "updates": UPDATES.get(work, FEW), "device_batch": typed.device_batch}  # fmt: skip
+                        "updates": UPDATES.get(work, FEW), "device_batch": typed.device_batch,
+                        "fsdp": typed.fsdp}  # fmt: skip
                 found = program.measure("benchmarks.subjects.devices:measure", task, f"{work}, batch {batch:,}")
                 failed = [{"work": work, "batch": batch, "devices": each, "error": found.get("error")}
                           for each in devices]  # fmt: skip

@@ -42,9 +42,8 @@ def options() -> Program:
     program = Program("step_time", "Predict the time of an update on many devices.", file=FILE)
     add = program.parser.add_argument
     default = MEASURED.relative_to(ROOT).as_posix()
-    add(
-        "--measured", metavar="FILE", default=default, help="file of python -m benchmarks.devices (default %(default)s)"
-    )
+    add("--measured", metavar="FILE", nargs="+", default=[default], help="files of python -m benchmarks.devices "
+        f"(default {default})")  # fmt: skip
     add("--fit_devices", type=positive, help="fit to measurements of up to so many devices, and compare the prediction "
         "with those of more (default: fit to all)")  # fmt: skip
     add("--host_devices", type=positive, default=8, help="devices in a host (default %(default)s)")
@@ -59,19 +58,19 @@ def main(argv: Sequence[str]) -> None:
     """Fits and predicts, writes and prints both. Raises InputError."""
     program = options().parse(argv)
     typed = program.arguments
-    path = Path(typed.measured)
-    measured = read_json(path if path.is_absolute() or path.exists() else ROOT / path)
+    paths = [path if path.is_absolute() or path.exists() else ROOT / path for path in map(Path, typed.measured)]
+    measured = [read_json(path) for path in paths]
     network = Network(typed.host_devices, typed.host_bandwidth, typed.host_latency)
     program.results = {
         "schema_version": SCHEMA_VERSION,
         "benchmark": "step_time",
         "command": shlex.join([*program.parser.prog.split(), *argv]),
-        "measured": path.name,
-        "device": measured.get("environment", {}).get("device"),
+        "measured": ", ".join(path.name for path in paths),
+        "device": measured[0].get("environment", {}).get("device"),
         "network": vars(network),
         "works": {
             work: describe(rows, network, typed.fit_devices or math.inf)
-            for work, rows in rows_by_work(measured).items()
+            for work, rows in rows_by_work([row for each in measured for row in each.get("rows", [])]).items()
         },
     }
     tables = [model_table, prediction_table, *([check_table] if typed.fit_devices else [])]
@@ -79,10 +78,10 @@ def main(argv: Sequence[str]) -> None:
         program.write("\n\n".join(table(program.results) for table in tables))
 
 
-def rows_by_work(measured: dict[str, Any]) -> dict[str, list[Row]]:
+def rows_by_work(measured: Sequence[dict[str, Any]]) -> dict[str, list[Row]]:
     """The measured rows of each kind of work, but those that failed. Raises InputError."""
     works: dict[str, list[Row]] = {}
-    for row in measured.get("rows", []):
+    for row in measured:
         if "error" in row:
             continue
         try:

@@ -6,6 +6,7 @@ architecture of SmolLM2-135M.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -47,19 +48,20 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
 
     Args:
       task: `work`, `batch`, `devices` (a list), `updates` and `repeats`; `device_batch`, the most examples that a
-        device computes at a time, or None; `settings` that differ from the configuration's.
+        device computes at a time, or None; `fsdp`, whether weights are divided too; `settings` that differ
+        from the configuration's.
     """
     builders = {"wikitext2": newllm, "advanced": newllm, **dict.fromkeys(SWEPT, sweep)}
     build = builders.get(task["work"], chunks)
     needed = updates_needed(task["updates"], task["repeats"])
-    built = [build(task, DeviceMesh.parse(f"data={devices}"), needed) for devices in task["devices"]]
-    rows = []
+    meshes = [DeviceMesh(1, devices) if task.get("fsdp") else DeviceMesh(devices) for devices in task["devices"]]
+    built, rows = [build(task, mesh, needed) for mesh in meshes], []
     measured = time_in_turns([training for training, _ in built], task["updates"], task["repeats"])
-    for devices, (training, sent), times in zip(task["devices"], built, measured, strict=True):
+    for mesh, (training, sent), times in zip(meshes, built, measured, strict=True):
         rows.append({
-            "work": task["work"], "devices": devices, "batch": task["batch"],
+            "work": task["work"], "devices": mesh.size, "mesh": str(mesh), "batch": task["batch"],
             "seconds_per_update": times["update_seconds"]["median"], "update_seconds": times["update_seconds"],
-            "allreduce_bytes": sent if devices > 1 else 0, "losses": times["losses"],
+            "allreduce_bytes": 0 if mesh.is_single else sent, "losses": times["losses"],
             "planned_bytes": training.planned_bytes,
         })  # fmt: skip
     for row in rows:  # the gradients' size is a property of the work
@@ -116,10 +118,35 @@ def chunks(task: dict[str, Any], mesh: DeviceMesh, updates: int) -> tuple[JaxTra
     return JaxTraining(training.updates, state, data, order, mesh=mesh), FLOAT * count_parameters(trained)
 
 
-def sweep(task: dict[str, Any], mesh: DeviceMesh, updates: int) -> tuple[SweepTraining, int]:
-    """`batch` members of New-LLM side by side; they send each other nothing."""
+def sweep(task: dict[str, Any], mesh: DeviceMesh, updates: int) -> tuple[InTurn, int]:
+    """`batch` members of New-LLM, as many side by side as a device may have; they send each other nothing."""
     config: Any = load_config(SWEPT[task["work"]], {"mesh": "data=1", **task.get("settings", {})})
-    return SweepTraining(config, task["batch"], mesh, updates), 0
+    at_once = min((task.get("device_batch") or task["batch"]) * mesh.size, task["batch"])
+    assert task["batch"] % at_once == 0
+    trainings = [SweepTraining(config, at_once, mesh, updates) for _ in range(task["batch"] // at_once)]
+    for training in trainings:  # they share one compiled program
+        training.updates = trainings[0].updates
+    return InTurn(trainings), 0
+
+
+class InTurn:
+    """Several trainings as one under measurement: an update is one of each, after another."""
+
+    def __init__(self, trainings: Sequence[SweepTraining]) -> None:
+        self.trainings, self.planned_bytes = trainings, 0
+
+    def prepare(self) -> int:
+        """Nothing: the first call compiles."""
+        return 0
+
+    def run(self, updates: int) -> None:
+        """The next updates of each."""
+        for training in self.trainings:
+            training.run(updates)
+
+    def loss(self) -> float:
+        """The mean loss of all since the beginning."""
+        return sum(training.loss() for training in self.trainings) / len(self.trainings)
 
 
 class SweepTraining:
@@ -141,11 +168,7 @@ class SweepTraining:
         self.data = mesh.place(np.random.default_rng(0).integers(4, vocabulary, shape).astype(np.uint16))
         self.orders = stack([jnp.asarray(orders(seed, shape[0], config.batch_size, updates)) for seed in copies])
         self.keys = stack([jax.random.key(seed) for seed in copies])
-        self.zero, self.done, self.planned_bytes = self.totals, 0, 0
-
-    def prepare(self) -> int:
-        """Nothing: the first call compiles."""
-        return 0
+        self.done = 0
 
     def run(self, updates: int) -> None:
         """The next updates of each member."""

@@ -194,12 +194,15 @@ def _place(work: str) -> int:
     return list(TARGETS).index(work) if work in TARGETS else len(TARGETS)
 
 
-def _table(name: str, table: Callable[[dict[str, Any]], str]) -> Callable[[], str]:
-    """A table of a file of the benchmarks, where there is one yet."""
+def _table(names: str, table: Callable[[dict[str, Any]], str]) -> Callable[[], str]:
+    """A table of a file of the benchmarks, or of the rows of several, where there are any yet."""
 
     def make() -> str:
-        path = f"benchmarks/{name}.json"
-        return table(files.load(path)) if (files.RESULTS / path).exists() else NONE_YET
+        paths = [path for name in names.split() if (files.RESULTS / (path := f"benchmarks/{name}.json")).exists()]
+        if not paths:
+            return NONE_YET
+        found = [files.load(path) for path in paths]
+        return table(found[0] if len(found) == 1 else {"rows": [row for each in found for row in each["rows"]]})
 
     return make
 
@@ -209,4 +212,9 @@ DEVICE_TABLES: dict[str, Callable[[], str]] = {
     "devices memory": _table("device_memory-h200", memory_table),
     "devices model": _table("step-time", model_table),
     "devices predictions": _table("step-time", prediction_table),
+    "devices speedup of four": _table(
+        "devices-four-chunks-h200 devices-four-words-h200 devices-four-sweep-h200", speedup_table
+    ),
+    "devices memory of four": _table("device_memory-four-h200", memory_table),
+    "devices checked": _table("step-time-four", check_table),
 }

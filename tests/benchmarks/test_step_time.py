@@ -26,12 +26,13 @@ def rows(work="lora", devices=(1, 2), batches=(8, 16, 32)):
 
 @pytest.fixture
 def predict(tmp_path):
-    """Runs the command on some rows; what it wrote."""
+    """Runs the command on some rows, each half of them in a file of its own; what it wrote."""
 
     def run(measured, *options):
-        source, output = tmp_path / "devices-h200.json", tmp_path / "step-time.json"
-        source.write_text(json.dumps({"environment": {"device": "NVIDIA H200"}, "rows": measured}))
-        step_time.main(["--measured", str(source), "--output", str(output), *options])
+        output, sources = tmp_path / "step-time.json", [tmp_path / "devices-h200.json", tmp_path / "more.json"]
+        for source, rows in zip(sources, (measured[::2], measured[1::2]), strict=True):
+            source.write_text(json.dumps({"environment": {"device": "NVIDIA H200"}, "rows": rows}))
+        step_time.main(["--measured", *map(str, sources), "--output", str(output), *options])
         return json.loads(output.read_text())
 
     return run
@@ -48,7 +49,7 @@ def test_predictions_are_those_of_the_model(predict, capsys):
     failed = {"work": "lora", "devices": 2, "batch": 64, "error": "out of memory"}
     results = predict([*rows(), failed, *rows("sweep", batches=(16,))])
     assert (results["benchmark"], results["measured"], results["device"]) == (
-        "step_time", "devices-h200.json", "NVIDIA H200",
+        "step_time", "devices-h200.json, more.json", "NVIDIA H200",
     )  # fmt: skip
     assert results["command"].startswith("python -m benchmarks.step_time --measured ")
     found = results["works"]["lora"]

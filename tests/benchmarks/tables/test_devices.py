@@ -122,11 +122,22 @@ def test_the_page_waits_for_the_files(tmp_path, monkeypatch):
                for name, table in DEVICE_TABLES.items())  # fmt: skip
     monkeypatch.setattr(files, "RESULTS", tmp_path)
     (tmp_path / "benchmarks").mkdir()
-    assert render(page.read_text()).count("Not run yet.") == 4
+    assert render(page.read_text()).count("Not run yet.") == 7
     measured = {"rows": [row("lora", 1, 64, 0.07), row("lora", 2, 64, 0.04)]}
     used = {"rows": [{"work": "lora", "mesh": "data=2", "planned_bytes": 3 * 2**30, "peak_bytes": 2**32}]}
-    for name, content in (("devices-h200", measured), ("step-time", STEP_TIME), ("device_memory-h200", used)):
-        (tmp_path / "benchmarks" / f"{name}.json").write_text(json.dumps(content))
+
+    def write(**contents):
+        for name, content in contents.items():
+            (tmp_path / "benchmarks" / f"{name.replace('__', '-')}.json").write_text(json.dumps(content))
+
+    write(devices__h200=measured, step__time=STEP_TIME, device_memory__h200=used)
     text = render(page.read_text())
-    assert "Not run yet." not in text and "1.75x: reached" in text and "no effect seen" in text and "384x" in text
+    assert text.count("Not run yet.") == 3 and "1.75x: reached" in text and "no effect seen" in text and "384x" in text
     assert "-25.0%" in text
+    four = {"rows": [row("sweep", 1, 64, 0.07), row("sweep", 4, 64, 0.0175)]}
+    check = {"devices": 4, "batch": 64, "seconds": 0.02, "predicted_seconds": {"least": 0.019, "most": 0.022}}
+    checked = {"works": {"lora": {"checks": [check]}}}
+    write(devices__four__chunks__h200=measured, devices__four__sweep__h200=four, step__time__four=checked)
+    text = render(page.read_text())
+    assert text.count("Not run yet.") == 1  # memory; of speedups there are two files of three, in one table
+    assert "3.8x: reached" in text and "-5.0% to +10.0%" in text
