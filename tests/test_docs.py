@@ -118,17 +118,8 @@ def test_committed_runs_have_the_published_settings_and_reach_the_published_numb
 
 
 PAGES = [
-    ROOT / name
-    for name in (
-        "README.md",
-        "CONTRIBUTING.md",
-        "CHANGELOG.md",
-        "docs/clusters.md",
-        "docs/results/README.md",
-        "docs/results/devices.md",
-        "docs/reliability.md",
-        "SECURITY.md",
-    )
+    *(ROOT / name for name in ("README.md", "README.ja.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 
 
