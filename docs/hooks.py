@@ -82,7 +82,9 @@ def content(path: Path) -> str:
     """The page of a folder, or of a file outside `docs`."""
     name = path.relative_to(ROOT).as_posix()
     if path.is_dir():
-        lines = (f"* [{child.name}]({os.path.relpath(site_path(child), site_path(path).parent)})" for child in linked(path))
+        lines = (
+            f"* [{child.name}]({os.path.relpath(site_path(child), site_path(path).parent)})" for child in linked(path)
+        )
         return f"# {name}\n\n" + "\n".join(lines)
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".md":

@@ -143,7 +143,7 @@ def broken_links(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_and_paths_of_the_pages_exist(page):
     assert broken_links(page) == []
-    named = re.findall(r"\b((?:newllm_jax|tests)/[\w/]+(?:\.\w+)?)", page.read_text())
+    named = re.findall(r"(?<!\.cache/)\b((?:newllm_jax|tests)/[\w/]+(?:\.\w+)?)", page.read_text())
     assert [path for path in named if not (ROOT / path).exists()] == []
     rooms = re.findall(r"`((?:newllm|cascade|config|report|records|training|cli)/[\w/]*\.py)`", page.read_text())
     assert [path for path in rooms if not (ROOT / "newllm_jax" / path).exists()] == []

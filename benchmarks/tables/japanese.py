@@ -5,6 +5,7 @@ Every heading of a column needs its Japanese here; a cell that has none, figures
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
@@ -15,6 +16,10 @@ HEADINGS = {
     "ours, val PPL (3 seeds)": "本実装の検証PPL(3シード)",
     "ours, test PPL": "本実装のテストPPL",
     "ours": "本実装",
+    "published, 0.6": "公表値、0.6",
+    "published, 0.9": "公表値、0.9",
+    "ours, 0.6": "本実装、0.6",
+    "ours, 0.9": "本実装、0.9",
     "epochs": "エポック数",
     "an epoch": "1エポック",
     "memory": "メモリ",
@@ -38,10 +43,7 @@ HEADINGS = {
     "bf16 against PyTorch in tf32: eager, graph": "bf16とPyTorch tf32の比: eager, graph",
     "variant": "条件",
     "what": "量",
-    "epoch 0": "エポック0",
-    "epoch 10": "エポック10",
-    "epoch 16": "エポック16",
-    "epoch 20": "エポック20",
+    **{f"epoch {number}": f"エポック{number}" for number in (0, 1, 2, 5, 10, 15, 16, 17, 20, 30, 40, 50)},
     "peer": "比較モデル",
     "settings tried": "試した設定数",
     "val PPL (seeds)": "検証PPL",
@@ -69,6 +71,13 @@ CELLS = {
     "base alone, frozen": "ベースのみ(凍結)",
     "base alone": "ベースのみ",
     "base": "ベース",
+    "Base+1, hard ratio 0.6": "ベース+1ステージ、hard ratio 0.6",
+    "Base+5, hard ratio 0.6": "ベース+5ステージ、hard ratio 0.6",
+    "Base+1, hard ratio 0.9": "ベース+1ステージ、hard ratio 0.9",
+    "Base+5, hard ratio 0.9": "ベース+5ステージ、hard ratio 0.9",
+    "base fine-tuned, lr 0.0001, epoch 1": "ベースのファインチューニング、学習率0.0001、1エポック目",
+    "base fine-tuned, lr 1e-05, epoch 5": "ベースのファインチューニング、学習率1e-05、5エポック目",
+    **{f"stage {number}": f"ステージ{number}" for number in range(1, 6)},
     "full fine-tuning": "全パラメータのファインチューニング",
     "LoRA on the base (`finetune --config lora`)": "ベースへのLoRA(`finetune --config lora`)",
     "**CASCADE `plus`**: re-entry at layer 8, LoRA": "**CASCADE `plus`**: 第8層へ再入、LoRA",
@@ -83,6 +92,10 @@ CELLS = {
     "`baseline`, an epoch": "`baseline`、1エポック",
     "CASCADE stage 1 at 0.6, an epoch": "CASCADE第1ステージ(0.6)、1エポック",
     "CASCADE, the base over 128,000 tokens": "CASCADE、ベースで128,000トークン",
+    "`advanced`, published": "`advanced`、公表値",
+    "`advanced`, ours": "`advanced`、本実装",
+    "`baseline_plus`, ours": "`baseline_plus`、本実装",
+    "`advanced_plus`, ours": "`advanced_plus`、本実装",
     "normal": "公表どおりの初期化",
     "signal, layer 12 / layer 1": "信号: 第12層 / 第1層",
     "gradient, layer 1 / layer 12": "勾配: 第1層 / 第12層",
@@ -109,7 +122,11 @@ def in_japanese(table: Callable[[], str]) -> str:
     """
     header, rule, *rows = table().splitlines()
     translated = [_line(HEADINGS[cell] for cell in _cells(header)), _line("---" for _ in _cells(rule))]
-    return "\n".join([*translated, *(_line(CELLS.get(cell, cell) for cell in _cells(row)) for row in rows)])
+    return "\n".join([*translated, *(_line(map(_translated, _cells(row))) for row in rows)])
+
+
+def _translated(cell: str) -> str:
+    return CELLS.get(cell) or re.sub(r"(?<=\d) to (?=\d)", "〜", cell)
 
 
 def _cells(line: str) -> list[str]:

@@ -1,7 +1,7 @@
 """The tables of docs/leaderboard.md: for each benchmark the figures over time, the best so far in bold.
 
-A line names the JSON files that its figures come from, and the commit and day with which they came. A new entry is a new
-line of the list of its benchmark.
+A line names the JSON files that its figures come from, and the commit and day with which they came. A new entry is a
+new line of the list of its benchmark.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tables of settings in docs/reference.md: name, default, values and help, from the classes of `newllm_jax.config`."""
+"""The tables of settings in docs/reference.md, from the classes of `newllm_jax.config`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ def settings_table(config: type[RunConfig]) -> str:
     types, resumable = field_types(config), config.resumable
     lines = ["| setting | default | values | what it is | may change in `--resume` |", "|---|---|---|---|---|"]
     for field in dataclasses.fields(config):
-        values = describe(types[field.name]).removeprefix("one of ")
-        cells = [f"`{field.name}`", _typed(field.default), values + _bounds(field.metadata["bounds"], types[field.name]),
-                 field.metadata["help"], "yes" if field.name in resumable else ""]  # fmt: skip
+        declared, bounds = types[field.name], field.metadata["bounds"]
+        values = describe(declared).removeprefix("one of ") + _bounds(bounds, declared)
+        cells = [f"`{field.name}`", _typed(field.default), values, field.metadata["help"],
+                 "yes" if field.name in resumable else ""]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
