@@ -73,19 +73,22 @@ def with_site_links(text: str, page: Path) -> str:
 
     def replacement(link: re.Match[str]) -> str:
         target = resolved(page, link["path"])
-        return Path(os.path.relpath(site_path(target), here)).as_posix() if target else link["path"]
+        return _way(here, target) if target else link["path"]
 
     return LINK.sub(replacement, text)
+
+
+def _way(here: Path, target: Path) -> str:
+    """The link from a folder of the site to where a file of the repository is on it."""
+    return Path(os.path.relpath(site_path(target), here)).as_posix()
 
 
 def content(path: Path) -> str:
     """The page of a folder, or of a file outside `docs`."""
     name = path.relative_to(ROOT).as_posix()
     if path.is_dir():
-        lines = (
-            f"* [{child.name}]({os.path.relpath(site_path(child), site_path(path).parent)})" for child in linked(path)
-        )
-        return f"# {name}\n\n" + "\n".join(lines)
+        here = site_path(path).parent
+        return f"# {name}\n\n" + "\n".join(f"* [{child.name}]({_way(here, child)})" for child in linked(path))
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".md":
         return with_site_links(text, path)
