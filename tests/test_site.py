@@ -49,7 +49,7 @@ def quoted(block: str) -> str:
     return re.sub(r" *\|\n\| *", " ", text.strip()).strip("| ")
 
 
-QUOTED = [quoted(block) for block in blocks("faq.md", "te?xt")]
+QUOTED = [quoted(block) for block in blocks("faq.md", "(?:text|output)")]
 
 
 @pytest.mark.parametrize("line", QUOTED)
