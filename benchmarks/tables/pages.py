@@ -1,4 +1,4 @@
-"""The pages that hold tables: README.md, docs/reliability.md, and README.md and devices.md of docs/results.
+"""The pages that hold tables: README.md, README.ja.md, and those of docs.
 
 A block between `<!-- table: NAME -->` and `<!-- end -->` is replaced by the table of that name.
 """
@@ -11,19 +11,23 @@ from benchmarks.tables.benchmark import file_tables
 from benchmarks.tables.designs import DESIGN_TABLES
 from benchmarks.tables.devices import DEVICE_TABLES
 from benchmarks.tables.experiments import EXPERIMENT_TABLES
-from benchmarks.tables.files import RESULTS, ROOT, load_all
+from benchmarks.tables.files import ROOT, load_all
 from benchmarks.tables.frontier import FRONTIER_TABLES
+from benchmarks.tables.japanese import japanese_tables
+from benchmarks.tables.leaderboard import LEADERBOARD_TABLES
 from benchmarks.tables.peers import peer_tables
 from benchmarks.tables.reliability import RELIABILITY_TABLES
 from benchmarks.tables.results import RESULTS_TABLES
+from benchmarks.tables.settings import SETTINGS_TABLES
 from benchmarks.tables.speed import SPEED_TABLES
 
-PAGES = (ROOT / "README.md", RESULTS / "README.md", RESULTS / "devices.md", ROOT / "docs" / "reliability.md")
+PAGES = (ROOT / "README.md", ROOT / "README.ja.md", *sorted((ROOT / "docs").rglob("*.md")))
 TABLES = (
     RESULTS_TABLES | SPEED_TABLES | RELIABILITY_TABLES | EXPERIMENT_TABLES | DESIGN_TABLES | FRONTIER_TABLES
-    | DEVICE_TABLES | peer_tables(load_all("peers"))
+    | DEVICE_TABLES | LEADERBOARD_TABLES | SETTINGS_TABLES | peer_tables(load_all("peers"))
     | file_tables((load_all("benchmarks") | load_all("ablation")).items())
 )  # fmt: skip
+TABLES |= japanese_tables(TABLES)
 BLOCK = re.compile(r"(<!-- table: (?P<name>.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

@@ -67,6 +67,27 @@ def newllm_epochs(config: str) -> str:
     return markdown_table(["epoch", "published", "source", *(f"seed {seed}" for seed in SEEDS)], rows)
 
 
+def newllm_plateau() -> str:
+    """Validation perplexity by epoch: the published model, published and ours, and the recipes; of ours the means."""
+    published = load("published.json")["newllm"]["advanced"]["val_ppl"]
+    epochs = [1, 5, 10, 15, 20, 30, 40, 50]
+    rows = [["`advanced`, published", "512", *(number(published[str(epoch)]["value"]) for epoch in epochs)]]
+    runs = newllm_runs("advanced")
+    curves = [[entry["val_ppl"] for entry in run["epochs"]] for run in runs]
+    rows.append(["`advanced`, ours", str(runs[0]["config"]["batch_size"]), *_means(curves, epochs)])
+    for name in ("baseline_plus", "advanced_plus"):
+        sweep = load(f"recipes/{name}.json")
+        curves = [member["val_ppl"] for member in sweep["members"]]
+        rows.append([f"`{name}`, ours", str(sweep["config"]["batch_size"]), *_means(curves, epochs)])
+    return markdown_table(["model", "batch", *(f"epoch {epoch}" for epoch in epochs)], rows)
+
+
+def _means(curves: list[list[float]], epochs: list[int]) -> list[str]:
+    """The mean of several curves at some epochs; a dash where they have ended."""
+    return [number(statistics.mean(curve[epoch - 1] for curve in curves)) if epoch <= len(curves[0]) else "-"
+            for epoch in epochs]  # fmt: skip
+
+
 def newllm_extended() -> str:
     """The planned continuation of the advanced run to 100 epochs."""
     epochs = load("newllm/advanced-loops-seed0-resumed100.json")["epochs"]
@@ -146,6 +167,7 @@ RESULTS_TABLES: dict[str, Callable[[], str]] = {
     "newllm recipes": newllm_recipes,
     "newllm baseline epochs": lambda: newllm_epochs("baseline"),
     "newllm advanced epochs": lambda: newllm_epochs("advanced"),
+    "newllm plateau": newllm_plateau,
     "newllm extended": newllm_extended,
     "newllm cpu": newllm_cpu,
     "newllm commands": newllm_commands,

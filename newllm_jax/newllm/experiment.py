@@ -147,7 +147,8 @@ def train_newllm(
 
     Args:
       config: a new run's settings.
-      name, run_root: a new run goes to `run_root/name-time`.
+      name: that of a new run, which goes to `run_root/name-time`.
+      run_root: the folder for it.
       resume: a run directory to continue, as if it was never stopped; `overrides` may raise `num_epochs` or `patience`.
       narrate: receives the lines that tell what was resolved.
       stop: whether the run should stop; asked between pieces of work.
