@@ -7,7 +7,7 @@ from typing import Any
 
 from newllm_jax.report.cascade_tables import configuration_name
 from newllm_jax.report.curves import label, logarithmic, series, stage_drawings
-from newllm_jax.report.plots import INK, MUTED, PAPER, Axes, Drawing, color, place_color
+from newllm_jax.report.plots import INK, MUTED, PAPER, Axes, Drawing, color, legend_below, place_color
 from newllm_jax.report.tables import number
 
 
@@ -40,8 +40,9 @@ def draw_ensembles(axes: Axes, runs: Sequence[Mapping[str, Any]]) -> None:
         axes.plot(range(len(found)), found, marker="o", color=color(place), label=label(run["name"]) or "_")
         if len(runs) == 1:
             for stages, entry in enumerate(run["ensemble"]):
-                axes.annotate(number(entry["val_ppl"]), (stages, found[stages]), (0, 7), textcoords="offset points",
-                              ha="center")  # fmt: skip
+                apart, side = ((0, 7), "center") if stages else ((-6, 5), "right")  # beside the line of the base
+                axes.annotate(number(entry["val_ppl"]), (stages, found[stages]), apart, textcoords="offset points",
+                              ha=side)  # fmt: skip
             axes.axhline(found[0], color=MUTED, linewidth=0.8, linestyle="--")
     axes.set_xticks(range(most), [configuration_name(stages) for stages in range(most)])
     axes.margins(x=0.12, y=0.18)
@@ -64,7 +65,7 @@ def draw_exit_rates(axes: Axes, ensemble: Sequence[Mapping[str, Any]]) -> None:
     axes.grid(False)
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=4)
+    legend_below(axes, 3)
 
 
 def draw_exit_groups(axes: Axes, entry: Mapping[str, Any]) -> None:
@@ -80,7 +81,7 @@ def draw_exit_groups(axes: Axes, entry: Mapping[str, Any]) -> None:
     axes.plot([], [], "o", color=MUTED, markersize=7, label="where they exit")
     axes.set_yticks(range(len(entry["exit_groups"])), [place_name(group["exit"]) for group in entry["exit_groups"]])
     axes.set_ylim(len(entry["exit_groups"]) - 0.5, -0.5)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2)
+    legend_below(axes, 2)
 
 
 def draw_frontier(axes: Axes, ensemble: Sequence[Mapping[str, Any]]) -> None:

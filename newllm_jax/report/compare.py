@@ -135,7 +135,8 @@ def stages_table(runs: Sequence[dict[str, Any]]) -> str:
             rows.append([
                 str(stage["stage"]), escaped(run["name"]), f"{run['config']['hard_ratio']:g}",
                 f"{stage['train_tokens']:,}", f"{stage['val_tokens']:,}", f"{stage['threshold']:.4f}",
-                number(stage["last"]["val_ppl"]), number(stage["best"]["val_ppl"]), number(everything.get(stage["stage"])), number(stage["seconds"], 1),
+                number(stage["last"]["val_ppl"]), number(stage["best"]["val_ppl"]),
+                number(everything.get(stage["stage"])), number(stage["seconds"], 1),
             ])  # fmt: skip
     return markdown_table(header, rows)
 

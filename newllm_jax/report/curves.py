@@ -46,7 +46,7 @@ def training_drawings(
         mark(axes, epochs[best], "val_accuracy", 0)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}" if axes.get_ylim()[1] > 0.05 else f"{value:.1%}")
 
-    note = "" if published is None else f"Dashed: {published.told}."
+    note = "" if published is None else f"Dashed, beside the perplexity: {published.told}."
     return [
         Drawing(f"Loss (nats per {unit})", losses),
         Drawing("Validation perplexity", perplexities, note),
@@ -60,8 +60,13 @@ def rate_drawings(epochs: Entries) -> list[Drawing]:
 
     def rates(axes: Axes) -> None:
         line(axes, epochs, "learning_rate", 0, "")
-        axes.set_ylim(0, 1.1 * max(entry["learning_rate"] for entry in epochs))
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+        most = max(entry["learning_rate"] for entry in epochs)
+        if most > 0:
+            axes.set_ylim(0, 1.1 * most)
+        power = math.floor(math.log10(most)) if 0 < most < 1e-2 else 0
+        axes.yaxis.set_major_formatter(
+            lambda value, _: f"{value / 10.0**power:.3g}" + (f"e{power}" if power and value else "")
+        )
 
     def norms(axes: Axes) -> None:
         line(axes, epochs, "grad_norm", 0, "mean norm before clipping")
@@ -86,7 +91,7 @@ def compared_drawings(runs: Iterable[Mapping[str, Any]], published: Sequence[Cur
             logarithmic(axes, [entry[key] for run in shown for entry in run["epochs"]])
         axes.legend()
 
-    note = " ".join(f"Dashed: {curve.told}." for curve in published)
+    note = " ".join(f"Dashed, beside the perplexity: {curve.told}." for curve in published)
     return [
         Drawing("Validation perplexity", lambda axes: drawn(axes, "val_ppl"), note),
         Drawing("Validation loss (nats)", lambda axes: drawn(axes, "val_loss")),
@@ -150,13 +155,17 @@ def draw_published(axes: Axes, curves: Sequence[Curve]) -> None:
 
 
 def logarithmic(axes: Axes, values: Iterable[float | None]) -> None:
-    """Makes the y axis logarithmic, with few ticks, which are written as numbers."""
+    """Makes the y axis logarithmic, where there is anything to draw, with few ticks, which are written as numbers."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     found = [value for value in values if value and math.isfinite(value) and value > 0]
+    if not found:
+        return
     axes.set_yscale("log")
-    is_wide = bool(found) and max(found) / min(found) > 8
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12) if is_wide else MaxNLocator(5))
+    is_wide = max(found) / min(found) > 8
+    axes.yaxis.set_major_locator(
+        LogLocator(subs=(1, 2, 5), numticks=12) if is_wide else MaxNLocator(6, steps=[1, 2, 5, 10])
+    )
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if 1000 <= value < 1e6 else f"{value:.3g}")
 

@@ -53,7 +53,7 @@ def sample_text(results: Mapping[str, Any]) -> str:
     )
     return f"""## Text of the model
 
-{told}; drawn at temperature 0.8 from the most probable words that make up 95 %, with the run's seed.
+{told}. Drawn as `newllm generate` draws unless told otherwise, with the seed of the run.
 
 {texts}
 

@@ -30,7 +30,9 @@ STYLE: dict[str, Any] = {  # above all, what a text is: text, whatever dollars a
     "ytick.left": False, "legend.frameon": False, "legend.fontsize": 9, "axes.titlesize": 10.5,
     "axes.titleweight": "bold", "axes.titlelocation": "left", "lines.linewidth": 1.7, "lines.markersize": 4,
 }  # fmt: skip
-WIDTH, HEIGHT = 5.0, 3.1  # inches; 360 units of an SVG, which is the width of a phone
+WIDTH, HEIGHT = 5.0, 3.0  # inches; 360 units of an SVG, which is the width of a phone
+LEFT, RIGHT, BOTTOM, TOP = 0.13, 0.02, 0.17, 0.03  # the parts of both that axes leave free: all of them line up
+HEADING = 0.35  # inches above each row of a PNG, for titles
 IN_A_ROW = 3
 
 
@@ -63,8 +65,16 @@ def save_drawings(path: Path, drawings: Sequence[Drawing], title: str) -> None:
     """All drawings as one PNG."""
     columns = min(IN_A_ROW, len(drawings))
     rows = -(-len(drawings) // columns)
-    with _figure((WIDTH * columns, HEIGHT * rows + 0.3)) as figure:
+    a_row = HEIGHT + HEADING
+    with _figure((WIDTH * columns, a_row * rows + HEADING)) as figure:
         every = figure.subplots(rows, columns, squeeze=False).ravel()
+        height = a_row * rows + HEADING
+        inner = HEIGHT * (1 - BOTTOM - TOP)
+        figure.subplots_adjust(
+            left=LEFT / columns, right=1 - RIGHT / columns, wspace=(LEFT + RIGHT) / (1 - LEFT - RIGHT),
+            bottom=HEIGHT * BOTTOM / height, top=1 - (2 * HEADING + HEIGHT * TOP) / height,
+            hspace=(a_row - inner) / inner,
+        )  # fmt: skip
         for axes, drawing in zip(every, drawings, strict=False):
             drawing.draw(axes)
             axes.set_title(drawing.title)
@@ -87,6 +97,7 @@ def svg(drawing: Drawing, number: int) -> str:
     with _figure((WIDTH, HEIGHT)) as figure, rc_context({"svg.hashsalt": str(number)}):
         figure.patch.set_alpha(0)
         axes = figure.subplots()
+        figure.subplots_adjust(LEFT, BOTTOM, 1 - RIGHT, 1 - TOP)
         axes.patch.set_alpha(0)
         drawing.draw(axes)
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
@@ -117,15 +128,25 @@ def _figure(size: tuple[float, float], own: dict[str, Any] = STYLE) -> Iterator[
     from matplotlib.figure import Figure
 
     with style.context(["default", own]):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=size)
         FigureCanvasAgg(figure)
         yield figure
+
+
+def legend_below(axes: Axes, columns: int) -> None:
+    """Draws the legend below the axes, which become shorter by the room that it needs."""
+    place = axes.get_position()
+    rows = -(-len(axes.get_legend_handles_labels()[0]) // columns)
+    taken = 0.12 * rows * place.height
+    axes.set_position((place.x0, place.y0 + taken, place.width, place.height - taken))
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=columns)
 
 
 @contextmanager
 def picture(path: Path, title: str) -> Iterator[Any]:
     """A PNG of two drawings side by side, whose axes it yields."""
     with _figure((10, 4), {}) as figure:
+        figure.set_layout_engine("constrained")
         drawings = figure.subplots(1, 2)
         yield drawings
         for axes in drawings:

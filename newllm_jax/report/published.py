@@ -41,7 +41,7 @@ class Curve:
     @property
     def told(self) -> str:
         """What a reader must know of it."""
-        return f"the published curve of `{self.name}` ({self.device}), whose settings this run has"
+        return f"the published curve of `{self.name}` ({self.device}), trained with the same settings on the same texts"
 
 
 def newllm_figures() -> dict[str, Any]:
