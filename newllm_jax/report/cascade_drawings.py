@@ -40,7 +40,9 @@ def draw_ensembles(axes: Axes, runs: Sequence[Mapping[str, Any]]) -> None:
         axes.plot(range(len(found)), found, marker="o", color=color(place), label=label(run["name"]) or "_")
         if len(runs) == 1:
             for stages, entry in enumerate(run["ensemble"]):
-                apart, side = ((0, 7), "center") if stages else ((-6, 5), "right")  # beside the line of the base
+                falls = stages and found[stages] < found[stages - 1]
+                # Beside the line of the base, and on the side of a point where no curve comes from.
+                apart, side = ((0, -14 if falls else 7), "center") if stages else ((-6, 5), "right")
                 axes.annotate(number(entry["val_ppl"]), (stages, found[stages]), apart, textcoords="offset points",
                               ha=side)  # fmt: skip
             axes.axhline(found[0], color=MUTED, linewidth=0.8, linestyle="--")

@@ -44,7 +44,7 @@ def training_drawings(
     def accuracies(axes: Axes) -> None:
         line(axes, epochs, "val_accuracy", 0, "validation")
         mark(axes, epochs[best], "val_accuracy", 0)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}" if axes.get_ylim()[1] > 0.05 else f"{value:.1%}")
+        axes.yaxis.set_major_formatter(percent())
 
     note = "" if published is None else f"Dashed, beside the perplexity: {published.told}."
     return [
@@ -105,11 +105,11 @@ def stage_drawings(stages: Sequence[Mapping[str, Any]]) -> list[Drawing]:
         for place, stage in enumerate(stages):
             epochs = stage["epochs"]
             for other in dotted:
-                axes.plot(numbers(epochs), series(epochs, other), ":", color=color(place))
+                axes.plot(numbers(epochs), series(epochs, other), ":", marker=".", color=color(place))
             line(axes, epochs, key, place, f"stage {stage['stage']}")
             mark(axes, epochs[stage["best"]["epoch"] - 1], key, place)
         if key == "val_accuracy":
-            axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+            axes.yaxis.set_major_formatter(percent())
         if len(stages) > 1:
             axes.legend()
 
@@ -137,7 +137,7 @@ def line(axes: Axes, epochs: Entries, key: str, place: int, name: str) -> None:
     marker = "o" if len(epochs) < FEW else None
     axes.plot(numbers(epochs), series(epochs, key), marker=marker, color=color(place), label=name or "_")
     axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
 
 
 def mark(axes: Axes, entry: Mapping[str, Any], key: str, place: int, told: str = "") -> None:
@@ -152,6 +152,13 @@ def draw_published(axes: Axes, curves: Sequence[Curve]) -> None:
     """Draws the points of published curves, joined by dashes."""
     for curve in curves:
         axes.plot([*curve.ppl], [*curve.ppl.values()], "--", color=MUTED, marker=".", label=f"published, {curve.name}")
+
+
+def percent() -> Any:
+    """Writes shares as percentages, with as many digits as tell the ticks apart."""
+    from matplotlib.ticker import PercentFormatter
+
+    return PercentFormatter(1)
 
 
 def logarithmic(axes: Axes, values: Iterable[float | None]) -> None:

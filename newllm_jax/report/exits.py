@@ -20,12 +20,15 @@ def exit_text(results: Mapping[str, Any]) -> str:
     """The section of a report: what the marks mean, and the text with a raised number after what a stage predicts."""
     if "example" not in results:
         return ""
-    text = "".join(words + (str(place).translate(RAISED) if place else "") for words, place in _groups(results))
+    text = "".join(
+        f"{before}⟨{words}⟩{str(place).translate(RAISED)}{after}" if place and words else f"{before}{words}{after}"
+        for before, words, after, place in _groups(results)
+    )
     lines = (textwrap.fill(line, WIDE, break_long_words=False) for line in visible(text).splitlines())
     return f"""## Where the tokens of a text exit
 
-The first {len(results["example"]["tokens"])} tokens of the validation text. A raised number closes the tokens whose \
-next one is predicted by the stage of that number; where there is none, the base predicts it.
+The first {len(results["example"]["tokens"])} tokens of the validation text. After those that a raised number closes, \
+the stage of that number predicts the next token; after the others, the base does.
 
 {fenced(chr(10).join(lines), BLOCK)}
 
@@ -34,10 +37,11 @@ next one is predicted by the stage of that number; where there is none, the base
 
 def exit_spans(results: Mapping[str, Any]) -> str:
     """The same text as HTML, below a legend; each exit has a colour, a line under the text, and its number."""
-    groups = list(_groups(results))
     spans = "".join(
-        f'<span class="{_class(place)}">{escape(visible(words))}</span>' + (f"<sup>{place}</sup>" if place else "")
-        for words, place in groups
+        f'{before}<span class="{_class(place)}">{escape(visible(words))}</span>'
+        + (f"<sup>{place}</sup>" if place and words else "")
+        + after
+        for before, words, after, place in _groups(results)
     )
     counts = dict[int, int]()
     for place in results["example"]["exits"]:
@@ -49,11 +53,14 @@ def exit_spans(results: Mapping[str, Any]) -> str:
     return f'<ul class="legend">{legend}</ul><p class="exits">{spans}</p>'
 
 
-def _groups(results: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """The text of tokens in a row that exit at the same place, and the place."""
+def _groups(results: Mapping[str, Any]) -> Iterator[tuple[str, str, str, int]]:
+    """The text of tokens in a row that exit at the same place: white space, what is between, white space; the place."""
     pairs = zip(results["example"]["tokens"], results["example"]["exits"], strict=True)
     for place, group in groupby(pairs, lambda pair: pair[1]):
-        yield "".join(text for text, _ in group), place
+        text = "".join(text for text, _ in group)
+        words = text.strip()
+        before = text[: len(text) - len(text.lstrip())] if words else text
+        yield before, words, text[len(before) + len(words) :], place
 
 
 def _class(place: int) -> str:

@@ -31,7 +31,7 @@ STYLE: dict[str, Any] = {  # above all, what a text is: text, whatever dollars a
     "axes.titleweight": "bold", "axes.titlelocation": "left", "lines.linewidth": 1.7, "lines.markersize": 4,
 }  # fmt: skip
 WIDTH, HEIGHT = 5.0, 3.0  # inches; 360 units of an SVG, which is the width of a phone
-LEFT, RIGHT, BOTTOM, TOP = 0.13, 0.02, 0.17, 0.03  # the parts of both that axes leave free: all of them line up
+LEFT, RIGHT, BOTTOM, TOP = 0.13, 0.04, 0.17, 0.03  # the parts of both that axes leave free: all of them line up
 HEADING = 0.35  # inches above each row of a PNG, for titles
 IN_A_ROW = 3
 

@@ -91,9 +91,9 @@ EXAMPLE = {"example": {"tokens": ["The", " <b>", "", " é", "\n", " |"], "exits"
 def test_a_text_and_its_exits():
     assert exit_text({}) == ""
     block = exit_text(EXAMPLE).split("```exits\n")[1].split("\n```")[0]
-    assert block == "The <b>¹ é²\n |¹²"
+    assert block == "The ⟨<b>⟩¹ ⟨é⟩²\n ⟨|⟩¹²"
     page = Page(exit_spans(EXAMPLE))
-    assert page.texts["span"] == ["base", "stage 1", "stage 2", "stage 12", "The", " <b>", " é", "\n", " |"]
+    assert page.texts["span"] == ["base", "stage 1", "stage 2", "stage 12", "The", "<b>", "é", "|"]
     assert page.texts["sup"] == ["1", "2", "12"]
     classes = [value for name, value in page.attributes if name == "class" and value.startswith("exit ")]
     assert classes[:4] == ["exit exit-0", "exit exit-1", "exit exit-2", "exit exit-6"]
