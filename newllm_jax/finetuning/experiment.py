@@ -120,13 +120,11 @@ def finetune(
         best = at_epoch(history, best_epoch(history))
         results = write_results(run, write_report, {
             **results_header(run, config, precision), **mesh.summary(),
-            "data": data.summary(),
-            **adaptation.results(),
+            "data": data.summary(), **adaptation.results(),
             "base": base_results(base, before["loss"], before["ppl"]),
             "start": {"val_loss": start["loss"], "val_ppl": start["ppl"]},
-            "epochs": history,
-            "last": at_epoch(history, len(history)),
-            "best": best, **answers(checkpoints, base, adaptation, frozen, config),
+            "epochs": history, "last": at_epoch(history, len(history)), "best": best,
+            **answers(checkpoints, base, adaptation, frozen, config),
             **results_footer(clock.seconds()),
         })  # fmt: skip
     narrate(f"best        validation PPL {best['val_ppl']:.2f} after epoch {best['epoch']}; base {before['ppl']:.2f}")

@@ -71,5 +71,5 @@ def test_names_do_not_break_the_page(tmp_path):
     name = "<script>|`x`"
     path = write_comparison(tmp_path / "c", [{**read("quickstart/cascade-published"), "name": name}])
     page = path.with_suffix(".html").read_text()
-    assert "<script>" not in page and page.count("&lt;script&gt;|`x`</td>") == 2
+    assert "<script>" not in page and page.count("&lt;script&gt;|`x`</td>") == 3
     assert "&lt;script&gt;|`x`</th>" in page
