@@ -73,7 +73,7 @@ def small(corpus) -> dict[str, object]:
     return {
         "dataset": str(corpus), "vocabulary_size": 64, "sequence_length": 16, "stride": 8, "embed_dim": 8,
         "hidden_dim": 16, "context_dim": 8, "num_layers": 2, "learning_rate": 3e-2, "num_epochs": 2,
-        "clip_norms": [0.01, 0.1, 1.0], "clip_epochs": [1, 3],
+        "clip_norms": [0.01, 0.1, 1.0], "clip_epochs": [1, 3], "sample_words": 0,
     }  # fmt: skip
 
 

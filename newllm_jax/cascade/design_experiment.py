@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from newllm_jax.cascade.ensemble import best_ensemble, ensemble_rows
+from newllm_jax.cascade.example import exit_example
 from newllm_jax.cascade.paths import (
     Routing,
     TokenLosses,
@@ -90,7 +91,7 @@ def train_design(
         trained = TrainedDesign(setting.strict, setting.params, params)
         folder = extraction_folder(run)
         routing = build_routing(trained, base.model, data.train, data.threshold_chunks, config, folder)
-        measured = measure(setting, trained, routing, data.validation, alone, size)
+        measured, hard = measure(setting, trained, routing, data.validation, alone, size)
         best = best_ensemble(measured) if config.kept_stages == "best" else 1
         write_routing(run, routing, best, params)
         results = {
@@ -98,10 +99,11 @@ def train_design(
             "stages": [describe_stage(setting, history, routing, ranks, measured, size)],
             "ensemble": measured,
             "kept_stages": best,
+            **exit_example(base.tokenizer, data.validation, hard.astype(int), config.sample_words),
         }
         if len(data.test):
             on_test = base_losses(base.model, setting.params, data.test, "entropy")[0]
-            rows = measure(setting, trained, routing, data.test, on_test, size)
+            rows, _ = measure(setting, trained, routing, data.test, on_test, size)
             results["test"] = [
                 {"stages": row["stages"], "loss": row["val_loss"], "ppl": row["val_ppl"], "flops": row["flops"]}
                 for row in rows
@@ -174,8 +176,12 @@ def measure(
     chunks: np.ndarray,
     alone: TokenLosses,
     size: int,
-) -> list[dict[str, Any]]:
-    """The base, and the design with its threshold, over all tokens of a split: rows of `ensemble_rows`, with FLOPs."""
+) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """The base, and the design with its threshold, over all tokens of a split.
+
+    Returns:
+      Rows of `ensemble_rows`, with FLOPs; and which tokens are hard, `[chunks, 128]`.
+    """
     scores = token_path_scores(trained, setting.base.model, routing.probe, chunks)
     hard = hard_tokens(scores, routing.threshold)
     routed = routed_losses(trained, chunks, hard)
@@ -185,7 +191,7 @@ def measure(
     rows = ensemble_rows(losses, hits, hard.ravel().astype(np.int32), [count, count + size])
     costs = setting.design.costs(setting.base.model.config)
     flops = [1.0, costs.mean(float(hard.mean()))]
-    return [{**row, "flops": each} for row, each in zip(rows, flops, strict=True)]
+    return [{**row, "flops": each} for row, each in zip(rows, flops, strict=True)], hard
 
 
 def measure_again(run: DesignRun, data: AlpacaChunks) -> list[dict[str, Any]]:
@@ -195,7 +201,7 @@ def measure_again(run: DesignRun, data: AlpacaChunks) -> list[dict[str, Any]]:
     with progress_bar("paths", 0):
         alone, _ = base_losses(run.base.model, params, data.validation, score_before_training(run.config))
         size = count_parameters(run.trained.params)
-        return measure(setting, run.trained, run.routing, data.validation, alone, size)
+        return measure(setting, run.trained, run.routing, data.validation, alone, size)[0]
 
 
 def describe_stage(

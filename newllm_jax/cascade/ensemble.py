@@ -57,9 +57,21 @@ def evaluate_ensemble(
           and all(isinstance(trained, TrainedStage) for trained in stages))  # fmt: skip
     checked("criterion", criterion, Criterion)
     checked("base_parameters", base_parameters, int, least=0)
+    return measure_exits(tokens, stage, stages, criterion, base_parameters, advance)[0]
+
+
+def measure_exits(
+    tokens: Tokens,
+    stage: Stage,
+    stages: Sequence[TrainedStage],
+    criterion: Criterion,
+    base_parameters: int,
+    advance: Advance = lambda tokens: None,
+) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """What `evaluate_ensemble` gives for these arguments, and where each token exits with all stages: `[tokens]`."""
     losses, hits, depth = _by_stages(tokens, stage, stages, criterion, advance)
     parameters = [base_parameters + number * _size(stages) for number in range(len(stages) + 1)]
-    return ensemble_rows(losses, hits, depth, parameters)
+    return ensemble_rows(losses, hits, depth, parameters), depth
 
 
 def ensemble_losses(

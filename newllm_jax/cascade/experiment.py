@@ -13,7 +13,8 @@ import jax
 import numpy as np
 
 from newllm_jax.cascade.design_experiment import measure_again, train_design
-from newllm_jax.cascade.ensemble import TrainedStage, best_ensemble, evaluate_ensemble
+from newllm_jax.cascade.ensemble import TrainedStage, best_ensemble, measure_exits
+from newllm_jax.cascade.example import exit_example
 from newllm_jax.cascade.extraction import Pieces, Tokens, extract
 from newllm_jax.cascade.hardness import stage_counts
 from newllm_jax.cascade.plan import check_disk, check_fits
@@ -56,6 +57,7 @@ from newllm_jax.smollm.base import (
     source_facts,
     source_warnings,
 )
+from newllm_jax.smollm.flops import Costs
 from newllm_jax.smollm.pretrained import Pretrained
 from newllm_jax.training.clock import Clock
 from newllm_jax.training.mesh import DeviceMesh, choose_mesh
@@ -152,12 +154,13 @@ def train_stages(
         stages.append(replace(finished, hard={}))  # whose files vanish with what reads them
         del finished
     trained = [finished.trained for finished in stages]
-    ensemble = measure_ensemble(validation, shared.strict, trained, config, base, stopping)
+    ensemble, exits = measure_ensemble(validation, shared.strict, trained, config, base, stopping)
     return {
         "base": base_results(base, ensemble[0]["val_loss"], ensemble[0]["val_ppl"]),
         "stages": [_describe_stage(finished.entry, base, shared) for finished in stages],
         "ensemble": ensemble,
         "kept_stages": best_ensemble(ensemble) if config.kept_stages == "best" else config.num_stages,
+        **exit_example(base.tokenizer, data.validation, exits, config.sample_words),
     }
 
 
@@ -193,7 +196,7 @@ def evaluate_run(run_dir: str | Path) -> dict[str, Any]:
     with progress_bar("base: hidden states", len(data.validation)) as advance:
         params, criterion = jax.device_put(run.base.params), run.config.criterion
         tokens = extract(run.base.model, params, data.validation, criterion, advance=advance, folder=folder)
-    return {"ensemble": measure_ensemble(tokens, run.stage, list(run.stages), run.config, run.base)}
+    return {"ensemble": measure_ensemble(tokens, run.stage, list(run.stages), run.config, run.base)[0]}
 
 
 def read_base(
@@ -218,12 +221,16 @@ def measure_ensemble(
     config: CascadeConfig,
     base: Pretrained,
     stopping: Stopping | None = None,
-) -> list[dict[str, Any]]:
-    """`evaluate_ensemble`, with a progress bar."""
+) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """`measure_exits`, with a progress bar; the rows say too what a token costs, in passes of the base."""
     handed_on = sum(stage_counts(len(tokens), config.hard_ratio, len(stages))) if stages else 0
     with progress_bar("ensemble", handed_on) as advance:
         advance = stopping.between("ensemble", advance) if stopping else advance
-        return evaluate_ensemble(tokens, stage, stages, config.criterion, count_parameters(base.params), advance)
+        rows, exits = measure_exits(tokens, stage, stages, config.criterion, count_parameters(base.params), advance)
+    costs = Costs.from_config(base.model.config)
+    a_stage = costs.published_stage(config.stage_layers, config.criterion) / costs.base
+    passed = [sum(number * rate for number, rate in enumerate(row["exit_rates"])) for row in rows]
+    return [{**row, "flops": 1 + mean * a_stage} for row, mean in zip(rows, passed, strict=True)], exits
 
 
 def _describe_stage(entry: dict[str, Any], base: Pretrained, shared: StageTraining) -> dict[str, Any]:

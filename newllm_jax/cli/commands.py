@@ -157,26 +157,24 @@ def frontier(argv: Sequence[str]) -> None:
 
 
 def compare(argv: Sequence[str]) -> None:
-    """`newllm compare`: writes and prints the table of several runs."""
-    parser = Parser(prog="newllm compare", description="Put several runs into one table.", allow_abbrev=False)
+    """`newllm compare`: writes and prints the tables and curves of several runs."""
+    parser = Parser(prog="newllm compare", description="Put several runs beside each other.", allow_abbrev=False)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or results.json files")
-    parser.add_argument("--published", action="store_true", help="add the published CASCADE runs to the table")
-    parser.add_argument(
-        "--output", default="comparison.md", metavar="FILE", help="for the table (default comparison.md)"
-    )
+    parser.add_argument("--published", action="store_true", help="add the published CASCADE runs")
+    parser.add_argument("--output", metavar="DIR", help="folder for it (default: comparison, beside the runs)")
     arguments = parser.parse_all(argv)
-    from newllm_jax.files import whole_file
-    from newllm_jax.report.compare import comparison, read_results
+    from newllm_jax.report.compare import comparison_folder, read_results, write_comparison
     from newllm_jax.report.published import PUBLISHED_RUNS
 
-    output = new_file("output", arguments.output)
+    if arguments.output is not None:
+        folder = checked_path("output", arguments.output)
+        check("output", arguments.output, "a folder or a new name", folder.is_dir() or not folder.exists())
     results = [read_results(run) for run in arguments.runs]
     if arguments.published and all(run["system"] == "new-llm" for run in results):
         raise InputError("published: only CASCADE has published runs here, and these are runs of New-LLM")
-    text = comparison([*(PUBLISHED_RUNS if arguments.published else []), *results])
-    with whole_file(output) as partial:
-        partial.write_text(text, encoding="utf-8")
-    print(f"{text}\nwritten to {output}")
+    folder = comparison_folder(arguments.runs) if arguments.output is None else Path(arguments.output)
+    path = write_comparison(folder, [*(PUBLISHED_RUNS if arguments.published else []), *results])
+    print(f"{path.read_text(encoding='utf-8')}\nwritten to {path.with_suffix('.html')}")
 
 
 def hardness(argv: Sequence[str]) -> None:

@@ -26,12 +26,13 @@ EPOCHS = {"least": 1, "most": 30_000}  # a line of each is in every checkpoint
 BATCH = {"least": 1, "most": 2**20}
 RATE = {"above": 0, "most": 1e30}  # float32 ends at 3.4e38
 SOURCE = {"least": 1, "most": 4096}  # characters of a path
+SAMPLE = {"least": 0, "most": 1000}  # of a report's text, which is kept in `results.json`
 
 # What resuming may change in every system: where sources lie, what is written, and how much is computed at a time,
 # which changes results by their rounding only, like another device. Not what is computed.
 EVERYWHERE = (
     "checkpoint_every", "save_minutes", "time_limit", "mirror", "tracker", "micro_batch", "mesh", "recompute",
-    "examples", "dataset", "dataset_config", "fallback",
+    "examples", "dataset", "dataset_config", "fallback", "sample_words",
 )  # fmt: skip
 UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0}
 
@@ -97,6 +98,10 @@ class RunConfig:
     mirror: str = setting(
         "", "folder in which a copy of the run directory is kept up to date, on Drive for instance", least=0, most=4096
     )
+    sample_words: int = setting(
+        40, "words (SmolLM2: tokens) that the report shows of text made after the first, a middle and the last epoch; "
+        "0: no such text, and no checkpoint of the first epoch is kept for it", **SAMPLE,
+    )  # fmt: skip
     tracker: Tracker = setting("none", "also log metrics to tensorboard or wandb")
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from newllm_jax.config.base import BATCH, EPOCHS, EVERYWHERE, setting
+from newllm_jax.config.base import BATCH, EPOCHS, EVERYWHERE, SAMPLE, setting
 from newllm_jax.config.checking import check
 from newllm_jax.config.chunks import ChunkConfig
 
@@ -37,6 +37,9 @@ class CascadeConfig(ChunkConfig):
     num_epochs: int = setting(10, "largest number of epochs of a stage", **EPOCHS)
     batch_size: int = setting(32, "examples in an update: tokens, or chunks in a design of your own", **BATCH)
     patience: int = setting(1, "epochs without a gain after which a stage stops early", **EPOCHS)
+    sample_words: int = setting(
+        80, "tokens of the validation text that the report shows with the places where they exit; 0: none", **SAMPLE
+    )
 
     hard_ratio: float = setting(0.6, "share of its input tokens that each stage is trained on", above=0, below=1)
     flops: float | None = setting(

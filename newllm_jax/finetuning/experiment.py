@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from newllm_jax.config import FinetuneConfig
+from newllm_jax.decoding.sampling import Sampling
 from newllm_jax.finetuning.adaptation import Adaptation, choose_adaptation
 from newllm_jax.finetuning.loss import sequence_loss
 from newllm_jax.finetuning.plan import check_fits
@@ -39,6 +40,8 @@ from newllm_jax.smollm.base import (
     source_facts,
     source_warnings,
 )
+from newllm_jax.smollm.generate import generate_tokens, prompt_ids, stream_text
+from newllm_jax.smollm.model import SmolLM2
 from newllm_jax.smollm.pretrained import Pretrained
 from newllm_jax.training.checkpoint import Checkpoints, every_few_epochs, read_chosen
 from newllm_jax.training.clock import Clock
@@ -48,11 +51,13 @@ from newllm_jax.training.loss_scale import initial_loss_scale
 from newllm_jax.training.manifest import Owner
 from newllm_jax.training.mesh import choose_mesh
 from newllm_jax.training.precision import resolve_precision
+from newllm_jax.training.samples import epoch_samples
 from newllm_jax.training.split import Split
-from newllm_jax.training.step import init_state, make_evaluation, place_state
+from newllm_jax.training.step import Params, init_state, make_evaluation, place_state
 from newllm_jax.training.stopping import Asked, Stopping, never
 
 ADAPTER = "adapter"  # the folder of a run's adapters
+QUESTION = "Explain in one sentence what a language model is."  # that the report has answers to
 
 
 def finetune(
@@ -88,7 +93,8 @@ def finetune(
 
         splits = {"train": Split.from_arrays(data.train), "validation": Split.from_arrays(data.validation)}
         params = adaptation.prune(base.params)
-        training, optimizer = build_training(config, adaptation, adaptation.freeze(params), precision)
+        frozen = adaptation.freeze(params)
+        training, optimizer = build_training(config, adaptation, frozen, precision)
         state = init_state(adaptation.start(params, config.seed), optimizer, initial_loss_scale(precision), mesh=mesh)
         start = evaluate(training.evaluate, state.params, splits["validation"], config.examples_at_once, training.mesh)
         before = measure_base(base, splits["validation"], config) if adaptation.dropped else start
@@ -96,7 +102,8 @@ def finetune(
             narrate(f"{name:<11} validation loss {found['loss']:.4f}, PPL {found['ppl']:.2f}")
         description = describe_run(config, precision, fingerprints(base, data))
         owner = Owner(run.run_id, description=description)
-        with Checkpoints(run.checkpoints, owner, every_few_epochs(config.checkpoint_every)) as checkpoints:
+        keep = every_few_epochs(config.checkpoint_every, first=config.sample_words > 0)
+        with Checkpoints(run.checkpoints, owner, keep) as checkpoints:
             state, history = checkpoints.resume(state, config, clock, narrate)
             state = place_state(mesh, state)
             run.begin(description)
@@ -113,18 +120,36 @@ def finetune(
         best = at_epoch(history, best_epoch(history))
         results = write_results(run, write_report, {
             **results_header(run, config, precision), **mesh.summary(),
-            "data": data.summary(),
-            **adaptation.results(),
+            "data": data.summary(), **adaptation.results(),
             "base": base_results(base, before["loss"], before["ppl"]),
             "start": {"val_loss": start["loss"], "val_ppl": start["ppl"]},
-            "epochs": history,
-            "last": at_epoch(history, len(history)),
-            "best": best,
+            "epochs": history, "last": at_epoch(history, len(history)), "best": best,
+            **answers(checkpoints, base, adaptation, frozen, config),
             **results_footer(clock.seconds()),
         })  # fmt: skip
     narrate(f"best        validation PPL {best['val_ppl']:.2f} after epoch {best['epoch']}; base {before['ppl']:.2f}")
     narrate(f"report      {run.path / REPORT}")
     return RunResult(run.path, results)
+
+
+def answers(
+    checkpoints: Checkpoints, base: Pretrained, adaptation: Adaptation, frozen: Params, config: FinetuneConfig
+) -> dict[str, Any]:
+    """`{"samples": ...}`: what the model of a first, a middle and the last epoch answers to a question; {} for none.
+
+    Args:
+      frozen: the parameters that are not trained.
+    """
+    model, tokenizer = SmolLM2(adaptation.llama), base.tokenizer
+
+    def answer(trained: Params) -> Iterator[str]:
+        tuned = Pretrained(model, adaptation.merge(frozen, trained), tokenizer, base.source)
+        ids = prompt_ids(tokenizer, QUESTION)
+        return stream_text(tokenizer, generate_tokens(tuned, ids, config.sample_words, Sampling(), config.seed))
+
+    like = adaptation.shapes()[1]
+    found = epoch_samples(checkpoints, like, QUESTION, answer) if config.sample_words else []
+    return {"samples": found} if found else {}
 
 
 def measure_base(base: Pretrained, validation: Split, config: FinetuneConfig) -> dict[str, float]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import optax
 
 from newllm_jax.config import NewLLMConfig, Precision
+from newllm_jax.newllm.generate import generate
 from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.plan import check_fits, parameter_count
-from newllm_jax.newllm.run import before_0_2
+from newllm_jax.newllm.run import NewLLMRun, before_0_2
 from newllm_jax.newllm.updates import (
     build_training,
     initial_state,
@@ -42,7 +43,8 @@ from newllm_jax.training.clock import Clock
 from newllm_jax.training.history import Entry, at_epoch, best_epoch, how_it_stopped, is_finished
 from newllm_jax.training.loop import Training, evaluate, fit
 from newllm_jax.training.manifest import Owner
-from newllm_jax.training.step import TrainState, count_parameters
+from newllm_jax.training.samples import epoch_samples
+from newllm_jax.training.step import Params, TrainState, count_parameters
 from newllm_jax.training.stopping import Asked, Stopping, never
 
 
@@ -102,7 +104,8 @@ class OpenRun:
         config, data = setup.config, setup.data
         files = {"vocabulary.json": data.tokenizer.words}
         description = describe_run(config, setup.precision, data.fingerprints(), files)
-        owner, keep = Owner(run.run_id, description=description), every_few_epochs(config.checkpoint_every)
+        owner = Owner(run.run_id, description=description)
+        keep = every_few_epochs(config.checkpoint_every, first=config.sample_words > 0)
         checkpoints = stack.enter_context(Checkpoints(run.checkpoints, owner, keep))
         if run.description:
             check_fingerprints(run, data.fingerprints(), before_0_2(checkpoints.record()))
@@ -128,9 +131,21 @@ class OpenRun:
             "data": setup.data.summary(config),
             "parameters": count_parameters(self.state.params),
             "epochs": self.history, "stopped": how_it_stopped(self.history, config),
-            "best": best, "test": test,
+            "best": best, "test": test, **self.samples(),
             **results_footer(self.clock.seconds()),
         }  # fmt: skip
+
+    def samples(self) -> dict[str, Any]:
+        """`{"samples": ...}`: texts of a first, a middle and the last epoch, from the start of a text; {} for none."""
+        data, config = self.setup.data, self.setup.config
+        model = ContextVectorLM.from_config(config, len(data.tokenizer))  # strict float32, as a restored run has it
+        run = NewLLMRun(model, {}, config, data.tokenizer, 0, data.provenance["fingerprint"])
+
+        def words(params: Params) -> Iterator[str]:
+            return generate(replace(run, params=params), max_words=config.sample_words, seed=config.seed)
+
+        found = epoch_samples(self.checkpoints, self.state.params, "", words, " ") if config.sample_words else []
+        return {"samples": found} if found else {}
 
 
 def train_newllm(

@@ -17,6 +17,7 @@ MOST_MEMBERS = 1000
 LONGEST_FOLDER = 150  # characters
 # Of one process, one directory or the data on the device, and a member has none of them to itself.
 NO_SWEEP = ("mirror", "save_minutes", "tracker", "examples")
+NO_MEMBER = {"sample_words": 0}  # what the members of a sweep go without
 COMMON = ("time_limit", "fallback")  # of a sweep as a whole
 
 
@@ -62,7 +63,7 @@ def grid_members(config: NewLLMConfig, grid: Mapping[str, Sequence[Any]]) -> lis
         check(str(name), values, "a list of values", isinstance(values, Sequence) and not isinstance(values, str))
         check(str(name), values, "one value at least", len(values) > 0)
         type_of(NewLLMConfig, name)  # raises InputError where there is no such setting
-        if name in NO_SWEEP or (name in COMMON and len(values) > 1):
+        if name in (*NO_SWEEP, *NO_MEMBER) or (name in COMMON and len(values) > 1):
             raise InputError(f"{name}: does not go with a sweep, whose members share one process")
     for name in NO_SWEEP:
         check(name, getattr(config, name), "left as it is by default in a sweep, whose members share one process",
@@ -70,8 +71,7 @@ def grid_members(config: NewLLMConfig, grid: Mapping[str, Sequence[Any]]) -> lis
     names = [field.name for field in dataclasses.fields(NewLLMConfig) if field.name in grid and field.name != "seed"]
     names += ["seed"] if "seed" in grid else []
     varied = [name for name in names if len(grid[name]) > 1]
-    members: list[GridMember] = []
-    count = 1
+    config, members, count = config.override(NO_MEMBER), list[GridMember](), 1
     for name in names:
         count *= len(grid[name])
     if count > MOST_MEMBERS:

@@ -8,11 +8,20 @@ from typing import Any
 from newllm_jax.config import CascadeConfig, FinetuneConfig, NewLLMConfig, check, checked
 from newllm_jax.errors import InputError
 
-# A shape is a type as `checked` has them, a list of one shape (at least one such item), or a dict of shapes by key.
+
+class Text:
+    """The type of an entry that is any text, with line breaks too."""
+
+
+# A shape is a type as `checked` has them or Text, a list of one shape (at least one such item), or a dict of shapes by
+# key.
 SOURCE = {"source": str, "asked": str, "fallback": str, "fingerprint": str}
 LOSS = {"epoch": int, "val_loss": float, "val_ppl": float | None}
-EPOCH = {**LOSS, "train_loss": float, "val_accuracy": float, "tokens_per_second": float, "seconds": float}
-SCHEDULED = {**EPOCH, "learning_rate": float, "clip_norm": float | None}
+EPOCH = {
+    **LOSS, "train_loss": float, "val_accuracy": float, "learning_rate": float, "clip_norm": float | None,
+    "grad_norm": float | None, "tokens_per_second": float, "seconds": float,
+}  # fmt: skip
+SAMPLES = [{"epoch": int, "prompt": Text, "text": Text}]
 TRAINING = {"batch_size": int, "learning_rate": float, "seed": int}
 CHUNKS = {"train_chunks": int, "validation_chunks": int}
 RUN = {
@@ -35,7 +44,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "data": {**SOURCE, "train_sequences": int, "validation_sequences": int, "test_sequences": int,
                  "vocabulary_size": int, "steps_per_epoch": int},
         "parameters": int,
-        "epochs": [SCHEDULED],
+        "epochs": [EPOCH],
         "stopped": str,
         "best": LOSS,
         "test": {"loss": float, "ppl": float | None, "accuracy": float},
@@ -59,17 +68,25 @@ SHAPES: dict[str, dict[str, Any]] = {
         "config": {**TRAINING, **CHUNKS, "weight_decay": float, "num_epochs": int, "patience": int},
         "parameters": int,
         "trained_parameters": int,
-        "epochs": [SCHEDULED],
+        "epochs": [EPOCH],
         "best": LOSS,
     },
 }  # fmt: skip
 
-# What results of earlier versions may lack.
+# What results of earlier versions, or of some settings, may lack; `name[]` is every item of a list.
 RECENT: dict[str, dict[str, Any]] = {
+    NewLLMConfig.system: {"samples": SAMPLES},
+    CascadeConfig.system: {
+        "ensemble[].flops": float,
+        "example": {"tokens": [Text], "exits": [int]},
+        "data.test_chunks": int,
+        "test": [{"stages": int, "loss": float, "ppl": float | None, "flops": float}],
+    },
     FinetuneConfig.system: {
         "config.adapter": str, "config.rank": int, "config.trained_layers": int | None,
         "config.dropped_layers": tuple[int, ...], "layers": int,
         "start": {"val_loss": float, "val_ppl": float | None},
+        "samples": SAMPLES,
     },
 }  # fmt: skip
 
@@ -83,9 +100,10 @@ def check_results(results: Any, file: Path) -> None:
         _check_shape("", results, SHAPES[system])
         for name, shape in RECENT.get(system, {}).items():
             part, _, key = name.rpartition(".")
-            content = results[part] if part else results
-            if key in content:
-                _check_shape(name, content[key], shape)
+            found = results[part.removesuffix("[]")] if part else results
+            for content in found if part.endswith("[]") else [found]:
+                if key in content:
+                    _check_shape(name, content[key], shape)
         for key in ("base", "ensemble"):  # by these, comparisons tell what a run is
             check(
                 key, results.get(key), f"absent from results of {system}", key not in results or key in SHAPES[system]
@@ -95,6 +113,10 @@ def check_results(results: Any, file: Path) -> None:
             ensembles = [entry["stages"] for entry in results["ensemble"]]
             check("stages", stages, "numbered from 1", stages == list(range(1, len(stages) + 1)))
             check("ensemble", ensembles, "those with 0 to all stages", ensembles == [0, *stages])
+        if "example" in results:
+            tokens, exits = results["example"]["tokens"], results["example"]["exits"]
+            check("example.exits", len(exits), f"one for each of the {len(tokens)} tokens", len(exits) == len(tokens))
+            check("example.exits", min(exits), "0 or more", min(exits) >= 0)
     except InputError as error:
         raise InputError(f"{file}: damaged, or not the whole results of a run ({error})") from error
 
@@ -112,5 +134,7 @@ def _check_shape(name: str, content: Any, shape: Any) -> None:
         check(name, content, "a list that is not empty", isinstance(content, list) and len(content) > 0)
         for number, item in enumerate(content):
             _check_shape(f"{name}[{number}]", item, shape[0])
+    elif shape is Text:
+        check(name, content, "a text", isinstance(content, str))
     else:
         checked(name, content, shape)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from newllm_jax.records.directory import RunDir
+from newllm_jax.report.cascade_drawings import cascade_drawings
 from newllm_jax.report.cascade_tables import (
     configuration_name,
     design_text,
@@ -17,26 +18,27 @@ from newllm_jax.report.cascade_tables import (
     test_table,
     verdict,
 )
-from newllm_jax.report.plots import save_stage_curves
+from newllm_jax.report.exits import exit_text
+from newllm_jax.report.markup import escaped
+from newllm_jax.report.pages import CURVES, ending_text, write_pages
 
 
 def write_report(run: RunDir, results: dict[str, Any]) -> Path:
-    """Writes `curves.png` and `report.md`; returns the latter's path."""
-    save_stage_curves(run.path / "curves.png", results["stages"], results["ensemble"], results["name"])
-    return run.write_text("report.md", cascade_report(results))
+    """Writes `curves.png`, `report.md` and `report.html`; returns the path of `report.md`."""
+    return write_pages(run.path, "report", cascade_report(results), CURVES, cascade_drawings(results), results)
 
 
 def cascade_report(results: dict[str, Any]) -> str:
     """`report.md` of a CASCADE run, from its `results.json`."""
-    config, data, base, environment = (results[key] for key in ("config", "data", "base", "environment"))
+    config, data, base = (results[key] for key in ("config", "data", "base"))
     last = results["ensemble"][-1]
-    return f"""# CASCADE: {results["name"]}
+    return f"""# CASCADE: {escaped(results["name"])}
 
 {provenance_warning(results)}**{verdict(results)}**
 
-![stages and ensemble](curves.png)
+![stages and ensemble]({CURVES})
 
-## Stages
+{exit_text(results)}## Stages
 
 {_stages_text(config)} "Last" weights and "best" ones are both kept; \
 **{config["stage_weights"]}** ones went on to the next stage and to the ensemble.
@@ -52,24 +54,23 @@ Does handing on pay? The tokens of {configuration_name(last["stages"])}, by the 
 
 {exit_group_table(last)}
 
-## Run
+## The run
 
 | | |
 |---|---|
-| command | `{results["command"]}` |
-| base | {base["source"]}: {base["layers"]} layers, {base["parameters"]:,} parameters, frozen |
-| data | {data["source"]}: {data["train_chunks"]:,} + {data["validation_chunks"]:,} chunks, \
+| base | {escaped(base["source"])}: {base["layers"]} layers, {base["parameters"]:,} parameters, frozen |
+| data | {escaped(data["source"])}: {data["train_chunks"]:,} + {data["validation_chunks"]:,} chunks, \
 {data["train_tokens"]:,} train and {data["val_tokens"]:,} validation tokens |
 | hard tokens | {config["criterion"]}, {_threshold_text(config)} |
 | stages | {design_text(config)}; AdamW {config["learning_rate"]:g}, \
 weight decay {config["weight_decay"]:g}, batch {config["batch_size"]}, up to {config["num_epochs"]} epochs, \
 patience {config["patience"]}, seed {config["seed"]} |
-| device | {environment["device"]} ({environment["platform"]}), {environment["precision"]}, \
-jax {environment["jax"]}, flax {environment["flax"]} |
-| time, memory | {results["seconds"]:.0f} s, {results["peak_memory_bytes"] / 2**30:.2f} GiB at most |
+
+## Epochs
 
 {stage_epochs(results)}
-"""
+
+{ending_text(results)}"""
 
 
 def _threshold_text(config: dict[str, Any]) -> str:

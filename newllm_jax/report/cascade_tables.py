@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from newllm_jax.report.markup import escaped
 from newllm_jax.report.tables import markdown_table, number
 
 PUBLISHED_DATA = "tatsu-lab/alpaca"
@@ -133,14 +134,18 @@ def provenance_warning(results: dict[str, Any]) -> str:
     reasons = []
     if data["fallback"]:
         reasons.append(
-            f"{data['asked']} was not available ({data['fallback']}), so the rows are those of {data['source']}"
+            f"{escaped(data['asked'])} was not available ({escaped(data['fallback'])}), so the rows are those of "
+            f"{escaped(data['source'])}"
         )
     elif data["source"] != PUBLISHED_DATA:
-        reasons.append(f"the rows are those of {data['source']}, the published ones of {PUBLISHED_DATA}")
+        reasons.append(f"the rows are those of {escaped(data['source'])}, the published ones of {PUBLISHED_DATA}")
     if base["fallback"]:
-        reasons.append(f"{base['asked']} was not available ({base['fallback']}), so the weights are {base['source']}")
+        reasons.append(
+            f"{escaped(base['asked'])} was not available ({escaped(base['fallback'])}), so the weights are "
+            f"{escaped(base['source'])}"
+        )
     elif base["source"] != published_base:
-        reasons.append(f"the weights are {base['source']}, the published ones {published_base}")
+        reasons.append(f"the weights are {escaped(base['source'])}, the published ones {published_base}")
     chunks = data["train_chunks"], data["validation_chunks"]
     if chunks != (1000, 100):
         reasons.append(f"there are {chunks[0]:,} + {chunks[1]:,} chunks instead of 1,000 + 100")

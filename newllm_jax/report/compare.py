@@ -1,18 +1,27 @@
-"""Several runs beside one another: what they reached over all tokens, their stages, their ensembles, their sources."""
+"""Several runs beside one another: what they reached over all tokens, their curves, stages, ensembles and sources."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from newllm_jax.config import checked_path
+from newllm_jax.errors import InputError
 from newllm_jax.records.directory import RunDir, read_sealed
 from newllm_jax.records.shape import check_results
+from newllm_jax.report.cascade_drawings import compared_ensembles
 from newllm_jax.report.cascade_tables import configuration_name
+from newllm_jax.report.curves import compared_drawings
+from newllm_jax.report.markup import escaped
+from newllm_jax.report.pages import figure_notes, write_pages
+from newllm_jax.report.plots import Drawing
+from newllm_jax.report.published import published_curve
 from newllm_jax.report.tables import markdown_table, number
 
+PICTURE = "comparison.png"
 # Of the data: perplexities are over different targets where these differ.
 COUNTS = ("train_tokens", "val_tokens", "vocabulary_size", "validation_targets")
 
@@ -32,10 +41,36 @@ def read_results(path: str | Path) -> dict[str, Any]:
     return results
 
 
+def comparison_folder(paths: Sequence[str | Path]) -> Path:
+    """The folder `comparison` beside the runs, in the deepest folder that holds them all.
+
+    Raises:
+      InputError: they have none in common but the root of the disk.
+    """
+    common = Path(os.path.commonpath([Path(path).resolve().parent for path in paths]))
+    if common == Path(common.anchor):
+        raise InputError("output: the runs have no folder in common; name one for the comparison with --output")
+    return common / "comparison"
+
+
+def write_comparison(folder: Path, runs: Sequence[dict[str, Any]]) -> Path:
+    """Writes `comparison.png`, `comparison.md` and `comparison.html`; returns the path of `comparison.md`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return write_pages(folder, "comparison", comparison(runs), PICTURE, drawings_of(runs), {"name": "Comparison"})
+
+
+def drawings_of(runs: Sequence[dict[str, Any]]) -> list[Drawing]:
+    """The curves of all runs on the same axes, beside the published curves that some of them may be shown beside."""
+    curves = {curve.name: curve for run in runs if (curve := published_curve(run))}
+    return [*compared_drawings(runs, [*curves.values()]), *compared_ensembles(runs)]
+
+
 def comparison(runs: Sequence[dict[str, Any]]) -> str:
     """The tables of several results, as Markdown. Nothing is refused; what differs in provenance is said."""
-    cascades = [run for run in runs if "ensemble" in run]
+    cascades, drawings = [run for run in runs if "ensemble" in run], drawings_of(runs)
     parts = ["# Comparison", overall_table(runs), differences(runs)]
+    if drawings:
+        parts += [f"![curves of the runs]({PICTURE})", figure_notes(drawings).strip()]
     if cascades:
         parts += ["## Stages", stages_table(cascades), "## Ensemble: perplexity over all validation tokens"]
         parts += [ensemble_columns(cascades)]
@@ -49,8 +84,8 @@ def overall_table(runs: Sequence[dict[str, Any]]) -> str:
     for run in runs:
         parameters, ppl, what = best_of(run)
         rows.append([
-            run["name"], run["system"], f"{parameters:,}", number(ppl), what, number(run.get("seconds"), 0),
-            run["environment"]["device"],
+            escaped(run["name"]), run["system"], f"{parameters:,}", number(ppl), what, number(run.get("seconds"), 0),
+            escaped(run["environment"]["device"]),
         ])  # fmt: skip
     return markdown_table(header, rows)
 
@@ -74,14 +109,14 @@ def differences(runs: Sequence[dict[str, Any]]) -> str:
                 # A fingerprint says what was read, wherever it lay; the published runs have a name only.
                 identity = source.get("fingerprint") or source["source"]
                 counts = "+".join(str(source.get(name, "")) for name in COUNTS)
-                groups.setdefault((identity, counts), []).append(f"{run['name']}: {source['source']}")
+                groups.setdefault((identity, counts), []).append(f"{escaped(run['name'])}: {escaped(source['source'])}")
         if len(groups) > 1:
             named = "; ".join(name for group in groups.values() for name in group)
             lines.append(f"> **Different {what}**, so figures compare only loosely: {named}.")
-    lines += [f"> {run['name']}: {run['note']}." for run in runs if run.get("note")]
+    lines += [f"> {escaped(run['name'])}: {run['note']}." for run in runs if run.get("note")]
     fallbacks = [run["name"] for run in runs if any(run.get(key, {}).get("fallback") for key in ("data", "base"))]
     if fallbacks:
-        lines.append(f"> Read another source than asked for: {', '.join(fallbacks)}.")
+        lines.append(f"> Read another source than asked for: {', '.join(map(escaped, fallbacks))}.")
     return "\n>\n".join(lines)
 
 
@@ -98,9 +133,10 @@ def stages_table(runs: Sequence[dict[str, Any]]) -> str:
             stage = run["stages"][index]
             everything = {entry["stages"]: entry["val_ppl"] for entry in run["ensemble"]}
             rows.append([
-                str(stage["stage"]), run["name"], f"{run['config']['hard_ratio']:g}", f"{stage['train_tokens']:,}",
-                f"{stage['val_tokens']:,}", f"{stage['threshold']:.4f}", number(stage["last"]["val_ppl"]),
-                number(stage["best"]["val_ppl"]), number(everything.get(stage["stage"])), number(stage["seconds"], 1),
+                str(stage["stage"]), escaped(run["name"]), f"{run['config']['hard_ratio']:g}",
+                f"{stage['train_tokens']:,}", f"{stage['val_tokens']:,}", f"{stage['threshold']:.4f}",
+                number(stage["last"]["val_ppl"]), number(stage["best"]["val_ppl"]),
+                number(everything.get(stage["stage"])), number(stage["seconds"], 1),
             ])  # fmt: skip
     return markdown_table(header, rows)
 
@@ -112,4 +148,4 @@ def ensemble_columns(runs: Sequence[dict[str, Any]]) -> str:
     for index in range(most):
         entries = [run["ensemble"][index] if index < len(run["ensemble"]) else None for run in runs]
         rows.append([configuration_name(index), *(number(entry and entry["val_ppl"]) for entry in entries)])
-    return markdown_table(["model", *(run["name"] for run in runs)], rows)
+    return markdown_table(["model", *(escaped(run["name"]) for run in runs)], rows)

@@ -8,20 +8,21 @@ from typing import Any
 
 from newllm_jax.records.directory import RunDir
 from newllm_jax.report.cascade_tables import provenance_warning
-from newllm_jax.report.plots import save_curves
+from newllm_jax.report.curves import training_drawings
+from newllm_jax.report.markup import escaped
+from newllm_jax.report.pages import CURVES, ending_text, sample_text, write_pages
 from newllm_jax.report.tables import epoch_table, number
 
 
 def write_report(run: RunDir, results: dict[str, Any]) -> Path:
-    """Writes `curves.png` and `report.md`; returns the latter's path."""
-    save_curves(run.path / "curves.png", results["epochs"], results["name"], unit="token", dropout=False)
-    return run.write_text("report.md", finetune_report(results))
+    """Writes `curves.png`, `report.md` and `report.html`; returns the path of `report.md`."""
+    drawings = training_drawings(results["epochs"], unit="token", dropout=False)
+    return write_pages(run.path, "report", finetune_report(results), CURVES, drawings, results)
 
 
 def finetune_report(results: dict[str, Any]) -> str:
     """`report.md` of a fine-tuning, from its `results.json`."""
     config, data, base, best = (results[key] for key in ("config", "data", "base", "best"))
-    environment = results["environment"]
     gain = best["val_loss"] - base["val_loss"]
     start = results.get("start", base)
     began = (
@@ -30,30 +31,31 @@ def finetune_report(results: dict[str, Any]) -> str:
         else f""", and {best["val_loss"] - start["val_loss"]:+.4f} nats \
 against the {number(start["val_ppl"])} of the model at the start"""
     )
-    return f"""# Fine-tuning: {results["name"]}
+    return f"""# Fine-tuning: {escaped(results["name"])}
 
 {provenance_warning(results)}Best validation perplexity **{number(best["val_ppl"])}** (loss {best["val_loss"]:.4f}) \
 after epoch {best["epoch"]} of {len(results["epochs"])}: {gain:+.4f} nats against the {number(base["val_ppl"])} of the \
 base before{began}.
 
-![learning curves](curves.png)
+![learning curves]({CURVES})
+
+## The run
 
 | | |
 |---|---|
-| command | `{results["command"]}` |
-| base | {base["source"]}: {base["layers"]} layers, {base["parameters"]:,} parameters |
+| base | {escaped(base["source"])}: {base["layers"]} layers, {base["parameters"]:,} parameters |
 | model | {model_text(config, {"layers": base["layers"], **results})} |
-| data | {data["source"]}: {data["train_chunks"]:,} + {data["validation_chunks"]:,} chunks, \
+| data | {escaped(data["source"])}: {data["train_chunks"]:,} + {data["validation_chunks"]:,} chunks, \
 {data["train_tokens"]:,} train and {data["val_tokens"]:,} validation tokens |
 | training | AdamW {config["learning_rate"]:g}, weight decay {config["weight_decay"]:g}, \
 batch {config["batch_size"]} chunks, up to {config["num_epochs"]} epochs, patience {config["patience"]}, \
 seed {config["seed"]} |
-| device | {environment["device"]} ({environment["platform"]}), {environment["precision"]}, \
-jax {environment["jax"]}, flax {environment["flax"]} |
-| time, memory | {results["seconds"]:.0f} s, {results["peak_memory_bytes"] / 2**30:.2f} GiB at most |
+
+{sample_text(results)}## Epochs
 
 {epoch_table(results["epochs"])}
-"""
+
+{ending_text(results)}"""
 
 
 def model_text(config: Mapping[str, Any], counts: Mapping[str, int]) -> str:

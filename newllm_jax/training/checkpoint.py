@@ -42,11 +42,16 @@ from newllm_jax.training.within_epoch import WithinEpoch
 Keep: TypeAlias = Callable[[Sequence[int], History], Collection[int]]  # (epochs with a checkpoint, rising; history)
 
 
-def every_few_epochs(every: int) -> Keep:
-    """Which checkpoints stay: every few epochs, the best, and the latest two, one of which may be damaged."""
+def every_few_epochs(every: int, first: bool = False) -> Keep:
+    """Which checkpoints stay: every few epochs, the best, and the latest two, one of which may be damaged.
+
+    Args:
+      first: whether that of the first epoch stays too.
+    """
 
     def choose_epochs(epochs: Sequence[int], history: History) -> set[int]:
-        return {*(epoch for epoch in epochs if epoch % every == 0), *epochs[-2:], best_epoch(history)}
+        kept = {*(epoch for epoch in epochs if epoch % every == 0), *epochs[-2:], best_epoch(history)}
+        return kept | {*epochs[:1]} if first else kept
 
     return choose_epochs
 

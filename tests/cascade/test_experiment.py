@@ -25,6 +25,7 @@ from newllm_jax.content import sealed
 from newllm_jax.errors import InputError, Note, Stopped
 from newllm_jax.records.directory import RunDir
 from newllm_jax.smollm.base import load_base_and_data, source_warnings
+from newllm_jax.smollm.flops import Costs
 from newllm_jax.smollm.pretrained import load_smollm2
 from newllm_jax.training import feed
 from newllm_jax.training.checkpoint_folder import read_trees
@@ -343,6 +344,25 @@ def test_the_report_says_that_handing_on_makes_it_worse(whole):
     said = "handing tokens on makes the model worse" if best["stages"] == 0 else f"Base+{best['stages']} is best"
     assert said in report
     assert "Not comparable with the published figures" in report
+
+
+def test_the_example_is_the_start_of_the_validation_text_with_its_exits(tiny, whole):
+    base, data = load_base_and_data(tiny)
+    example, exits = whole.results["example"], whole.results["ensemble"][-1]["exit_rates"]
+    assert "".join(example["tokens"]) == base.tokenizer.decode(data.validation[0, : tiny.sample_words].tolist())
+    assert len(example["exits"]) == tiny.sample_words == 80
+    assert {place for place in example["exits"]} <= {place for place, rate in enumerate(exits) if rate}
+    assert len(set(example["exits"])) > 1
+
+
+def test_a_stage_costs_what_it_adds(tiny, whole):
+    base, _ = load_base_and_data(tiny)
+    costs = Costs.from_config(base.model.config)
+    stage = costs.published_stage(1, "cosine") / costs.base
+    for row in whole.results["ensemble"]:
+        passed = sum(place * rate for place, rate in enumerate(row["exit_rates"]))
+        assert row["flops"] == pytest.approx(1 + passed * stage)
+    assert whole.results["ensemble"][-1]["flops"] > 1
 
 
 @pytest.mark.quick

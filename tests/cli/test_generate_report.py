@@ -62,11 +62,14 @@ def test_a_reader_who_leaves_is_no_error(small_run):
 def test_report_is_written_anew(newllm, refused, copy):
     report = (copy / "report.md").read_text()
     (copy / "report.md").unlink()
+    page = (copy / "report.html").read_text()
     (copy / "curves.png").unlink()
+    (copy / "report.html").unlink()
     code, out, err = newllm("report", copy)
     assert (code, out, err) == (0, report + "\n", "")
     assert (copy / "report.md").read_text() == report
     assert (copy / "curves.png").stat().st_size > 1000
+    assert (copy / "report.html").read_text() == page
 
     (copy / "results.json").write_text(json.dumps(sealed({})))
     assert refused("report", copy).endswith("results.json: no results of a run")

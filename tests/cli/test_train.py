@@ -169,12 +169,13 @@ def test_a_run_prints_what_it_resolved(newllm, only_run, options):
         "data        ",
         "parameters  ",
         f"run         {run}",
-        f"report      {run}/report.md",
+        f"report      {run}/report.html",
     ):
         assert f"\n{line}" in f"\n{out}"
     assert out.count("val PPL") == 2
     assert {path.name for path in run.iterdir()} - {".lock"} == {
-        "config.json", "vocabulary.json", "metrics.jsonl", "results.json", "report.md", "curves.png", "checkpoints",
+        "config.json", "vocabulary.json", "metrics.jsonl", "results.json", "report.md", "report.html", "curves.png",
+        "checkpoints",
     }  # fmt: skip
 
 

@@ -21,5 +21,5 @@ def deep(deep_base, tiny_rows) -> FinetuneConfig:
     """A run of seconds on it."""
     return FinetuneConfig(
         base_model=deep_base, dataset=tiny_rows, train_chunks=9, validation_chunks=3, batch_size=4, num_epochs=3,
-        learning_rate=0.03, rank=3,
+        learning_rate=0.03, rank=3, sample_words=0,
     )  # fmt: skip

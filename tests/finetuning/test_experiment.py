@@ -13,7 +13,7 @@ import pytest
 import newllm_jax
 from newllm_jax.config import FinetuneConfig
 from newllm_jax.errors import InputError
-from newllm_jax.finetuning.experiment import finetune
+from newllm_jax.finetuning.experiment import QUESTION, finetune
 from newllm_jax.finetuning.loss import sequence_loss
 from newllm_jax.finetuning.plan import plan_finetune
 from newllm_jax.smollm.pretrained import load_smollm2
@@ -29,7 +29,7 @@ def quiet(_: str) -> None:
 def config(tiny_base, tiny_rows) -> FinetuneConfig:
     return FinetuneConfig(
         base_model=tiny_base, dataset=tiny_rows, train_chunks=9, validation_chunks=3, batch_size=4, num_epochs=4,
-        learning_rate=0.3,
+        learning_rate=0.3, sample_words=3,
     )  # fmt: skip
 
 
@@ -99,6 +99,11 @@ def test_extending_equals_one_go(config, whole, tmp_path):
     short = finetune(config.override({"num_epochs": 1}), run_root=tmp_path, narrate=quiet)
     resumed = finetune(resume=short.run_dir, overrides={"num_epochs": 4}, narrate=quiet)
     assert losses(resumed.results) == losses(whole.results)
+    samples = whole.results["samples"]
+    assert resumed.results["samples"] == samples
+    assert [samples[0]["epoch"], samples[-1]["epoch"], len(samples)] == [1, 4, 3]
+    assert {sample["prompt"] for sample in samples} == {QUESTION}
+    assert len({sample["text"] for sample in samples}) > 1
     with pytest.raises(InputError, match=r"learning_rate: .* was trained with 0.3, not 0.5"):
         finetune(resume=short.run_dir, overrides={"learning_rate": 0.5}, narrate=quiet)
     before = (short.run_dir / "config.json").read_text()

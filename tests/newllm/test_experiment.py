@@ -320,11 +320,17 @@ OPTIONS = {
 
 @pytest.mark.quick
 def test_a_run_with_every_option_resumes_bit_for_bit_and_gives_back_the_average(small, tmp_path):
-    config = load_config("baseline", small | OPTIONS | {"num_epochs": 2})
+    config = load_config("baseline", small | OPTIONS | {"num_epochs": 2, "sample_words": 6})
     whole = train(config, tmp_path)
     half = train(config.override({"num_epochs": 1}), tmp_path)
     resumed = train_newllm(resume=half.run_dir, overrides={"num_epochs": 2}, narrate=quiet)
     assert without_timings(resumed.results) == without_timings(whole.results)
+    samples = whole.results["samples"]
+    assert resumed.results["samples"] == samples
+    assert [(sample["epoch"], sample["prompt"], len(sample["text"].split())) for sample in samples] == [
+        (1, "", 6), (2, "", 6),
+    ]  # fmt: skip
+    assert samples[0]["text"] != samples[1]["text"] and samples[1]["text"] in (whole.run_dir / "report.md").read_text()
     best = whole.results["best"]
     run = newllm_jax.restore(whole.run_dir)
     assert run.epoch == best["epoch"]

@@ -16,6 +16,7 @@ from newllm_jax.report.sweep import sweep_table
 SMALL = {
     "dataset": "builtin", "vocabulary_size": 50, "embed_dim": 16, "hidden_dim": 16, "context_dim": 16, "num_layers": 2,
     "sequence_length": 8, "stride": 8, "batch_size": 1024, "num_epochs": 2, "learning_rate": 3e-3,
+    "sample_words": 0,
 }  # fmt: skip
 OPTIONS = {
     "cell": "residual", "initialization": "he", "dropout": 0.0, "variational_dropout": 0.1, "weight_dropout": 0.1,

@@ -97,6 +97,35 @@ def test_what_earlier_results_lack_is_checked_where_it_is(name, right):
         check_results(results, Path("results.json"))
 
 
+@pytest.mark.parametrize(
+    ("system", "name", "right", "wrong", "said"),
+    [
+        ("new-llm", "samples", [{"epoch": 1, "prompt": "", "text": "a\nb"}], [{"epoch": 1, "prompt": ""}],
+         "samples[0].text: is missing"),
+        ("new-llm", "samples", [{"epoch": 1, "prompt": "", "text": ""}], [], "samples: must be a list that is not"),
+        ("finetune", "samples", [{"epoch": 1, "prompt": "a", "text": ""}], [{"epoch": 1, "prompt": 5, "text": ""}],
+         "samples[0].prompt: must be a text, not 5"),
+        ("cascade", "example", {"tokens": ["\n", "b"], "exits": [0, 2]}, {"tokens": ["a", "b"], "exits": [0]},
+         "example.exits: must be one for each of the 2 tokens, not 1"),
+        ("cascade", "example", {"tokens": ["a"], "exits": [0]}, {"tokens": ["a"], "exits": [-1]},
+         "example.exits: must be 0 or more, not -1"),
+        ("cascade", "test", [{"stages": 0, "loss": 1.0, "ppl": None, "flops": 1.0}], [{"stages": 0}],
+         "test[0].loss: is missing"),
+    ],
+)  # fmt: skip
+def test_what_only_some_results_have_is_checked_where_it_is(system, name, right, wrong, said):
+    check_results({**read(system), name: right}, Path("results.json"))
+    with pytest.raises(InputError, match=re.escape(f"results of a run ({said}")):
+        check_results({**read(system), name: wrong}, Path("results.json"))
+
+
+def test_an_entry_of_every_item_of_a_list_is_checked():
+    results = read("cascade")
+    results["ensemble"][-1]["flops"] = "x"
+    with pytest.raises(InputError, match=re.escape("(ensemble[].flops: 'x' is not a number)")):
+        check_results(results, Path("results.json"))
+
+
 @pytest.mark.parametrize("content", [5, None, [], "x", {}, {"system": "chess"}, {"system": []}])
 def test_what_is_no_result(content, tmp_path):
     file = tmp_path / "some.json"

@@ -122,7 +122,9 @@ def damage(copy: Path, foreign: Path, draw: random.Random) -> str:
     Args:
       foreign: a run of the same settings but for its seed, for parts that do not belong here.
     """
-    paths = sorted(path for path in copy.rglob("*") if path.name not in (".lock", "report.md", "curves.png"))
+    paths = sorted(
+        path for path in copy.rglob("*") if path.name not in (".lock", "report.md", "report.html", "curves.png")
+    )
     files = [path for path in paths if path.is_file()]
     folders = [path for path in paths if path.is_dir()]
     way = draw.choices(["edit", "delete", "foreign", "swap", "folder"], [10, 2, 2, 2, 3])[0]

@@ -49,8 +49,8 @@ PHASES = {  # files whose appearance tells what a run is doing, as patterns in i
     "last epoch": "checkpoints/**/epoch_3",
     "results": ".results.json.*",
     "curves": ".curves.png.*",
-    "report": ".report.md.*",
-    "end": "report.md",
+    "report": ".report.html.*",
+    "end": "report.html",
 }
 OF_KINDS = {
     "cascade": {

@@ -170,7 +170,9 @@ def resumption(typed: Sequence[str], home: str, folder: Path) -> str:
         done = len(metrics.read_text().splitlines()) if metrics.is_file() else 0
         again += ["--num_epochs", str(done + 1)]
     done = subprocess.run(again, cwd=home, env=environment(folder), capture_output=True, text=True)
-    left = [file for file in ("results.json", "report.md", "curves.png") if not (begun[0] / file).is_file()]
+    left = [
+        file for file in ("results.json", "report.md", "report.html", "curves.png") if not (begun[0] / file).is_file()
+    ]
     return f"resuming: {done.stderr}" if done.returncode else f"resumed without {left}" if left else ""
 
 

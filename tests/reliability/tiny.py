@@ -75,7 +75,7 @@ def write_base(folder: Path, sizes: Mapping[str, int] = TINY_LLAMA) -> None:
 
 SMALL: dict[str, Any] = {  # the bound of clipping changes after epochs 1 and 3 and is tight enough to matter
     "vocabulary_size": 64, "sequence_length": 16, "stride": 8, "embed_dim": 8, "hidden_dim": 16, "context_dim": 8,
-    "num_layers": 2, "learning_rate": 3e-2, "clip_norms": [0.01, 0.1, 1.0], "clip_epochs": [1, 3],
+    "num_layers": 2, "learning_rate": 3e-2, "clip_norms": [0.01, 0.1, 1.0], "clip_epochs": [1, 3], "sample_words": 0,
 }  # fmt: skip
 CHUNKS: dict[str, Any] = {"train_chunks": 8, "validation_chunks": 5}
 
@@ -88,7 +88,7 @@ def settings(folder: Path) -> dict[str, dict[str, Any]]:
         "train": {**texts, **SMALL, "num_epochs": 3},
         "cascade": {**base, "num_stages": 2, "stage_layers": 1, "num_epochs": 3, "batch_size": 64,
                     "learning_rate": 0.1, "patience": 5},
-        "finetune": {**base, "batch_size": 4, "num_epochs": 3, "learning_rate": 0.3},
+        "finetune": {**base, "batch_size": 4, "num_epochs": 3, "learning_rate": 0.3, "sample_words": 0},
     }  # fmt: skip
 
 

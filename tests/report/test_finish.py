@@ -13,6 +13,7 @@ pytestmark = pytest.mark.quick
 
 
 def report_of(run, results):
+    run.write_text("report.html", f"page of {results}")
     return run.write_text("report.md", str(results))
 
 
@@ -26,7 +27,10 @@ def test_a_report_of_earlier_results_does_not_stay(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_results(run, killed, {"epochs": 2})
     assert json.loads((tmp_path / "results.json").read_text())["epochs"] == 2
-    assert not (tmp_path / "report.md").exists()
+    assert not (tmp_path / "report.md").exists() and not (tmp_path / "report.html").exists()
     complete(run, {"epochs": 2}, report_of)
     assert (tmp_path / "report.md").read_text() == "{'epochs': 2}"
     complete(run, {}, killed)  # it is there
+    (tmp_path / "report.html").unlink()  # an earlier version wrote none
+    complete(run, {"epochs": 2}, report_of)
+    assert (tmp_path / "report.html").read_text() == "page of {'epochs': 2}"

@@ -69,7 +69,7 @@ def test_the_report_says_what_happened(results):
         in report
     )
     for row in (
-        "| command | `python train.py --config mine` |",
+        "```sh\npython train.py --config mine\n```",
         "51,026 / 5,272 / 5,920 sequences (train / validation / test), vocabulary 1,000 |",
         "| model | 2,739,432 parameters: 6 layers of 512, context vector of 256, embedding of 256 |",
         "| training | 1,595 updates an epoch at batch 32, learning rate 0.0001 (constant), seed 3 |",

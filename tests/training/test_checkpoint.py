@@ -35,9 +35,9 @@ def history_of(losses):
     return [{"val_loss": loss} for loss in losses]
 
 
-def save_all(folder, losses, every=5, owner=OWNER, first=1):
+def save_all(folder, losses, every=5, owner=OWNER, first=1, keep_first=False):
     """Saves the epochs from `first` on."""
-    with Checkpoints(folder, owner, every_few_epochs(every)) as checkpoints:
+    with Checkpoints(folder, owner, every_few_epochs(every, keep_first)) as checkpoints:
         for epoch in range(first, len(losses) + 1):
             checkpoints.save(epoch, state_of(epoch), history_of(losses[:epoch]), {"seconds": epoch / 2})
         checkpoints.wait()
@@ -49,6 +49,7 @@ def test_keeps_every_fifth_the_best_and_the_latest_two(tmp_path):
     assert save_all(tmp_path, losses) == [3, 5, 10, 12, 13]
     losses = [5.0, 4.0, 3.0, 2.0, 2.5, 2.4, 2.4]
     assert save_all(tmp_path / "other", losses, every=100) == [4, 6, 7]
+    assert save_all(tmp_path / "with the first", losses, every=100, keep_first=True) == [1, 4, 6, 7]
 
 
 def test_checkpoints_of_an_earlier_process_are_deleted_too(tmp_path):

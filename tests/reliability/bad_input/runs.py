@@ -83,7 +83,8 @@ RUNS = [
     _run(".lock: is a link", "train", {".lock": Link("../corpus.txt")}, *RESUME["train"]),
     _run("extraction: is a link", "cascade", {"extraction": Link("..")}, *RESUME["cascade"]),
     _run("run/.lock: Is a directory", "train", {".lock": FOLDER}, *RESUME["train"]),
-    _run("run/report.md: Is a directory", "train", {"report.md": FOLDER}, "report", "run"),
+    *(_run(f"run/{name}: Is a directory", "train", {name: FOLDER}, "report", "run")
+      for name in ("report.md", "report.html")),
     *(_run("run ... vocabulary.json", "train", {"vocabulary.json": content}, "generate", "run")
       for content in ("5", "[]", '["a", "b"]', "{", "", "null", b"\xff", FOLDER, PIPE, GONE, cut)),
     *(case for content in ("5", "[]", "null", '"x"', "", "{", b"\xff\xfe", "[" * 100_000, FOLDER, PIPE)
@@ -102,6 +103,17 @@ RUNS = [
     *_results("parameters: '7' is not an integer", "train", entry("7", "parameters")),
     *_results("test: must be an object, not None", "train", entry(None, "test")),
     *_results("environment.device: 5 is not a text", "train", entry(5, "environment", "device")),
+    *_results("samples[0].epoch: 1.5 is not an integer", "train", entry([{"epoch": 1.5}], "samples")),
+    *_results("samples[0].text: must be a text, not 5", "train",
+              entry([{"epoch": 1, "prompt": "", "text": 5}], "samples")),
+    *_results("example.tokens: must be a list that is not empty, not []", "cascade",
+              entry({"tokens": [], "exits": []}, "example")),
+    *_results("example.exits: must be one for each of the 2 tokens, not 1", "cascade",
+              entry({"tokens": ["a", "b"], "exits": [0]}, "example")),
+    *_results("example.exits: must be 0 or more, not -1", "cascade",
+              entry({"tokens": ["a"], "exits": [-1]}, "example")),
+    *_results("ensemble[].flops: 'x' is not a number", "cascade", entry("x", "ensemble", 0, "flops")),
+    *_results("epochs[0].grad_norm: is missing", "train", without("epochs", 0, "grad_norm")),
     *_results("name: must be a text without control characters", "train", entry("a\nb", "name")),
     *_results("config: must be an object, not []", "finetune", entry([], "config")),
     *_results("base.layers: is missing", "finetune", without("base", "layers")),
