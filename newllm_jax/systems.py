@@ -269,6 +269,7 @@ def frontier(run_dirs: Sequence[str | Path], elsewhere: str = "", speed: bool = 
     Raises:
       InputError: a run without test chunks or of New-LLM, or runs on other data than the first.
     """
+    from newllm_jax.bars import progress_bar
     from newllm_jax.records.results import results_of_command
     from newllm_jax.records.stored_config import stored_config
     from newllm_jax.training.clock import Clock
@@ -284,9 +285,12 @@ def frontier(run_dirs: Sequence[str | Path], elsewhere: str = "", speed: bool = 
             raise InputError(f"runs: {run.path} has another base or other chunks than {runs[0].path}")
     config: Any = stored_config(runs[0], found[0].config)
     check("test_chunks", config.test_chunks, f"above 0 in {runs[0].path}, for a frontier", config.test_chunks > 0)
-    entries, others = call("newllm_jax.cascade.frontier_base:base_entries", config, elsewhere, speed)
-    for run_dir, system in zip(run_dirs, found, strict=True):
-        entries += call(str(system.frontier), run_dir, others, speed)
+    with progress_bar("frontier", 1 + len(runs)) as advance:
+        entries, others = call("newllm_jax.cascade.frontier_base:base_entries", config, elsewhere, speed)
+        advance(1)
+        for run_dir, system in zip(run_dirs, found, strict=True):
+            entries += call(str(system.frontier), run_dir, others, speed)
+            advance(1)
     for entry in entries[1:]:  # without the time of the run
         entry["name"] = f"{re.sub(r'-[0-9]{8}-[0-9]{6}.*', '', entry['name'])}, seed {entry['config']['seed']}"
     return {**results_of_command(clock.seconds()), "entries": entries}

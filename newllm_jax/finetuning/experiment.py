@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from newllm_jax.bars import progress_bar
 from newllm_jax.config import FinetuneConfig
 from newllm_jax.finetuning.adaptation import Adaptation, choose_adaptation
 from newllm_jax.finetuning.loss import sequence_loss
@@ -17,7 +18,8 @@ from newllm_jax.finetuning.updates import build_training
 from newllm_jax.processes import is_first
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.mirror import Mirror
-from newllm_jax.records.progress import Narrate, TrainingProgress, narrate_start, progress_bar
+from newllm_jax.records.narration import Narrate
+from newllm_jax.records.progress import TrainingProgress, narrate_start
 from newllm_jax.records.results import (
     RunResult,
     check_fingerprints,
@@ -73,8 +75,7 @@ def finetune(
     with ExitStack() as stack:
         run, config = resume_or_start(stack, resume, config, FinetuneConfig, overrides)
         precision = resolve_precision(config.precision)
-        with progress_bar("base model and data", 0):
-            base, data = load_base_and_data(config)
+        base, data = load_base_and_data(config)
         adaptation = choose_adaptation(config, base.model.config)
         check_fits(config, adaptation, data, precision)
         if run is not None:
@@ -90,8 +91,10 @@ def finetune(
         params = adaptation.prune(base.params)
         training, optimizer = build_training(config, adaptation, adaptation.freeze(params), precision)
         state = init_state(adaptation.start(params, config.seed), optimizer, initial_loss_scale(precision), mesh=mesh)
-        start = evaluate(training.evaluate, state.params, splits["validation"], config.examples_at_once, training.mesh)
-        before = measure_base(base, splits["validation"], config) if adaptation.dropped else start
+        with progress_bar("base: validation", 0):
+            held_out = splits["validation"]
+            start = evaluate(training.evaluate, state.params, held_out, config.examples_at_once, training.mesh)
+            before = measure_base(base, held_out, config) if adaptation.dropped else start
         for name, found in {"base": before, **({"start": start} if before is not start else {})}.items():
             narrate(f"{name:<11} validation loss {found['loss']:.4f}, PPL {found['ppl']:.2f}")
         description = describe_run(config, precision, fingerprints(base, data))
@@ -107,7 +110,7 @@ def finetune(
                 if finished := finished_results(run, "epochs", len(history)):
                     return complete(run, finished, write_report)
             tracker = open_tracker(config.tracker, run, config.to_dict())
-            with TrainingProgress(run, tracker, config.num_epochs, history) as progress:
+            with TrainingProgress(run, tracker, config.num_epochs, history, narrate=narrate) as progress:
                 state, history = fit(training, state, splits, config, checkpoints, progress, stopping, history)
         save_best_adapter(run, adaptation, base.source.used)
         best = at_epoch(history, best_epoch(history))
