@@ -51,6 +51,7 @@ class System:
       frontier: (run directory, chunks of other texts by name, whether to time generation) -> its entries of a
         frontier; None: it has none.
       separator: what stands between the pieces of a generated text.
+      next_steps: (run directory, results) -> commands that make sense next, each with what it does.
       less_memory: what to do where memory runs out in training.
     """
 
@@ -69,6 +70,7 @@ class System:
     report: Function
     frontier: Function | None
     separator: str
+    next_steps: Function
     less_memory: str
 
 
@@ -89,6 +91,7 @@ SYSTEMS = {
         report="newllm_jax.report.newllm:write_report",
         frontier=None,
         separator=" ",
+        next_steps="newllm_jax.report.next_steps:after_newllm",
         less_memory="lower micro_batch (a new run finds it with --auto_batch), then batch_size or sequence_length",
     ),
     "cascade": System(
@@ -107,6 +110,7 @@ SYSTEMS = {
         report="newllm_jax.report.cascade:write_report",
         frontier="newllm_jax.cascade.frontier:frontier_entries",
         separator="",
+        next_steps="newllm_jax.report.next_steps:after_cascade",
         less_memory="lower stage_layers or train_chunks, and micro_batch where batch_size is large",
     ),
     "finetune": System(
@@ -125,6 +129,7 @@ SYSTEMS = {
         report="newllm_jax.report.finetune:write_report",
         frontier="newllm_jax.finetuning.frontier:frontier_entries",
         separator="",
+        next_steps="newllm_jax.report.next_steps:after_finetune",
         less_memory="lower micro_batch (a new run finds it with --auto_batch), or use a smaller base_model",
     ),
 }

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from newllm_jax.bars import progress_bar
 from newllm_jax.cascade.extraction import Advance
 from newllm_jax.cascade.hardness import hardness_threshold, is_hard, token_scores
 from newllm_jax.cascade.paths import both_paths, each_batch, in_batches

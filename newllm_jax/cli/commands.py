@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
-from newllm_jax import processes, systems
-from newllm_jax.cli import signals
-from newllm_jax.cli.options import Parser, add_deterministic, add_settings, new_file, set_up, typed_settings
-from newllm_jax.config import check, checked_path, load_config
+from newllm_jax import systems
+from newllm_jax.cli.doctor import doctor
+from newllm_jax.cli.options import (
+    Parser,
+    add_deterministic,
+    add_log_format,
+    add_settings,
+    narrator,
+    new_file,
+    parser_of,
+    set_up,
+    typed_settings,
+)
+from newllm_jax.cli.training import cascade, finetune, sweep, train
+from newllm_jax.config import check, checked_path
 from newllm_jax.decoding.exits import Exits
 from newllm_jax.errors import InputError
-from newllm_jax.systems import SYSTEMS, System, call
+from newllm_jax.records.narration import tell
+from newllm_jax.systems import SYSTEMS, call
 
+SHELLS = ("bash", "zsh", "fish")
 HARDNESS = (  # the settings of a measurement of criteria
     "base_model", "dataset", "dataset_config", "fallback", "train_chunks", "validation_chunks", "whole_rows",
     "hard_ratio", "seed",
@@ -68,10 +77,11 @@ def evaluate(argv: Sequence[str]) -> None:
         "--dynamic", action="store_true", help="also measure a New-LLM that goes on learning from the text (stream)"
     )
     add_deterministic(parser)
+    add_log_format(parser)
     arguments = parser.parse_all(argv)
     set_up(arguments)
     results = systems.evaluate(arguments.run_dir, dynamic=arguments.dynamic)
-    print(call(SYSTEMS[results["system"]].show, results))
+    tell(narrator(arguments), "end", call(SYSTEMS[results["system"]].show, results), results)
 
 
 def frontier(argv: Sequence[str]) -> None:
@@ -81,6 +91,7 @@ def frontier(argv: Sequence[str]) -> None:
     parser.add_argument("--elsewhere", default="", metavar="SOURCE", help="also measure on texts of another kind")
     parser.add_argument("--speed", action="store_true", help="also time generation, one text and 32 at a time")
     parser.add_argument("--output", default="frontier", metavar="DIR", help="folder of the results (default frontier)")
+    add_log_format(parser)
     arguments = parser.parse_all(argv)
     from newllm_jax.content import finite
     from newllm_jax.files import whole_file
@@ -95,7 +106,7 @@ def frontier(argv: Sequence[str]) -> None:
         with whole_file(output / name) as partial:
             partial.write_text(text, encoding="utf-8")
     save_frontier(output / "frontier.png", content)
-    print(f"{page}\nwritten to {output}")
+    tell(narrator(arguments), "end", f"{page}\nwritten to {output}", {"output": str(output), **content})
 
 
 def compare(argv: Sequence[str]) -> None:
@@ -125,15 +136,16 @@ def hardness(argv: Sequence[str]) -> None:
     """`newllm hardness`: measures how well each criterion tells hard tokens, on any base and data or a run's."""
     parser = Parser(
         prog="newllm hardness", allow_abbrev=False, description="Measure how well each criterion tells hard tokens, by "
-        "the loss of a base and, where a run is given, by what its hard path gains.",
+        "the loss of a base and, where a run is given, by what its hard path gains, with its settings.",
     )  # fmt: skip
     system = SYSTEMS["cascade"]
     parser.add_argument("run_dir", metavar="RUN", nargs="?", help="cascade run of a design, whose base, data and gains "
                         "are measured")  # fmt: skip
     parser.add_argument("--output", metavar="FILE", help="JSON file for the results (default: none is written)")
+    add_log_format(parser)
     add_deterministic(parser)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    add_settings(parser, system, "settings (the defaults are those of the published run, or of RUN)", HARDNESS)
+    add_settings(parser, system, argv, HARDNESS)
     arguments = parser.parse_all(argv)
     set_up(arguments)
     output = None if arguments.output is None else new_file("output", arguments.output)
@@ -143,12 +155,13 @@ def hardness(argv: Sequence[str]) -> None:
     from newllm_jax.files import whole_file
     from newllm_jax.report.criteria import criteria_text
 
-    results = finite(measure_hardness(settings, arguments.run_dir))
-    print(f"\n{criteria_text(results)}")
+    narrate, written = narrator(arguments), ""
+    results = finite(measure_hardness(settings, arguments.run_dir, narrate))
     if output is not None:
         with whole_file(output) as partial:
             partial.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        print(f"\nwritten to {output}")
+        written = f"\n\nwritten to {output}"
+    tell(narrate, "end", f"\n{criteria_text(results)}{written}", results)
 
 
 def report(argv: Sequence[str]) -> None:
@@ -158,27 +171,32 @@ def report(argv: Sequence[str]) -> None:
     print(systems.report(parser.parse_all(argv).run_dir))
 
 
-def doctor(argv: Sequence[str]) -> None:
-    """`newllm doctor`: prints what this machine and installation are, as JSON."""
-    Parser(prog="newllm doctor", description="Print versions and devices.", allow_abbrev=False).parse_all(argv)
-    import jax
+def runs(argv: Sequence[str]) -> None:
+    """`newllm runs`: lists the runs of a folder, the newest first, with their best figures."""
+    parser = Parser(prog="newllm runs", description="List runs and their best figures.", allow_abbrev=False)
+    parser.add_argument("folder", metavar="DIR", nargs="?", default="runs", help="folder of run directories (default "
+                        "runs)")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print them as JSON")
+    arguments = parser.parse_all(argv)
+    from newllm_jax.report.runs import list_runs, runs_text
 
-    from newllm_jax.files import cache_folder
-    from newllm_jax.records.machine import environment
-    from newllm_jax.sources.hub import hub_answers, hub_is_offline
-    from newllm_jax.training.precision import supported_precisions
-
-    found: dict[str, Any] = environment("auto")
-    defaults = {system.command: load_config(system.default, config_class=system.config) for system in SYSTEMS.values()}
-    found["precision"] = {name: call(SYSTEMS[config.system].precision, config) for name, config in defaults.items()}
-    warnings = [system.warning and call(system.warning, defaults[system.command]) for system in SYSTEMS.values()]
-    found["warnings"] = list(filter(None, warnings))
-    found |= {"precisions": supported_precisions(), "devices": len(jax.devices())}
-    found |= {"cores": os.cpu_count(), "cache": str(cache_folder())}
-    print(json.dumps({**found, "hub": not hub_is_offline() and hub_answers()}, indent=2))
+    found = list_runs(checked_path("folder", arguments.folder))
+    print(json.dumps([row.to_dict() for row in found], indent=2) if arguments.json else runs_text(found))
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+def completion(argv: Sequence[str]) -> None:
+    """`newllm completion`: prints the script by which a shell completes commands, options and their values."""
+    parser = Parser(prog="newllm completion", allow_abbrev=False, description='Print a completion script: '
+                    'eval "$(newllm completion bash)" in ~/.bashrc, or for zsh in ~/.zshrc; '
+                    "newllm completion fish > ~/.config/fish/completions/newllm.fish")  # fmt: skip
+    parser.add_argument("shell", choices=SHELLS, help="the shell that reads it")
+    arguments = parser.parse_all(argv)
+    from newllm_jax.cli.completion import completion_script
+
+    print(completion_script(arguments.shell, {name: parser_of(command) for name, command in COMMANDS.items()}))
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {  # which may return an exit code
     "train": train,
     "cascade": cascade,
     "finetune": finetune,
@@ -189,5 +207,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "compare": compare,
     "hardness": hardness,
     "report": report,
+    "runs": runs,
     "doctor": doctor,
+    "completion": completion,
 }

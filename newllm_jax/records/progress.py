@@ -123,8 +123,9 @@ class TrainingProgress:
 
     def profiled(self, folder: str, updates: int) -> None:
         """Tells where a trace is, and how it is opened."""
-        text = f"trace of {updates} updates in {folder} (tensorboard --logdir {folder}, or its *.trace.json.gz in Perfetto)"
-        tell(self._narrate, "profile", f"profile     {text}", {"folder": folder, "updates": updates})
+        how = f"tensorboard --logdir {folder}, or its *.trace.json.gz in ui.perfetto.dev"
+        line = f"profile     {updates} updates: {how}"
+        tell(self._narrate, "profile", line, {"folder": folder, "updates": updates})
 
     def _tell(self, entry: dict[str, Any], is_best: bool) -> None:
         left = timedelta(seconds=round((self._epochs - entry["epoch"]) * entry["seconds"]))

@@ -33,7 +33,9 @@ class SweepProgress:
 
     def __init__(self, members: Sequence[Shown], epochs: int, narrate: Narrate = print) -> None:
         self._members, self._epochs, self._narrate = members, epochs, narrate
-        self._bar = Progress(TextColumn("{task.description}"), BarColumn(bar_width=24), TaskProgressColumn(), TimeLeft())
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(bar_width=24), TaskProgressColumn(), TimeLeft()
+        )
         self._task = None
         shown = {"transient": True, "redirect_stdout": sys.stdout.isatty()}  # a log file gets its lines
         self._live = Live(get_renderable=self._view, console=terminal(), **shown) if is_watched() else None
@@ -65,9 +67,15 @@ class SweepProgress:
             f"{lost}  {seconds:.1f} s  left {left}"
         )
         entries = [
-            {"name": each.name, "failure": each.failure, **(each.history[-1] if each.history else {})} for each in ranked
+            {"name": each.name, "failure": each.failure, **(each.history[-1] if each.history else {})}
+            for each in ranked
         ]
-        tell(self._narrate, "epoch", line, {"epoch": epoch, "epochs": self._epochs, "seconds": seconds, "members": entries})
+        tell(
+            self._narrate,
+            "epoch",
+            line,
+            {"epoch": epoch, "epochs": self._epochs, "seconds": seconds, "members": entries},
+        )
 
     def _ranked(self) -> list[Shown]:
         """By the best validation loss; those without one last."""

@@ -115,9 +115,8 @@ def run_epoch(
     """
     begun = time.monotonic() - place.seconds
     while place.done < pieces.limit:
-        started, stop = time.monotonic(), min(place.done + pieces.size, feed.border(place.done), pieces.limit)
-        if profile and profile.is_next:
-            stop = min(stop, place.done + UPDATES)
+        size = UPDATES if profile and profile.is_next else pieces.size
+        started, stop = time.monotonic(), min(place.done + size, feed.border(place.done), pieces.limit)
         data, order = feed.block(place.done)
         with profile.call(stop - place.done) if profile else nullcontext():
             state, totals = updates(place.state, place.totals, data, order, place.done, stop, key)
