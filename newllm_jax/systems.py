@@ -51,7 +51,7 @@ class System:
       frontier: (run directory, chunks of other texts by name, whether to time generation) -> its entries of a
         frontier; None: it has none.
       separator: what stands between the pieces of a generated text.
-      next_steps: (run directory, results) -> commands that make sense next, each with what it does.
+      next_steps: (run directory, results) -> commands that make sense next.
       less_memory: what to do where memory runs out in training.
     """
 

@@ -148,12 +148,10 @@ def _tell_plan(narrate: Narrate, plan: dict[str, object]) -> None:
 
 def _tell_end(narrate: Narrate, result: RunResult, next_steps: str) -> None:
     """Tells what to do next: commands for this very run."""
-    steps: list[tuple[str, str]] = call(next_steps, result.run_dir, result.results)
-    widest = max(len(command) for command, _ in steps)
-    lines = [f"{'' if number else 'next':<11} {command:<{widest}}  # {what}"
-             for number, (command, what) in enumerate(steps)]  # fmt: skip
+    steps: list[str] = call(next_steps, result.run_dir, result.results)
+    lines = [f"{'' if number else 'next':<11} {step}" for number, step in enumerate(steps)]
     facts = {name: result.results[name] for name in TOLD if name in result.results}
-    tell(narrate, "end", lines, {"run": str(result.run_dir), **facts, "next": [command for command, _ in steps]})
+    tell(narrate, "end", lines, {"run": str(result.run_dir), **facts, "next": steps})
 
 
 def _add_run_options(parser: Parser, system: System) -> None:

@@ -86,14 +86,13 @@ def finetune(
         mesh = choose_mesh(config.mesh, config.examples_at_once)
         facts = source_facts(base, data) | {"model": model_text(config.to_dict(), adaptation.results()), **mesh.facts()}
         narrate_start(narrate, run, precision, facts, source_warnings(base, data, config))
-
         splits = {"train": Split.from_arrays(data.train), "validation": Split.from_arrays(data.validation)}
         params = adaptation.prune(base.params)
         training, optimizer = build_training(config, adaptation, adaptation.freeze(params), precision)
         state = init_state(adaptation.start(params, config.seed), optimizer, initial_loss_scale(precision), mesh=mesh)
         with progress_bar("base: validation", 0):
-            held_out = splits["validation"]
-            start = evaluate(training.evaluate, state.params, held_out, config.examples_at_once, training.mesh)
+            held_out, size = splits["validation"], config.examples_at_once
+            start = evaluate(training.evaluate, state.params, held_out, size, training.mesh)
             before = measure_base(base, held_out, config) if adaptation.dropped else start
         for name, found in {"base": before, **({"start": start} if before is not start else {})}.items():
             narrate(f"{name:<11} validation loss {found['loss']:.4f}, PPL {found['ppl']:.2f}")
