@@ -51,6 +51,7 @@ class System:
       frontier: (run directory, chunks of other texts by name, whether to time generation) -> its entries of a
         frontier; None: it has none.
       separator: what stands between the pieces of a generated text.
+      next_steps: (run directory, results) -> commands that make sense next.
       less_memory: what to do where memory runs out in training.
     """
 
@@ -69,6 +70,7 @@ class System:
     report: Function
     frontier: Function | None
     separator: str
+    next_steps: Function
     less_memory: str
 
 
@@ -89,6 +91,7 @@ SYSTEMS = {
         report="newllm_jax.report.newllm:write_report",
         frontier=None,
         separator=" ",
+        next_steps="newllm_jax.report.next_steps:after_newllm",
         less_memory="lower micro_batch (a new run finds it with --auto_batch), then batch_size or sequence_length",
     ),
     "cascade": System(
@@ -107,6 +110,7 @@ SYSTEMS = {
         report="newllm_jax.report.cascade:write_report",
         frontier="newllm_jax.cascade.frontier:frontier_entries",
         separator="",
+        next_steps="newllm_jax.report.next_steps:after_cascade",
         less_memory="lower stage_layers or train_chunks, and micro_batch where batch_size is large",
     ),
     "finetune": System(
@@ -125,6 +129,7 @@ SYSTEMS = {
         report="newllm_jax.report.finetune:write_report",
         frontier="newllm_jax.finetuning.frontier:frontier_entries",
         separator="",
+        next_steps="newllm_jax.report.next_steps:after_finetune",
         less_memory="lower micro_batch (a new run finds it with --auto_batch), or use a smaller base_model",
     ),
 }
@@ -269,6 +274,7 @@ def frontier(run_dirs: Sequence[str | Path], elsewhere: str = "", speed: bool = 
     Raises:
       InputError: a run without test chunks or of New-LLM, or runs on other data than the first.
     """
+    from newllm_jax.bars import progress_bar
     from newllm_jax.records.results import results_of_command
     from newllm_jax.records.stored_config import stored_config
     from newllm_jax.training.clock import Clock
@@ -284,9 +290,12 @@ def frontier(run_dirs: Sequence[str | Path], elsewhere: str = "", speed: bool = 
             raise InputError(f"runs: {run.path} has another base or other chunks than {runs[0].path}")
     config: Any = stored_config(runs[0], found[0].config)
     check("test_chunks", config.test_chunks, f"above 0 in {runs[0].path}, for a frontier", config.test_chunks > 0)
-    entries, others = call("newllm_jax.cascade.frontier_base:base_entries", config, elsewhere, speed)
-    for run_dir, system in zip(run_dirs, found, strict=True):
-        entries += call(str(system.frontier), run_dir, others, speed)
+    with progress_bar("frontier", 1 + len(runs)) as advance:
+        entries, others = call("newllm_jax.cascade.frontier_base:base_entries", config, elsewhere, speed)
+        advance(1)
+        for run_dir, system in zip(run_dirs, found, strict=True):
+            entries += call(str(system.frontier), run_dir, others, speed)
+            advance(1)
     for entry in entries[1:]:  # without the time of the run
         entry["name"] = f"{re.sub(r'-[0-9]{8}-[0-9]{6}.*', '', entry['name'])}, seed {entry['config']['seed']}"
     return {**results_of_command(clock.seconds()), "entries": entries}

@@ -25,6 +25,7 @@ FLOORS = [
     ["smollm"],
     ["report"],
     ["records", "training", "decoding", "sources"],  # these know no model
+    ["bars"],  # on a terminal
     ["processes"],  # of one training
     ["config"],
     ["content"],  # hashes of arrays

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from newllm_jax.bars import progress_bar
 from newllm_jax.cascade.extraction import Advance
 from newllm_jax.cascade.hardness import hardness_threshold, is_hard, token_scores
 from newllm_jax.cascade.paths import both_paths, each_batch, in_batches
@@ -27,7 +28,8 @@ from newllm_jax.config import CascadeConfig, Criterion
 from newllm_jax.errors import InputError, shown
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.machine import command_line, environment
-from newllm_jax.records.progress import Narrate, boxed, progress_bar
+from newllm_jax.records.narration import Narrate
+from newllm_jax.records.progress import narrate_facts
 from newllm_jax.records.results import check_fingerprints, results_footer
 from newllm_jax.records.stored_config import stored_config
 from newllm_jax.smollm.alpaca import AlpacaChunks, load_alpaca
@@ -96,8 +98,7 @@ def measure_hardness(
     clock = Clock()
     if run_dir is None:
         run, config = None, CascadeConfig.from_dict(settings)
-        with progress_bar("base model and data", 0):
-            base, data = load_base_and_data(config)
+        base, data = load_base_and_data(config)
     else:
         run = restore_design_run(run_dir, settings)
         config, base = run.config.override(settings), run.base
@@ -262,11 +263,7 @@ def _narrate(
     narrate: Narrate, base: Pretrained, data: AlpacaChunks, config: CascadeConfig, run: DesignRun | None
 ) -> None:  # fmt: skip
     """Tells what was resolved."""
-    device = jax.devices()[0]
-    for warning in source_warnings(base, data, config):
-        narrate(boxed(warning))
-    facts = {"device": f"{device.device_kind} ({device.platform}), fp32", **source_facts(base, data)}
+    facts = source_facts(base, data)
     if run is not None:
         facts["gain"] = f"on the hard path of {run.run.path}"
-    for name, fact in facts.items():
-        narrate(f"{name:<11} {fact}")
+    narrate_facts(narrate, "fp32", facts, source_warnings(base, data, config))

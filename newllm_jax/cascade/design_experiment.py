@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from newllm_jax.bars import progress_bar
 from newllm_jax.cascade.ensemble import best_ensemble, ensemble_rows
 from newllm_jax.cascade.example import exit_example
 from newllm_jax.cascade.paths import (
@@ -35,7 +36,8 @@ from newllm_jax.cascade.stage.designs import AnyDesign, build_design
 from newllm_jax.config import CascadeConfig, Criterion, Precision
 from newllm_jax.processes import are_several, host_copies
 from newllm_jax.records.directory import RunDir
-from newllm_jax.records.progress import Narrate, TrainingProgress, progress_bar
+from newllm_jax.records.narration import Narrate
+from newllm_jax.records.progress import TrainingProgress
 from newllm_jax.records.trackers import open_tracker
 from newllm_jax.smollm.alpaca import AlpacaChunks
 from newllm_jax.smollm.base import base_results
@@ -161,7 +163,7 @@ def train_paths(
             "validation": make_split((data.validation, ranks["validation"]), config.examples),
         }
         tracker = open_tracker(config.tracker, run, config.to_dict())
-        with TrainingProgress(run, tracker, config.num_epochs, history, stage=1) as progress:
+        with TrainingProgress(run, tracker, config.num_epochs, history, stage=1, narrate=narrate) as progress:
             state, history = fit(training, state, splits, config, checkpoints, progress, stopping, history)
         chosen = choose(history)
         checkpoints.keep_only({best_epoch(history), len(history) - 1, len(history)})

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from newllm_jax.bars import progress_bar
 from newllm_jax.cascade.design_experiment import measure_again, train_design
 from newllm_jax.cascade.ensemble import TrainedStage, best_ensemble, measure_exits
 from newllm_jax.cascade.example import exit_example
@@ -35,7 +36,8 @@ from newllm_jax.errors import InputError
 from newllm_jax.processes import are_several
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.mirror import Mirror
-from newllm_jax.records.progress import Narrate, narrate_start, progress_bar
+from newllm_jax.records.narration import Narrate, tell
+from newllm_jax.records.progress import narrate_start
 from newllm_jax.records.results import (
     RunResult,
     check_fingerprints,
@@ -94,8 +96,7 @@ def train_cascade(
     with ExitStack() as stack:
         run, config = resume_or_start(stack, resume, config, CascadeConfig, overrides)
         precision = resolve_precision(config.precision)
-        with progress_bar("base model and data", 0):
-            base, data = load_base_and_data(config)
+        base, data = load_base_and_data(config)
         check_fits(config, base.model.config, data, precision)
         check_disk(config, base.model.config, data, run.path if run else Path(run_root))
         run = run or stack.enter_context(RunDir.create(run_root, run_name(name, base, data)))
@@ -125,7 +126,7 @@ def train_cascade(
             **results_footer(clock.seconds()),
         })  # fmt: skip
         shutil.rmtree(extraction_folder(run), ignore_errors=True)
-    narrate(ensemble_table(results))
+    tell(narrate, "ensemble", ensemble_table(results), {"ensemble": results["ensemble"]})
     narrate(verdict(results))
     narrate(f"report      {run.path / REPORT}")
     return RunResult(run.path, results)

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 import jax
 import numpy as np
 
+from newllm_jax.bars import progress_bar
 from newllm_jax.cascade.design_decoders import design_decoder
 from newllm_jax.cascade.ensemble import TrainedStage, ensemble_losses
 from newllm_jax.cascade.extraction import Tokens, extract, run_stage
@@ -183,7 +184,8 @@ def _published_entry(run: CascadeRun, data: AlpacaChunks, elsewhere: Mapping[str
 
     def read(chunks: np.ndarray) -> Tokens:
         folder = spare_folder(chunks[:, 1:].size, base.config.hidden_size)
-        return extract(base, params, chunks, criterion, folder=folder)
+        with progress_bar("base: hidden states", len(chunks)) as advance:
+            return extract(base, params, chunks, criterion, advance=advance, folder=folder)
 
     scored = read(data.threshold_chunks)
 

@@ -6,6 +6,7 @@ All of it in strict float32, batch by batch. Arrays of a split are NumPy, `[chun
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from newllm_jax.bars import progress_bar
 from newllm_jax.cascade.extraction import Advance, batch_chunks, read_chunks
 from newllm_jax.cascade.hardness import hardness_threshold, is_hard
 from newllm_jax.cascade.probe import probe_gains, train_probe
@@ -70,15 +72,16 @@ class TokenLosses:
 
 
 def in_batches(
-    function: Callable[..., Any], params: Params, *arrays: np.ndarray, advance: Advance = lambda chunks: None
+    function: Callable[..., Any], params: Params, *arrays: np.ndarray, advance: Advance | None = None
 ) -> tuple[np.ndarray, ...]:
     """What a function of batches gives for whole arrays `[chunks, ...]`: all calls have the same shapes.
 
     Args:
       params: that the function reads; the devices on which they lie share out each batch.
-      advance: called after each batch with its number of chunks.
+      advance: called after each batch with its number of chunks; None: that of a bar of its own.
     """
-    results = list(each_batch(function, params, *arrays, advance=advance))
+    with nullcontext(advance) if advance else progress_bar("chunks", len(arrays[0])) as moved:
+        results = list(each_batch(function, params, *arrays, advance=moved))
     return tuple(np.concatenate(parts) for parts in zip(*results, strict=True))
 
 
@@ -98,7 +101,7 @@ def each_batch(
 
 
 def base_losses(
-    base: SmolLM2, params: Params, chunks: np.ndarray, criterion: Criterion, advance: Advance = lambda chunks: None
+    base: SmolLM2, params: Params, chunks: np.ndarray, criterion: Criterion, advance: Advance | None = None
 ) -> tuple[TokenLosses, np.ndarray]:
     """Losses of the base alone for chunks `[chunks, 129]`, and the scores of its tokens by a criterion of one pass."""
 
@@ -111,7 +114,7 @@ def base_losses(
 
 
 def routed_losses(
-    trained: TrainedDesign, chunks: np.ndarray, hard: np.ndarray, advance: Advance = lambda chunks: None
+    trained: TrainedDesign, chunks: np.ndarray, hard: np.ndarray, advance: Advance | None = None
 ) -> TokenLosses:
     """The losses where the tokens `hard [chunks, 128]` (bool) take the hard path and the others the easy one."""
     function = partial(routed_pass, trained.design, trained.base, trained.params)

@@ -2,83 +2,35 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from newllm_jax import processes, systems
-from newllm_jax.cli import signals
-from newllm_jax.cli.options import Parser, add_deterministic, add_settings, new_file, set_up, typed_settings
-from newllm_jax.config import check, checked_path, load_config
+from newllm_jax import systems
+from newllm_jax.cli.doctor import doctor
+from newllm_jax.cli.options import (
+    Parser,
+    add_deterministic,
+    add_log_format,
+    add_settings,
+    narrator,
+    new_file,
+    parser_of,
+    set_up,
+    typed_settings,
+)
+from newllm_jax.cli.training import cascade, finetune, sweep, train
+from newllm_jax.config import check, checked_path
 from newllm_jax.decoding.exits import Exits
 from newllm_jax.errors import InputError
-from newllm_jax.systems import SYSTEMS, System, call
+from newllm_jax.records.narration import tell
+from newllm_jax.systems import SYSTEMS, call
 
+SHELLS = ("bash", "zsh", "fish")
 HARDNESS = (  # the settings of a measurement of criteria
     "base_model", "dataset", "dataset_config", "fallback", "train_chunks", "validation_chunks", "whole_rows",
     "hard_ratio", "seed",
 )  # fmt: skip
-
-
-def train(argv: Sequence[str]) -> None:
-    """`newllm train`: trains New-LLM, or continues a run."""
-    _train(Parser(prog="train.py", description="Train New-LLM.", allow_abbrev=False), argv, SYSTEMS["new-llm"])
-
-
-def cascade(argv: Sequence[str]) -> None:
-    """`newllm cascade`: trains the stages of CASCADE and evaluates the ensemble, or continues a run."""
-    description = "Train CASCADE on a frozen SmolLM2."
-    _train(Parser(prog="cascade.py", description=description, allow_abbrev=False), argv, SYSTEMS["cascade"])
-
-
-def finetune(argv: Sequence[str]) -> None:
-    """`newllm finetune`: fine-tunes a SmolLM2, whole or in part, on the chunks of CASCADE, or continues a run."""
-    parser = Parser(prog="newllm finetune", description="Fine-tune a SmolLM2, whole or in part.", allow_abbrev=False)
-    _train(parser, argv, SYSTEMS["finetune"])
-
-
-def sweep(argv: Sequence[str]) -> None:
-    """`newllm sweep`: trains New-LLM with every combination of some values, or continues a sweep."""
-    parser = Parser(
-        prog="newllm sweep", allow_abbrev=False, description="Train New-LLM with every combination of some values: "
-        "--learning_rate 1e-3,2e-3 --seed 0,1,2 (between values that are lists themselves stands a semicolon).",
-    )  # fmt: skip
-    if processes.place_in(os.environ):
-        raise InputError("sweep: its members share the devices of one process; start it in one")
-    system = SYSTEMS["new-llm"]
-    parser.add_argument("--config", help="configuration that is common to all: a name, or a TOML or JSON file "
-                        f"(default {system.default})")  # fmt: skip
-    parser.add_argument("--resume", metavar="SWEEP_DIR", help="continue a sweep instead of starting one")
-    parser.add_argument("--run_root", metavar="DIR", default="runs", help="parent of its directory (default runs)")
-    parser.add_argument("--at_once", type=int, metavar="N", help="most members that are trained side by side (default: "
-                        "as many as fit into memory)")  # fmt: skip
-    parser.add_argument("--dry_run", action="store_true", help="print what the sweep would be, as JSON, and stop")
-    add_deterministic(parser)
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    add_settings(parser, system, "values of settings (without: that of the configuration)")
-    arguments = parser.parse_all(argv)
-    set_up(arguments)
-    from newllm_jax.newllm.grid import parse_values
-    from newllm_jax.newllm.sweep import plan_sweep, sweep_newllm
-
-    texts = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(system.config)}
-    values = {name: parse_values(name, text or "") for name, text in texts.items() if text is not None}
-    at_once = arguments.at_once
-    if arguments.resume is not None:
-        for option in ("dry_run", "config", *values):
-            if getattr(arguments, option):
-                raise InputError(f"{option}: does not go with --resume: a sweep goes on as it was started")
-        sweep_newllm(resume=arguments.resume, at_once=at_once, stop=signals.came)
-        return
-    name = system.default if arguments.config is None else arguments.config
-    config, run_root = load_config(name), checked_path("run_root", arguments.run_root)
-    if arguments.dry_run:
-        print(json.dumps(plan_sweep(config, values, at_once), indent=2))
-        return
-    sweep_newllm(config, values, name=f"sweep-{Path(name).stem}", run_root=run_root, at_once=at_once, stop=signals.came)
 
 
 def generate(argv: Sequence[str]) -> None:
@@ -126,10 +78,11 @@ def evaluate(argv: Sequence[str]) -> None:
         "--dynamic", action="store_true", help="also measure a New-LLM that goes on learning from the text (stream)"
     )
     add_deterministic(parser)
+    add_log_format(parser)
     arguments = parser.parse_all(argv)
     set_up(arguments)
     results = systems.evaluate(arguments.run_dir, dynamic=arguments.dynamic)
-    print(call(SYSTEMS[results["system"]].show, results))
+    tell(narrator(arguments), "end", call(SYSTEMS[results["system"]].show, results), results)
 
 
 def frontier(argv: Sequence[str]) -> None:
@@ -139,6 +92,7 @@ def frontier(argv: Sequence[str]) -> None:
     parser.add_argument("--elsewhere", default="", metavar="SOURCE", help="also measure on texts of another kind")
     parser.add_argument("--speed", action="store_true", help="also time generation, one text and 32 at a time")
     parser.add_argument("--output", default="frontier", metavar="DIR", help="folder of the results (default frontier)")
+    add_log_format(parser)
     arguments = parser.parse_all(argv)
     from newllm_jax.content import finite
     from newllm_jax.files import whole_file
@@ -153,7 +107,7 @@ def frontier(argv: Sequence[str]) -> None:
         with whole_file(output / name) as partial:
             partial.write_text(text, encoding="utf-8")
     save_frontier(output / "frontier.png", content)
-    print(f"{page}\nwritten to {output}")
+    tell(narrator(arguments), "end", f"{page}\nwritten to {output}", {"output": str(output), **content})
 
 
 def compare(argv: Sequence[str]) -> None:
@@ -181,15 +135,16 @@ def hardness(argv: Sequence[str]) -> None:
     """`newllm hardness`: measures how well each criterion tells hard tokens, on any base and data or a run's."""
     parser = Parser(
         prog="newllm hardness", allow_abbrev=False, description="Measure how well each criterion tells hard tokens, by "
-        "the loss of a base and, where a run is given, by what its hard path gains.",
+        "the loss of a base and, where a run is given, by what its hard path gains, with its settings.",
     )  # fmt: skip
     system = SYSTEMS["cascade"]
     parser.add_argument("run_dir", metavar="RUN", nargs="?", help="cascade run of a design, whose base, data and gains "
                         "are measured")  # fmt: skip
     parser.add_argument("--output", metavar="FILE", help="JSON file for the results (default: none is written)")
+    add_log_format(parser)
     add_deterministic(parser)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    add_settings(parser, system, "settings (the defaults are those of the published run, or of RUN)", HARDNESS)
+    add_settings(parser, system, argv, HARDNESS)
     arguments = parser.parse_all(argv)
     set_up(arguments)
     output = None if arguments.output is None else new_file("output", arguments.output)
@@ -199,12 +154,13 @@ def hardness(argv: Sequence[str]) -> None:
     from newllm_jax.files import whole_file
     from newllm_jax.report.criteria import criteria_text
 
-    results = finite(measure_hardness(settings, arguments.run_dir))
-    print(f"\n{criteria_text(results)}")
+    narrate, written = narrator(arguments), ""
+    results = finite(measure_hardness(settings, arguments.run_dir, narrate))
     if output is not None:
         with whole_file(output) as partial:
             partial.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        print(f"\nwritten to {output}")
+        written = f"\n\nwritten to {output}"
+    tell(narrate, "end", f"\n{criteria_text(results)}{written}", results)
 
 
 def report(argv: Sequence[str]) -> None:
@@ -214,27 +170,32 @@ def report(argv: Sequence[str]) -> None:
     print(systems.report(parser.parse_all(argv).run_dir))
 
 
-def doctor(argv: Sequence[str]) -> None:
-    """`newllm doctor`: prints what this machine and installation are, as JSON."""
-    Parser(prog="newllm doctor", description="Print versions and devices.", allow_abbrev=False).parse_all(argv)
-    import jax
+def runs(argv: Sequence[str]) -> None:
+    """`newllm runs`: lists the runs of a folder, the newest first, with their best figures."""
+    parser = Parser(prog="newllm runs", description="List runs and their best figures.", allow_abbrev=False)
+    parser.add_argument("folder", metavar="DIR", nargs="?", default="runs", help="folder of run directories (default "
+                        "runs)")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print them as JSON")
+    arguments = parser.parse_all(argv)
+    from newllm_jax.report.runs import list_runs, runs_text
 
-    from newllm_jax.files import cache_folder
-    from newllm_jax.records.machine import environment
-    from newllm_jax.sources.hub import hub_answers, hub_is_offline
-    from newllm_jax.training.precision import supported_precisions
-
-    found: dict[str, Any] = environment("auto")
-    defaults = {system.command: load_config(system.default, config_class=system.config) for system in SYSTEMS.values()}
-    found["precision"] = {name: call(SYSTEMS[config.system].precision, config) for name, config in defaults.items()}
-    warnings = [system.warning and call(system.warning, defaults[system.command]) for system in SYSTEMS.values()]
-    found["warnings"] = list(filter(None, warnings))
-    found |= {"precisions": supported_precisions(), "devices": len(jax.devices())}
-    found |= {"cores": os.cpu_count(), "cache": str(cache_folder())}
-    print(json.dumps({**found, "hub": not hub_is_offline() and hub_answers()}, indent=2))
+    found = list_runs(checked_path("folder", arguments.folder))
+    print(json.dumps([row.to_dict() for row in found], indent=2) if arguments.json else runs_text(found))
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+def completion(argv: Sequence[str]) -> None:
+    """`newllm completion`: prints the script by which a shell completes commands, options and their values."""
+    parser = Parser(prog="newllm completion", allow_abbrev=False, description='Print a completion script: '
+                    'eval "$(newllm completion bash)" in ~/.bashrc, or for zsh in ~/.zshrc; '
+                    "newllm completion fish > ~/.config/fish/completions/newllm.fish")  # fmt: skip
+    parser.add_argument("shell", choices=SHELLS, help="the shell that reads it")
+    arguments = parser.parse_all(argv)
+    from newllm_jax.cli.completion import completion_script
+
+    print(completion_script(arguments.shell, {name: parser_of(command) for name, command in COMMANDS.items()}))
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {  # which may return an exit code
     "train": train,
     "cascade": cascade,
     "finetune": finetune,
@@ -245,53 +206,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "compare": compare,
     "hardness": hardness,
     "report": report,
+    "runs": runs,
     "doctor": doctor,
+    "completion": completion,
 }
-
-
-def _train(parser: Parser, argv: Sequence[str], system: System) -> None:
-    """What the training commands share: start a run, continue one, or print only its plan."""
-    _add_run_options(parser, system)
-    arguments = parser.parse_all(argv)
-    set_up(arguments)
-    overrides, run_root = typed_settings(arguments, system.config), checked_path("run_root", arguments.run_root)
-    processes.connect()
-    running = {"stop": signals.came, "narrate": print if processes.is_first() else _nothing}
-    if arguments.resume is not None:
-        for option in ("dry_run", "auto_batch"):
-            if getattr(arguments, option):
-                raise InputError(f"{option}: does not go with --resume")
-        if arguments.config is not None:
-            overrides = {**load_config(arguments.config, config_class=system.config).to_dict(), **overrides}
-        call(system.train, resume=arguments.resume, overrides=overrides, **running)
-        return
-    name = system.default if arguments.config is None else arguments.config
-    config = load_config(name, overrides, config_class=system.config)
-    if arguments.auto_batch and config.micro_batch is not None:
-        raise InputError("auto_batch: does not go with micro_batch, which it chooses")
-    if arguments.auto_batch and getattr(config, "text", "") == "stream":
-        raise InputError("auto_batch: does not go with text stream, which has no micro_batch; lower batch_size")
-    told = ""
-    if arguments.auto_batch:
-        config, told = systems.largest_micro_batch(config)
-    if arguments.dry_run:
-        print(json.dumps(call(system.plan, config), indent=2))
-        return
-    if told:
-        print(f"micro batch {told}")
-    call(system.train, config, name=f"{system.prefix}{Path(name).stem}", run_root=run_root, **running)
-
-
-def _nothing(line: str) -> None:
-    """What a process tells that is not the first of several."""
-
-
-def _add_run_options(parser: Parser, system: System) -> None:
-    parser.add_argument("--config", help=f"configuration: a name, or a TOML or JSON file (default {system.default})")
-    parser.add_argument("--resume", metavar="RUN_DIR", help="continue a run instead of starting one")
-    parser.add_argument("--run_root", metavar="DIR", default="runs", help="parent of run directories (default runs)")
-    parser.add_argument("--dry_run", action="store_true", help="print what a run would be, as JSON, and stop")
-    parser.add_argument("--auto_batch", action="store_true", help="largest micro_batch that fits into free memory")
-    add_deterministic(parser)
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    add_settings(parser, system, "settings (the defaults are those of the configuration)")

@@ -5,14 +5,20 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
-from newllm_jax.config import RunConfig, check, checked_path, nearest, parse
+from newllm_jax import processes
+from newllm_jax.config import RunConfig, check, checked_path, load_config, nearest, parse
+from newllm_jax.config.base import Group
+from newllm_jax.config.parsing import field_types
 from newllm_jax.errors import InputError, named
+from newllm_jax.records.narration import JsonLines, Narrate
 from newllm_jax.systems import System
 
+HELP = ("-h", "--help")
+DESCRIBE = ("--help",)  # as the arguments of a command, this very tuple makes it give its parser away
 LONGEST_COMPLAINT = 300  # characters; argparse quotes what was typed, whatever its length
 
 
@@ -24,7 +30,9 @@ class Parser(argparse.ArgumentParser):
         raise InputError(short)
 
     def parse_all(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Parses all of argv. Raises InputError."""
+        """Parses all of argv. Raises InputError; `Described` where argv is DESCRIBE."""
+        if argv is DESCRIBE:
+            raise Described(self)
         valued = {option for action in self._actions if action.nargs is None for option in action.option_strings}
         known = {option for action in self._actions for option in action.option_strings}
         joined: list[str] = []
@@ -41,18 +49,81 @@ class Parser(argparse.ArgumentParser):
         return arguments
 
 
-def add_settings(parser: Parser, system: System, title: str, names: Sequence[str] = ()) -> None:
-    """Adds the settings of a system as a group of options.
+class Described(Exception):
+    """What `parser_of` asks a command for."""
+
+    def __init__(self, parser: Parser) -> None:
+        self.parser = parser
+
+
+def parser_of(command: Callable[[Sequence[str]], int | None]) -> Parser:
+    """The parser of a command, which makes it and parses with it before it does anything else."""
+    try:
+        command(DESCRIBE)
+    except Described as described:
+        return described.parser
+    raise AssertionError(f"{command.__name__} has parsed nothing")
+
+
+def add_settings(parser: Parser, system: System, argv: Sequence[str], names: Sequence[str] = ()) -> None:
+    """Adds the settings of a system, in groups.
 
     Args:
+      argv: what was typed; `--help` shows the defaults of the configuration that it names.
       names: of the settings; all where there are none.
+
+    Raises:
+      InputError: `--help` beside a configuration that cannot be read.
     """
-    fields = parser.add_argument_group(title)
-    for field in _settings(system.config, names):
-        fields.add_argument(f"--{field.name}", metavar="VALUE", help=field.metadata["help"])
+    defaults = _configuration(argv, system) if {*HELP} & {*argv} else None
+    fields, types = _settings(system.config, names), field_types(system.config)
+    for title in get_args(Group):
+        if own := [field for field in fields if field.metadata["group"] == title]:
+            group = parser.add_argument_group(title)
+            for field in own:
+                help = field.metadata["help"]
+                if defaults is not None:
+                    help += f" (default {_typed(getattr(defaults, field.name))})".replace("%", "%%")
+                # `--profile` alone is `--profile true`.
+                switch: dict[str, Any] = {"nargs": "?", "const": "true"} if types[field.name] is bool else {}
+                group.add_argument(f"--{field.name}", metavar="VALUE", help=help, **switch)
 
 
-def add_deterministic(parser: Parser) -> None:
+def _configuration(argv: Sequence[str], system: System) -> RunConfig:
+    """The configuration that `--config` names."""
+    parser = Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", default=system.default)
+    found, _ = parser.parse_known_args([typed for typed in argv if typed not in HELP])
+    return load_config(found.config, config_class=system.config)
+
+
+def _typed(value: Any) -> str:
+    """A value of a setting as it is typed."""
+    if isinstance(value, tuple):
+        return ",".join(map(_typed, value)) or "''"
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    return str(value) or "''"
+
+
+def add_log_format(parser: argparse._ActionsContainer) -> None:
+    """Adds `--log_format`."""
+    parser.add_argument("--log_format", choices=("text", "json"), default="text",
+                        help="lines for people, or JSON, an object a line, for programs (default text)")  # fmt: skip
+
+
+def narrator(arguments: argparse.Namespace) -> Narrate:
+    """What tells the lines or events of a command; nothing where this process is not the first of several."""
+    if not processes.is_first():
+        return _nothing
+    return JsonLines() if arguments.log_format == "json" else print
+
+
+def _nothing(line: str) -> None:
+    """Tells nothing."""
+
+
+def add_deterministic(parser: argparse._ActionsContainer) -> None:
     """Adds `--deterministic`."""
     parser.add_argument("--deterministic", action="store_true", help="the same bits every time on the same device")
 

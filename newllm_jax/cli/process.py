@@ -20,7 +20,7 @@ from newllm_jax.cli import signals
 from newllm_jax.cli.commands import COMMANDS
 from newllm_jax.cli.programs import forget_programs, program_folder, seal_programs
 from newllm_jax.config import nearest
-from newllm_jax.errors import InputError, Note, NumericalError, Stopped, causes, disk_fault, memory_fault, named
+from newllm_jax.errors import InputError, Note, NumericalError, causes, disk_fault, memory_fault, named
 from newllm_jax.systems import SYSTEMS
 
 PATH_ERRORS = {
@@ -39,7 +39,10 @@ CACHE_SETTINGS = "JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command. Returns 0, 2 (bad input) or 3 (failed by its numbers); ends the process where a signal came."""
+    """Runs a command. Returns its exit code; ends the process where a signal came.
+
+    It is 0, 1 (`doctor`: something fails), 2 (bad input) or 3 (failed by its numbers).
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [argument for argument in argv if argument != "--debug"]
@@ -58,10 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str], debug: bool) -> int:
     try:
         return _dispatch(argv)
-    except Stopped as stopped:
-        signals.end(str(stopped))
-        print(f"stopped     {stopped}")
-        return 0
     except (InputError, NumericalError) as error:
         if debug:
             raise
@@ -88,12 +87,12 @@ def _dispatch(argv: Sequence[str]) -> int:
     helped = not {"-h", "--help"}.isdisjoint(argv)  # checking many programs takes longer than the help
     programs = None if helped else _keep_programs()
     try:
-        COMMANDS[argv[0]](argv[1:])
+        code = COMMANDS[argv[0]](argv[1:])
     finally:
         if programs:
             with contextlib.suppress(OSError):
                 seal_programs(programs)
-    return 0
+    return code or 0
 
 
 def _keep_programs() -> Path | None:

@@ -18,6 +18,11 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 AskedPrecision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 Schedule = Literal["constant", "cosine"]
 Examples = Literal["auto", "device", "files"]
+# The groups of `--help`, in its order.
+Group = Literal[
+    "data", "model", "stages", "stage design", "regularisation", "optimisation", "training", "memory and devices",
+    "files",
+]  # fmt: skip
 Tracker = Literal["none", "tensorboard", "wandb"]
 
 # Bounds of settings that several systems have: far above what makes sense, and so low that nothing overflows. Whether a
@@ -31,15 +36,15 @@ SAMPLE = {"least": 0, "most": 1000}  # of a report's text, which is kept in `res
 # What resuming may change in every system: where sources lie, what is written, and how much is computed at a time,
 # which changes results by their rounding only, like another device. Not what is computed.
 EVERYWHERE = (
-    "checkpoint_every", "save_minutes", "time_limit", "mirror", "tracker", "micro_batch", "mesh", "recompute",
-    "examples", "dataset", "dataset_config", "fallback", "sample_words",
+    "checkpoint_every", "save_minutes", "time_limit", "mirror", "tracker", "profile", "micro_batch", "mesh",
+    "recompute", "examples", "dataset", "dataset_config", "fallback", "sample_words",
 )  # fmt: skip
 UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0}
 
 
-def setting(default: Any, help: str = "", **bounds: float) -> Any:
-    """A field of a configuration, with its line of `--help` and its bounds, see `checked`."""
-    return dataclasses.field(default=default, metadata={"help": help, "bounds": bounds})
+def setting(default: Any, help: str = "", group: Group = "files", **bounds: float) -> Any:
+    """A field of a configuration, with its line of `--help`, its place there, and its bounds, see `checked`."""
+    return dataclasses.field(default=default, metadata={"help": help, "group": group, "bounds": bounds})
 
 
 def check_fields(settings: Any) -> None:
@@ -65,44 +70,56 @@ class RunConfig:
     configurations: ClassVar[str]
     resumable: ClassVar[frozenset[str]]
 
-    dataset: str = setting("", "data set: Hub name, local folder or file, or builtin")
-    dataset_config: str = setting("", "configuration of the data set, if it has several", least=0, most=200)
-    fallback: Fallback = setting("builtin", "source used when the Hub is out of reach; error: stop instead")
-    seed: int = setting(0, "random seed for weights, data order and dropout", least=0, most=2**31 - 1)
+    dataset: str = setting("", "data set: Hub name, local folder or file, or builtin", "data")
+    dataset_config: str = setting("", "configuration of the data set, if it has several", "data", least=0, most=200)
+    fallback: Fallback = setting("builtin", "source used when the Hub is out of reach; error: stop instead", "data")
+    seed: int = setting(0, "random seed for weights, data order and dropout", "training", least=0, most=2**31 - 1)
     precision: AskedPrecision = setting(
-        "auto", "precision of matrix products; fp32: strict float32; auto: chosen by device and model"
+        "auto",
+        "precision of matrix products; fp32: strict float32; auto: chosen by device and model",
+        "memory and devices",
     )
-    num_epochs: int = setting(50, "largest number of epochs", **EPOCHS)
-    batch_size: int = setting(32, "examples in an update", **BATCH)
+    num_epochs: int = setting(50, "largest number of epochs", "training", **EPOCHS)
+    batch_size: int = setting(32, "examples in an update", "training", **BATCH)
     micro_batch: int | None = setting(
-        None, "examples computed at a time, for less memory; none: the whole batch", **BATCH
+        None, "examples computed at a time, for less memory; none: the whole batch", "memory and devices", **BATCH
     )
     mesh: str = setting(
         "auto", "devices that share the work: data=4 (examples), data=2,fsdp=2 (parameters too); auto: all that can",
-        least=1, most=100,
+        "memory and devices", least=1, most=100,
     )  # fmt: skip
     examples: Examples = setting(
         "auto",
         "where examples are read from: memory of the device, or files, piece by piece; auto: files where they are many",
+        "memory and devices",
     )
-    learning_rate: float = setting(1e-4, "peak learning rate", **RATE)
-    patience: int = setting(15, "epochs without a gain after which training stops early", **EPOCHS)
+    learning_rate: float = setting(1e-4, "peak learning rate", "optimisation", **RATE)
+    patience: int = setting(15, "epochs without a gain after which training stops early", "training", **EPOCHS)
     minimum_gain: float = setting(
-        0.0, "least fall of the validation loss that counts as a gain (nats)", least=0, most=10**6
+        0.0, "least fall of the validation loss that counts as a gain (nats)", "training", least=0, most=10**6
     )
-    checkpoint_every: int = setting(5, "epochs between checkpoints kept beside the best and the latest two", **EPOCHS)
+    checkpoint_every: int = setting(
+        5, "epochs between checkpoints kept beside the best and the latest two", "files", **EPOCHS
+    )
     save_minutes: float | None = setting(
-        None, "minutes between checkpoints within an epoch; none: no such checkpoints", above=0, most=10**6
+        None, "minutes between checkpoints within an epoch; none: no such checkpoints", "files", above=0, most=10**6
     )
-    time_limit: str | None = setting(None, "time after which the run stops by itself, resumable: 11h, 90m, 3600s")
+    time_limit: str | None = setting(
+        None, "time after which the run stops by itself, resumable: 11h, 90m, 3600s", "training"
+    )
     mirror: str = setting(
-        "", "folder in which a copy of the run directory is kept up to date, on Drive for instance", least=0, most=4096
+        "",
+        "folder in which a copy of the run directory is kept up to date, on Drive for instance",
+        "files",
+        least=0,
+        most=4096,
     )
     sample_words: int = setting(
         40, "words (SmolLM2: tokens) that the report shows of text made after the first, a middle and the last epoch; "
-        "0: no such text, and no checkpoint of the first epoch is kept for it", **SAMPLE,
+        "0: no such text, and no checkpoint of the first epoch is kept for it", "files", **SAMPLE,
     )  # fmt: skip
-    tracker: Tracker = setting("none", "also log metrics to tensorboard or wandb")
+    tracker: Tracker = setting("none", "also log metrics to tensorboard or wandb", "files")
+    profile: bool = setting(False, "whether a trace of a few updates is kept, for TensorBoard or Perfetto", "files")
 
     def __post_init__(self) -> None:
         check_fields(self)

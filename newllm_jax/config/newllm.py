@@ -28,59 +28,89 @@ class NewLLMConfig(RunConfig):
     configurations: ClassVar[str] = "newllm"
     resumable: ClassVar[frozenset[str]] = frozenset({"num_epochs", "patience", *EVERYWHERE})
 
-    dataset: str = setting("Salesforce/wikitext", "data set: Hub name, local folder or file, or builtin", **SOURCE)
+    dataset: str = setting(
+        "Salesforce/wikitext", "data set: Hub name, local folder or file, or builtin", "data", **SOURCE
+    )
     minimum_gain: float = setting(
-        0.001, "least fall of the validation loss that counts as a gain (nats)", least=0, most=10**6
+        0.001, "least fall of the validation loss that counts as a gain (nats)", "training", least=0, most=10**6
     )
 
     text: Text = setting(
         "windows",
         "texts cut into windows; or one stream whose pieces hand on the context vector; or that stream packed into "
         "sequences without padding, each read by itself",
+        "data",
     )
-    lower_case: bool = setting(True, "whether words are lower-cased")
+    lower_case: bool = setting(True, "whether words are lower-cased", "data")
     vocabulary_size: int | None = setting(
-        1000, "size of the vocabulary: four special tokens and the most frequent words; none: all words",
+        1000, "size of the vocabulary: four special tokens and the most frequent words; none: all words", "data",
         least=5, most=LARGEST_VOCABULARY,
     )  # fmt: skip
     sequence_length: int = setting(
-        64, "ids in a training sequence; the model reads all but the last", least=3, most=2**20
+        64, "ids in a training sequence; the model reads all but the last", "data", least=3, most=2**20
     )
-    stride: int = setting(32, "ids between the starts of two windows of a long text", least=1, most=2**20)
+    stride: int = setting(32, "ids between the starts of two windows of a long text", "data", least=1, most=2**20)
     minimum_words: int = setting(
-        5, "least number of words in a text that is cut into windows; shorter ones are skipped", least=1, most=10**6
+        5,
+        "least number of words in a text that is cut into windows; shorter ones are skipped",
+        "data",
+        least=1,
+        most=10**6,
     )
 
-    embed_dim: int = setting(256, "size of a word's embedding", **WIDTH)
-    hidden_dim: int = setting(512, "size of the feed-forward layers", **WIDTH)
-    context_dim: int = setting(256, "size of the context vector", **WIDTH)
-    num_layers: int = setting(6, "number of feed-forward layers", least=1, most=256)
-    cell: Cell = setting("plain", "hidden layers that replace their input (plain) or add to it (residual, RMSNorm)")
+    embed_dim: int = setting(256, "size of a word's embedding", "model", **WIDTH)
+    hidden_dim: int = setting(512, "size of the feed-forward layers", "model", **WIDTH)
+    context_dim: int = setting(256, "size of the context vector", "model", **WIDTH)
+    num_layers: int = setting(6, "number of feed-forward layers", "model", least=1, most=256)
+    cell: Cell = setting(
+        "plain", "hidden layers that replace their input (plain) or add to it (residual, RMSNorm)", "model"
+    )
     initialization: Initialization = setting(
-        "normal", "random weights: of standard deviation 0.02 (normal), or by the size of a layer's input (he)"
+        "normal", "random weights: of standard deviation 0.02 (normal), or by the size of a layer's input (he)", "model"
     )
-    forget_bias: float = setting(0.0, "initial bias of the forget gate", least=-100, most=100)
-    tie_embeddings: bool = setting(False, "whether the output layer uses the embeddings, after a projection to them")
+    forget_bias: float = setting(0.0, "initial bias of the forget gate", "model", least=-100, most=100)
+    tie_embeddings: bool = setting(
+        False, "whether the output layer uses the embeddings, after a projection to them", "model"
+    )
 
-    dropout: float = setting(0.1, "dropout rate after every ReLU, in training", **SHARE)
-    variational_dropout: float = setting(0.0, "dropout rate after every ReLU with one mask a text", **SHARE)
-    input_dropout: float = setting(0.0, "dropout rate of the embeddings with one mask a text", **SHARE)
-    output_dropout: float = setting(0.0, "dropout rate of what the output layer reads with one mask a text", **SHARE)
-    weight_dropout: float = setting(0.0, "dropout rate of the cell's weights with one mask an update", **SHARE)
-    word_dropout: float = setting(0.0, "dropout rate of whole words' embeddings with one mask an update", **SHARE)
-    weight_decay: float = setting(0.0, "weight decay of AdamW; 0: Adam", least=0, most=1000)
+    dropout: float = setting(0.1, "dropout rate after every ReLU, in training", "regularisation", **SHARE)
+    variational_dropout: float = setting(
+        0.0, "dropout rate after every ReLU with one mask a text", "regularisation", **SHARE
+    )
+    input_dropout: float = setting(
+        0.0, "dropout rate of the embeddings with one mask a text", "regularisation", **SHARE
+    )
+    output_dropout: float = setting(
+        0.0, "dropout rate of what the output layer reads with one mask a text", "regularisation", **SHARE
+    )
+    weight_dropout: float = setting(
+        0.0, "dropout rate of the cell's weights with one mask an update", "regularisation", **SHARE
+    )
+    word_dropout: float = setting(
+        0.0, "dropout rate of whole words' embeddings with one mask an update", "regularisation", **SHARE
+    )
+    weight_decay: float = setting(0.0, "weight decay of AdamW; 0: Adam", "regularisation", least=0, most=1000)
     ema_decay: float = setting(
-        0.0, "decay of a moving average of the parameters, which is evaluated instead of them; 0: none", **SHARE
+        0.0,
+        "decay of a moving average of the parameters, which is evaluated instead of them; 0: none",
+        "regularisation",
+        **SHARE,
     )
 
-    schedule: Schedule = setting("constant", "learning rate after the warm-up: constant, or cosine decay to 0")
-    warmup_steps: int = setting(0, "updates of linear warm-up of the learning rate", least=0, most=LAST_UPDATE)
-    decay_epochs: int | None = setting(None, "epochs of the cosine decay; none: num_epochs, never extended", **EPOCHS)
+    schedule: Schedule = setting(
+        "constant", "learning rate after the warm-up: constant, or cosine decay to 0", "optimisation"
+    )
+    warmup_steps: int = setting(
+        0, "updates of linear warm-up of the learning rate", "optimisation", least=0, most=LAST_UPDATE
+    )
+    decay_epochs: int | None = setting(
+        None, "epochs of the cosine decay; none: num_epochs, never extended", "optimisation", **EPOCHS
+    )
     clip_norms: tuple[float, ...] = setting(
-        (0.5, 1.0, 2.0), "clipping bounds of the gradient norm, one after another", **RATE
+        (0.5, 1.0, 2.0), "clipping bounds of the gradient norm, one after another", "optimisation", **RATE
     )
     clip_epochs: tuple[int, ...] = setting(
-        (10, 30), "epochs (from 0) at which the next clipping bound begins", **EPOCHS
+        (10, 30), "epochs (from 0) at which the next clipping bound begins", "optimisation", **EPOCHS
     )
 
     def check_resumption(self, stored: Any, run: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from newllm_jax.bars import progress_bar
 from newllm_jax.config import FinetuneConfig
 from newllm_jax.decoding.sampling import Sampling
 from newllm_jax.finetuning.adaptation import Adaptation, choose_adaptation
@@ -18,7 +19,8 @@ from newllm_jax.finetuning.updates import build_training
 from newllm_jax.processes import is_first
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.mirror import Mirror
-from newllm_jax.records.progress import Narrate, TrainingProgress, narrate_start, progress_bar
+from newllm_jax.records.narration import Narrate
+from newllm_jax.records.progress import TrainingProgress, narrate_start
 from newllm_jax.records.results import (
     RunResult,
     check_fingerprints,
@@ -78,8 +80,7 @@ def finetune(
     with ExitStack() as stack:
         run, config = resume_or_start(stack, resume, config, FinetuneConfig, overrides)
         precision = resolve_precision(config.precision)
-        with progress_bar("base model and data", 0):
-            base, data = load_base_and_data(config)
+        base, data = load_base_and_data(config)
         adaptation = choose_adaptation(config, base.model.config)
         check_fits(config, adaptation, data, precision)
         if run is not None:
@@ -90,14 +91,15 @@ def finetune(
         mesh = choose_mesh(config.mesh, config.examples_at_once)
         facts = source_facts(base, data) | {"model": model_text(config.to_dict(), adaptation.results()), **mesh.facts()}
         narrate_start(narrate, run, precision, facts, source_warnings(base, data, config))
-
         splits = {"train": Split.from_arrays(data.train), "validation": Split.from_arrays(data.validation)}
         params = adaptation.prune(base.params)
         frozen = adaptation.freeze(params)
         training, optimizer = build_training(config, adaptation, frozen, precision)
         state = init_state(adaptation.start(params, config.seed), optimizer, initial_loss_scale(precision), mesh=mesh)
-        start = evaluate(training.evaluate, state.params, splits["validation"], config.examples_at_once, training.mesh)
-        before = measure_base(base, splits["validation"], config) if adaptation.dropped else start
+        with progress_bar("base: validation", 0):
+            held_out, size = splits["validation"], config.examples_at_once
+            start = evaluate(training.evaluate, state.params, held_out, size, training.mesh)
+            before = measure_base(base, held_out, config) if adaptation.dropped else start
         for name, found in {"base": before, **({"start": start} if before is not start else {})}.items():
             narrate(f"{name:<11} validation loss {found['loss']:.4f}, PPL {found['ppl']:.2f}")
         description = describe_run(config, precision, fingerprints(base, data))
@@ -114,7 +116,7 @@ def finetune(
                 if finished := finished_results(run, "epochs", len(history)):
                     return complete(run, finished, write_report)
             tracker = open_tracker(config.tracker, run, config.to_dict())
-            with TrainingProgress(run, tracker, config.num_epochs, history) as progress:
+            with TrainingProgress(run, tracker, config.num_epochs, history, narrate=narrate) as progress:
                 state, history = fit(training, state, splits, config, checkpoints, progress, stopping, history)
         save_best_adapter(run, adaptation, base.source.used)
         best = at_epoch(history, best_epoch(history))

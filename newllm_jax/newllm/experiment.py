@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Self
 
 import optax
 
+from newllm_jax.bars import progress_bar
 from newllm_jax.config import NewLLMConfig, Precision
 from newllm_jax.newllm.generate import generate
 from newllm_jax.newllm.model import ContextVectorLM
@@ -25,7 +26,8 @@ from newllm_jax.newllm.updates import (
 from newllm_jax.newllm.wikitext import SPLITS, Wikitext, load_wikitext
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.mirror import Mirror
-from newllm_jax.records.progress import Narrate, TrainingProgress, narrate_start
+from newllm_jax.records.narration import Narrate
+from newllm_jax.records.progress import TrainingProgress, narrate_start
 from newllm_jax.records.results import (
     RunResult,
     check_fingerprints,
@@ -125,7 +127,8 @@ class OpenRun:
         best = at_epoch(self.history, best_epoch(self.history))
         params = self.checkpoints.params(best["epoch"], self.state.params)
         training, split = setup.training, setup.data.split("test", config)
-        test = evaluate(training.evaluate, params, split, config.examples_at_once, training.mesh)
+        with progress_bar("test split", 0):
+            test = evaluate(training.evaluate, params, split, config.examples_at_once, training.mesh)
         return {
             **results_header(self.run, config, setup.precision), **setup.training.mesh.summary(),
             "data": setup.data.summary(config),
@@ -192,7 +195,7 @@ def train_newllm(
         tracker = open_tracker(config.tracker, run, config.to_dict())
         run.write_metrics(history)
         splits = {name: setup.data.split(name, config) for name in ("train", "validation")}
-        with TrainingProgress(run, tracker, config.num_epochs, history) as progress:
+        with TrainingProgress(run, tracker, config.num_epochs, history, narrate=narrate) as progress:
             opened.state, opened.history = fit(
                 setup.training, opened.state, splits, config, opened.checkpoints, progress, stopping, history
             )

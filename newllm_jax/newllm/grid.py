@@ -16,7 +16,7 @@ from newllm_jax.errors import InputError, named
 MOST_MEMBERS = 1000
 LONGEST_FOLDER = 150  # characters
 # Of one process, one directory or the data on the device, and a member has none of them to itself.
-NO_SWEEP = ("mirror", "save_minutes", "tracker", "examples")
+NO_SWEEP = ("mirror", "save_minutes", "tracker", "examples", "profile")
 NO_MEMBER = {"sample_words": 0}  # what the members of a sweep go without
 COMMON = ("time_limit", "fallback")  # of a sweep as a whole
 

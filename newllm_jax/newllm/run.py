@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from newllm_jax.bars import progress_bar
 from newllm_jax.config import NewLLMConfig, check
 from newllm_jax.newllm.loss import next_word_loss
 from newllm_jax.newllm.model import DROPOUTS, ContextVectorLM, check_dropouts
@@ -98,8 +99,11 @@ def evaluate_run(run_dir: str | Path, dynamic: bool = False) -> dict[str, Any]:
     check_fingerprints(RunDir.open(run_dir), data.fingerprints(), {"data": run.fingerprint})
     loss = next_word_loss(run.model)
     evaluation = make_evaluation(loss)
-    found: dict[str, Any] = {
-        name: evaluate(evaluation, run.params, data.split(name, run.config), run.config.examples_at_once)
-        for name in ("validation", "test")
-    }
-    return found | ({"dynamic": evaluate_dynamically(loss, run.params, data, run.config)} if dynamic else {})
+    found = dict[str, Any]()
+    with progress_bar("evaluation", 2 + dynamic) as advance:
+        for name in ("validation", "test"):
+            found[name] = evaluate(evaluation, run.params, data.split(name, run.config), run.config.examples_at_once)
+            advance(1)
+        if dynamic:
+            found["dynamic"] = evaluate_dynamically(loss, run.params, data, run.config)
+    return found

@@ -27,7 +27,8 @@ from newllm_jax.newllm.updates import Numbers, build_members, program_of, traini
 from newllm_jax.newllm.wikitext import PREPARED_BY, Wikitext, load_wikitext
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.machine import environment
-from newllm_jax.records.progress import Narrate, narrate_start
+from newllm_jax.records.narration import Narrate
+from newllm_jax.records.progress import narrate_start
 from newllm_jax.records.results import SCHEMA_VERSION, RunResult, results_footer, results_header
 from newllm_jax.records.stored_config import stored_config
 from newllm_jax.records.sweep_progress import SweepProgress
@@ -221,7 +222,7 @@ def _train_group(sweep: RunDir, group: Group, stopping: Stopping, narrate: Narra
         left = {number: run for number, run in runs.items() if results[number] is None and number not in failures}
         if left:
             failures |= _fit(
-                {member: left[member.number] for member in group.members if member.number in left}, stopping
+                {member: left[member.number] for member in group.members if member.number in left}, stopping, narrate
             )
         for number, run in left.items():
             if number in failures:
@@ -244,7 +245,7 @@ def _row(member: GridMember, results: dict[str, Any] | None, failure: str) -> di
     return row | ({"failed": failure} if results is None else finished_row(results))
 
 
-def _fit(runs: Mapping[GridMember, OpenRun], stopping: Stopping) -> dict[int, str]:
+def _fit(runs: Mapping[GridMember, OpenRun], stopping: Stopping, narrate: Narrate) -> dict[int, str]:
     """Trains runs side by side; why some of them could not go on, by number."""
     first = next(iter(runs.values())).setup
     mesh = sweep_mesh(first.config, len(runs))
@@ -258,7 +259,7 @@ def _fit(runs: Mapping[GridMember, OpenRun], stopping: Stopping) -> dict[int, st
         ))  # fmt: skip
     config = first.config.override(ON_DEVICE)
     splits = {name: first.data.split(name, config) for name in ("train", "validation")}
-    with SweepProgress(members, first.config.num_epochs) as progress:
+    with SweepProgress(members, first.config.num_epochs, narrate) as progress:
         fit_members(program, members, splits, stopping, progress)
     for run, member in zip(runs.values(), members, strict=True):
         run.state, run.history = member.state, member.history

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from newllm_jax.bars import Counted, progress_bar
 from newllm_jax.config import LARGEST_VOCABULARY, NewLLMConfig, check
 from newllm_jax.content import arrays_written, json_sha256, map_arrays, note_damage, read_arrays
 from newllm_jax.files import cache_folder, parse_json
@@ -152,13 +155,19 @@ def load_wikitext(config: NewLLMConfig | None = None) -> Wikitext:
     check("config", config, "a NewLLMConfig", config is None or isinstance(config, NewLLMConfig))
     config = config or NewLLMConfig()
     published = HUB_CONFIGURATIONS.get(config.dataset, "")
-    source = open_source(config.dataset, config.dataset_config, config.fallback, published)
+    with progress_bar("data", 0):
+        source = open_source(config.dataset, config.dataset_config, config.fallback, published)
     key = [PREPARATION, source.fingerprint, *(getattr(config, name) for name in PREPARED_BY)]
     cached = cache_folder() / "newllm" / f"{json_sha256(key)[:32]}.arrays"
     provenance = source.provenance()
     if prepared := _read_cache(cached, key, config, provenance):
         return prepared
-    with source.open_splits(SPLITS) as splits:
+    with ExitStack() as stack:
+        with progress_bar("data: files", 0):
+            found = stack.enter_context(source.open_splits(SPLITS))
+        twice = 2 * sum(length_hint(found[split]) for split in SPLITS)
+        advance = stack.enter_context(progress_bar("data: texts", twice))
+        splits = {split: Counted(found[split], advance) for split in SPLITS}
         census = take_census(splits, config, provenance["source"])
         written = _write_cache(cached, key, splits, census, config) and _read_cache(cached, key, config, provenance)
         return written or _prepared(splits, census, config, provenance)

@@ -26,7 +26,7 @@ from newllm_jax.errors import InputError
 from newllm_jax.files import read_json
 from newllm_jax.processes import is_first
 from newllm_jax.records.directory import RunDir
-from newllm_jax.records.progress import Narrate, boxed
+from newllm_jax.records.narration import Narrate, warn
 from newllm_jax.records.units import (
     IDENTITY,
     LAST,
@@ -120,7 +120,7 @@ class Mirror:
                 copy_run(self._run, self._copy, self._known)
             except Exception as error:  # whatever it is: the run goes on
                 if over or not complained:
-                    self._narrate(boxed(f"mirror: {self._copy} is not up to date ({error}); the run goes on"))
+                    warn(self._narrate, f"mirror: {self._copy} is not up to date ({error}); the run goes on")
                 complained = True
             self._took(time.monotonic() - started)
 

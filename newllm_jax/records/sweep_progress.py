@@ -8,10 +8,14 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Protocol, Self
 
-from rich.console import Console
+from rich.console import Group
 from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
+
+from newllm_jax.bars import TimeLeft, is_watched, terminal
+from newllm_jax.records.narration import Narrate, tell
 
 SHOWN = 20  # members in the live table, the best ones
 
@@ -27,12 +31,14 @@ class Shown(Protocol):
 class SweepProgress:
     """Shows members that are trained side by side. Use it as a context."""
 
-    def __init__(self, members: Sequence[Shown], epochs: int) -> None:
-        self._members, self._epochs = members, epochs
-        self._place = ""
-        console = Console(file=sys.stderr)
+    def __init__(self, members: Sequence[Shown], epochs: int, narrate: Narrate = print) -> None:
+        self._members, self._epochs, self._narrate = members, epochs, narrate
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(bar_width=24), TaskProgressColumn(), TimeLeft()
+        )
+        self._task = None
         shown = {"transient": True, "redirect_stdout": sys.stdout.isatty()}  # a log file gets its lines
-        self._live = Live(self._table(), console=console, **shown) if sys.stderr.isatty() else None
+        self._live = Live(get_renderable=self._view, console=terminal(), **shown) if is_watched() else None
 
     def __enter__(self) -> Self:
         if self._live:
@@ -45,29 +51,41 @@ class SweepProgress:
 
     def progress(self, epoch: int, done: int, steps: int) -> None:
         """Shows how far an epoch is."""
-        self._place = f"epoch {epoch}/{self._epochs}, update {done}/{steps}"
-        if self._live:
-            self._live.update(self._table())
+        if self._task is None:
+            self._task = self._bar.add_task("", total=self._epochs * steps, completed=(epoch - 1) * steps)
+        self._bar.update(self._task, completed=(epoch - 1) * steps + done, description=f"epoch {epoch}/{self._epochs}")
 
     def epoch(self, epoch: int, seconds: float) -> None:
-        """Prints the best and the last of the members after an epoch."""
+        """Tells the best and the last of the members after an epoch."""
         ranked = self._ranked()
         best, last = ranked[0], ranked[-1]
         left = timedelta(seconds=round((self._epochs - epoch) * seconds))
         failed = sum(bool(member.failure) for member in self._members)
         lost = f"  {failed} failed" if failed else ""
-        print(
+        line = (
             f"epoch {epoch:>3}/{self._epochs}  val PPL {_figure(best)} ({best.name}) ... {_figure(last)} ({last.name})"
-            f"{lost}  {seconds:.1f} s  left {left}",
-            flush=True,
+            f"{lost}  {seconds:.1f} s  left {left}"
+        )
+        entries = [
+            {"name": each.name, "failure": each.failure, **(each.history[-1] if each.history else {})}
+            for each in ranked
+        ]
+        tell(
+            self._narrate,
+            "epoch",
+            line,
+            {"epoch": epoch, "epochs": self._epochs, "seconds": seconds, "members": entries},
         )
 
     def _ranked(self) -> list[Shown]:
         """By the best validation loss; those without one last."""
         return sorted(self._members, key=_best_loss)
 
+    def _view(self) -> Group:
+        return Group(self._table(), self._bar)
+
     def _table(self) -> Table:
-        table = Table(title=self._place or None, title_justify="left")
+        table = Table(box=None, pad_edge=False)
         for header in ("member", "epoch", "val PPL", "best"):
             table.add_column(header, justify="left" if header == "member" else "right")
         for member in self._ranked()[:SHOWN]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 
+from newllm_jax.bars import progress_bar
 from newllm_jax.config import CascadeConfig, ChunkConfig, check
 from newllm_jax.errors import InputError
 from newllm_jax.sources.text import open_source
@@ -93,11 +94,12 @@ def load_alpaca(tokenizer: Encoder, config: ChunkConfig | None = None) -> Alpaca
     check("tokenizer", tokenizer, "an object that encodes texts", callable(getattr(tokenizer, "encode", None)))
     check("config", config, "a CascadeConfig or FinetuneConfig", config is None or isinstance(config, ChunkConfig))
     config = config or CascadeConfig()
-    source = open_source(config.dataset, config.dataset_config, config.fallback)
+    with progress_bar("data", 0):
+        source = open_source(config.dataset, config.dataset_config, config.fallback)
     wanted = tuple(getattr(config, f"{name}_chunks") for name in SPLITS)
-    chunks = chunk_rows(
-        source.rows(COLUMNS), tokenizer, wanted, split_rows=not config.whole_rows, shrink=source.path is None
-    )
+    rows, options = source.rows(COLUMNS), {"split_rows": not config.whole_rows, "shrink": source.path is None}
+    with progress_bar("data: chunks", sum(filter(None, wanted)) if wanted[0] else 0) as advance:
+        chunks = chunk_rows(rows, tokenizer, wanted, **options, advance=advance)
     return replace(chunks, provenance=source.provenance())
 
 
@@ -108,6 +110,7 @@ def chunk_rows(
     *,
     split_rows: bool = True,
     shrink: bool = False,
+    advance: Callable[[int], None] = lambda chunks: None,
 ) -> AlpacaChunks:
     """The first chunks of the rows for training, the next for validation, and so on. Reads no more rows than it needs.
 
@@ -121,6 +124,7 @@ def chunk_rows(
       split_rows: True cuts as published: a row can give the last chunks of a split and the first of the next. False
         leaves out what a border row has beyond the last chunk of its split, so that no two splits share a row.
       shrink: with too few rows take what there is, in the same proportion, instead of an error.
+      advance: called after each row with the number of its chunks.
 
     Raises:
       InputError: too few rows (says how many chunks there are), or a row that lacks a column or holds no text in it.
@@ -140,9 +144,11 @@ def chunk_rows(
     train, others = wanted[0], [size or 0 for size in wanted[1:]]
     sizes = [1 if train is None else train, *others]
     for number, row in enumerate(rows):
+        before = len(owners)
         for chunk in row_chunks(tokenizer.encode(row_text(row, number))):
             ids.extend(chunk)
             owners.append(number)
+        advance(len(owners) - before)
         if train is not None and len(owners) >= places(sizes)[-1].stop:
             break
     asked = found = sum(sizes)

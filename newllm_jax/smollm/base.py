@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from newllm_jax.bars import progress_bar
 from newllm_jax.config import ChunkConfig
 from newllm_jax.records.results import Fingerprint
 from newllm_jax.smollm.alpaca import SPLITS, AlpacaChunks, load_alpaca
@@ -16,9 +17,10 @@ from newllm_jax.training.step import count_parameters
 
 def load_base(config: ChunkConfig) -> Pretrained:
     """The base model of a configuration. Raises InputError as `load_smollm2` does."""
-    if config.fallback == "error":
-        return load_smollm2(config.base_model, "error")
-    return load_smollm2(config.base_model)
+    with progress_bar("base model", 0):
+        if config.fallback == "error":
+            return load_smollm2(config.base_model, "error")
+        return load_smollm2(config.base_model)
 
 
 def describe_base(config: ChunkConfig) -> tuple[WeightSource, LlamaConfig, Tokenizer]:

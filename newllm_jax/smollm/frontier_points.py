@@ -11,6 +11,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 
+from newllm_jax.bars import progress_bar
 from newllm_jax.smollm.model import SmolLM2
 from newllm_jax.training.losses import perplexity, token_losses
 from newllm_jax.training.step import Params
@@ -37,10 +38,12 @@ def bootstrap(by_chunk: np.ndarray, seed: int = 0) -> tuple[float, float]:
 def model_losses(model: SmolLM2, params: Params, chunks: np.ndarray) -> np.ndarray:
     """The losses (nats) `[chunks, 128]` of a model on chunks `[chunks, 129]`."""
     found, params = list[np.ndarray](), jax.device_put(params)
-    for start in range(0, len(chunks), CHUNKS_AT_ONCE):
-        ids = chunks[start : start + CHUNKS_AT_ONCE]
-        padded = np.pad(ids, [(0, CHUNKS_AT_ONCE - len(ids)), (0, 0)])
-        found.append(np.asarray(_losses(model, params, padded))[: len(ids)])
+    with progress_bar("losses", len(chunks)) as advance:
+        for start in range(0, len(chunks), CHUNKS_AT_ONCE):
+            ids = chunks[start : start + CHUNKS_AT_ONCE]
+            padded = np.pad(ids, [(0, CHUNKS_AT_ONCE - len(ids)), (0, 0)])
+            found.append(np.asarray(_losses(model, params, padded))[: len(ids)])
+            advance(len(ids))
     return np.concatenate(found)
 
 

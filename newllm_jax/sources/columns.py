@@ -35,6 +35,9 @@ class Column:
     name: str
     path: Path
 
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
     def __iter__(self) -> Iterator[str]:
         try:
             for rows in self.parts:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from newllm_jax.bars import no_bar
 from newllm_jax.errors import InputError, disk_fault, shown
 
 PROBE_SECONDS = 5.0
@@ -82,7 +83,8 @@ def hub_folder(repository: str, kind: str, patterns: Sequence[str] | None = None
     if silent:
         raise HubOutOfReach(f"{kind} {repository!r} is not in the local cache and {silent}")
     try:
-        return Path(snapshot_download(repository, repo_type=kind, allow_patterns=wanted))
+        with no_bar():
+            return Path(snapshot_download(repository, repo_type=kind, allow_patterns=wanted))
     except LocalEntryNotFoundError as error:
         raise HubOutOfReach(f"{kind} {repository!r}: the Hub stopped answering during the download") from error
     except HfHubHTTPError as error:

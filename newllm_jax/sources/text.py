@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,10 @@ class HashedSplit:
 
     def __iter__(self) -> Iterator[str]:
         return (row for row in self.rows if _hashed_split(row, self.names) == self.name)
+
+    def __length_hint__(self) -> int:
+        tenths = 1 if self.name in self.names[1:] else 11 - len(self.names)
+        return length_hint(self.rows) * tenths // 10
 
 
 def _hashed_split(row: str, names: Sequence[str]) -> str:

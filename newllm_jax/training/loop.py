@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,6 +23,7 @@ from newllm_jax.training.history import Entry, History, is_finished
 from newllm_jax.training.losses import mean_metrics
 from newllm_jax.training.mesh import ONE_DEVICE, DeviceMesh
 from newllm_jax.training.place import Place
+from newllm_jax.training.profile import UPDATES, Profile
 from newllm_jax.training.split import Split
 from newllm_jax.training.step import EvalFn, Totals, TrainState, UpdateFn
 from newllm_jax.training.stopping import Stopping
@@ -30,6 +32,7 @@ if TYPE_CHECKING:  # Orbax takes time to import, and a dry run does not use it
     from newllm_jax.training.checkpoint import Checkpoints
 
 PIECE_SECONDS = 1.0
+PROFILE = "profile"  # the folder of a run's traces
 
 
 class Observer(Protocol):
@@ -40,6 +43,9 @@ class Observer(Protocol):
 
     def epoch(self, entry: Entry) -> None:
         """After every epoch, before its checkpoint."""
+
+    def profiled(self, folder: str, updates: int) -> None:
+        """When the folder has a trace of some updates."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +99,13 @@ class Pieces:
         self.size = agree(min(max(1, round(self.size * min(max(factor, 0.125), 8.0))), self.limit))
 
 
-def run_epoch(updates: UpdateFn, place: Place, feed: Feed, key: jax.Array, pieces: Pieces) -> Iterator[Place]:
+def run_epoch(
+    updates: UpdateFn, place: Place, feed: Feed, key: jax.Array, pieces: Pieces, profile: Profile | None = None
+) -> Iterator[Place]:
     """The updates of an epoch from `place` on: the first `pieces.limit` batches of `feed`.
+
+    Args:
+      profile: traces one of the calls.
 
     Returns:
       Where the epoch stands after each piece. The state of the place before is gone by then.
@@ -104,10 +115,12 @@ def run_epoch(updates: UpdateFn, place: Place, feed: Feed, key: jax.Array, piece
     """
     begun = time.monotonic() - place.seconds
     while place.done < pieces.limit:
-        started, stop = time.monotonic(), min(place.done + pieces.size, feed.border(place.done), pieces.limit)
+        size = UPDATES if profile and profile.is_next else pieces.size
+        started, stop = time.monotonic(), min(place.done + size, feed.border(place.done), pieces.limit)
         data, order = feed.block(place.done)
-        state, totals = updates(place.state, place.totals, data, order, place.done, stop, key)
-        seen: Totals = jax.device_get(totals)
+        with profile.call(stop - place.done) if profile else nullcontext():
+            state, totals = updates(place.state, place.totals, data, order, place.done, stop, key)
+            seen: Totals = jax.device_get(totals)
         if not (np.isfinite(seen.sums.loss) and np.isfinite(seen.grad_norm)):
             raise NumericalError(f"{_first_not_finite(seen)} of {pieces.limit} is not finite")
         pieces.learn(time.monotonic() - started, stop - place.done)
@@ -148,7 +161,7 @@ def fit(
     mesh = training.mesh
     train, validation = (splits[name].placed(mesh) for name in ("train", "validation"))
     history, steps = list(history), train.steps(config.batch_size)
-    pieces = Pieces(steps)
+    pieces, profile = Pieces(steps), Profile(stopping.run / PROFILE) if config.profile else None
     while not is_finished(history, config):
         epoch = len(history) + 1
         stopping.check("piece" if config.save_minutes else "epoch", "checkpoint", "mirror")
@@ -156,11 +169,14 @@ def fit(
         place = start = checkpoints.place(epoch, state)
         try:
             with open_feed(train, config.batch_size, config.seed, epoch, start.done, mesh) as feed:
-                for place in run_epoch(training.updates, start, feed, key, pieces):
+                for place in run_epoch(training.updates, start, feed, key, pieces, profile):
                     sums = jax.device_get(place.totals.sums)
                     rate = int(sums.count) / place.seconds
                     observer.progress(epoch, place.done, steps, mean_metrics(sums)["loss"], rate)
                     stopping.took("piece", pieces.elapsed)
+                    if profile and profile.updates:
+                        observer.profiled(str(profile.folder), profile.updates)
+                        profile = None
                     _pause(place, steps, config, checkpoints, stopping, history, record)
             with stopping.timed("validation"):
                 started = time.monotonic()

@@ -32,11 +32,12 @@ class Stopping:
 
     Attributes:
       clock: of the run.
+      run: its directory.
     """
 
     def __init__(self, clock: Clock, run: Path, config: RunConfig, asked: Asked = never) -> None:
         check("stop", asked, "a function without arguments", callable(asked))
-        self.clock, self._run, self._config, self._asked = clock, run, config, asked
+        self.clock, self.run, self._config, self._asked = clock, run, config, asked
         self._taken: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
 
     def reason(self, *parts: str) -> str:
@@ -50,11 +51,11 @@ class Stopping:
     def _own_reason(self, parts: Sequence[str]) -> str:
         """The reason of this process alone."""
         if self._asked():
-            return f"--resume {self._run} continues"
+            return f"--resume {self.run} continues"
         needed = sum(max(self._taken[part], default=0.0) for part in parts)
         seconds, share = RESERVE
         if self.clock.since_start() + MARGIN * needed + seconds > (1 - share) * self._config.limit_seconds:
-            return f"before the time limit of {self._config.time_limit}; --resume {self._run} continues"
+            return f"before the time limit of {self._config.time_limit}; --resume {self.run} continues"
         return ""
 
     def check(self, *parts: str) -> None:

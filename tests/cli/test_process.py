@@ -137,7 +137,7 @@ def test_help_of_a_command(newllm, capsys, command):
 
 @pytest.mark.quick
 def test_doctor(newllm):
-    code, out, err = newllm("doctor")
+    code, out, err = newllm("doctor", "--json")
     found = json.loads(out)
     assert (code, err, found["hub"]) == (0, "", False)
     assert {"python", "jax", "platform", "precision", "cache"} <= set(found)
@@ -146,3 +146,7 @@ def test_doctor(newllm):
         ["fp32"],
     )
     assert found["warnings"] == []  # a CPU has no kernels to lose
+    states = {check["name"]: check["state"] for check in found["checks"]}
+    assert states["device"] == "ok"
+    assert states["Hub"] == "warn"  # the tests ask for no network
+    assert "mend: unset HF_HUB_OFFLINE" in newllm("doctor")[1]

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from newllm_jax.bars import progress_bar
 from newllm_jax.cascade.ensemble import TrainedStage
 from newllm_jax.cascade.extraction import Tokens, run_stage
 from newllm_jax.cascade.hardness import hardness_threshold, select_hard
@@ -22,7 +23,8 @@ from newllm_jax.config import Examples
 from newllm_jax.errors import NumericalError
 from newllm_jax.processes import is_first
 from newllm_jax.records.directory import RunDir
-from newllm_jax.records.progress import Narrate, TrainingProgress, progress_bar
+from newllm_jax.records.narration import Narrate
+from newllm_jax.records.progress import TrainingProgress
 from newllm_jax.records.trackers import open_tracker
 from newllm_jax.training.checkpoint import Checkpoints, every_few_epochs
 from newllm_jax.training.feed import stays_in_files
@@ -97,7 +99,7 @@ def train_stage(
             splits = {split: hard_split(hard[split], rooms[split], config.examples) for split in SPLITS}
             tracker = open_tracker(config.tracker, run, config.to_dict())
             with TrainingProgress(
-                run, tracker, config.num_epochs, history, stage=number, epochs_before=len(before)
+                run, tracker, config.num_epochs, history, stage=number, epochs_before=len(before), narrate=narrate
             ) as progress:
                 try:
                     state, history = fit(
