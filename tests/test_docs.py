@@ -124,6 +124,7 @@ PAGES = [
         "CONTRIBUTING.md",
         "CHANGELOG.md",
         "docs/clusters.md",
+        "docs/expectations.md",
         "docs/results/README.md",
         "docs/results/devices.md",
         "docs/reliability.md",

@@ -1,0 +1,66 @@
+"""Executes `docs/colab.ipynb` from start to end on small settings, and writes its outputs into it.
+
+    python -m benchmarks.notebook
+
+The settings are those of its parameters cell where NEWLLM_NOTEBOOK_SMALL names a folder with a base model and rows of
+text: a random Llama of two layers, so the figures mean nothing, and every command and cell is run all the same.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+NOTEBOOK = Path(__file__).parents[1] / "docs" / "colab.ipynb"
+SMALL = "NEWLLM_NOTEBOOK_SMALL"
+SECONDS = 600  # for one cell
+
+
+def execute(folder: Path) -> Any:
+    """The notebook after all of its cells have run in `folder`, one after the other.
+
+    Raises:
+      nbclient.exceptions.CellExecutionError: a cell raised.
+    """
+    import nbformat
+    from nbclient import NotebookClient
+
+    from tests.reliability.tiny import write_sources
+
+    sources = folder / "sources"
+    sources.mkdir()
+    write_sources(sources)
+    environment = {  # of the kernel, and of the commands in its cells
+        SMALL: str(sources),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        "PYTHONPATH": os.pathsep.join([str(NOTEBOOK.parents[1]), os.environ.get("PYTHONPATH", "")]),
+        "HF_HUB_OFFLINE": "1",
+        "TERM": "dumb",  # a cell's command writes to a terminal, whose bars would be outputs
+    }
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    client = NotebookClient(
+        notebook, timeout=SECONDS, kernel_name="python3", record_timing=False,
+        resources={"metadata": {"path": str(folder)}},
+    )  # fmt: skip
+    return client.execute(env={**os.environ, **environment})
+
+
+def main() -> None:
+    """Writes the notebook with its outputs."""
+    import nbformat
+
+    from newllm_jax.files import whole_file
+
+    with tempfile.TemporaryDirectory() as folder:
+        executed = execute(Path(folder))
+        text = nbformat.writes(executed).replace(folder, "...")
+    with whole_file(NOTEBOOK) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
+    print(f"written to {NOTEBOOK.name}")
+
+
+if __name__ == "__main__":
+    main()
