@@ -9,6 +9,7 @@ text: a random Llama of two layers, so the figures mean nothing, and every comma
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -34,18 +35,51 @@ def execute(folder: Path) -> Any:
     sources.mkdir()
     write_sources(sources)
     environment = {  # of the kernel, and of the commands in its cells
-        SMALL: str(sources),
+        SMALL: sources.name,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYTHONPATH": os.pathsep.join([str(NOTEBOOK.parents[1]), os.environ.get("PYTHONPATH", "")]),
         "HF_HUB_OFFLINE": "1",
-        "TERM": "dumb",  # a cell's command writes to a terminal, whose bars would be outputs
+        "COLUMNS": "120",
     }
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     client = NotebookClient(
         notebook, timeout=SECONDS, kernel_name="python3", record_timing=False,
         resources={"metadata": {"path": str(folder)}},
     )  # fmt: skip
-    return client.execute(env={**os.environ, **environment})
+    client.execute(env={**os.environ, **environment})
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = joined(cell.outputs)
+    return notebook
+
+
+def joined(outputs: list[Any]) -> list[Any]:
+    """The outputs of a cell with the pieces of each of its streams as one, as a terminal shows it in the end."""
+    whole = list[Any]()
+    for output in outputs:
+        if output.output_type == "stream" and whole and whole[-1].get("name") == output.name:
+            whole[-1].text += output.text
+        else:
+            whole.append(output)
+    for output in whole:
+        if output.output_type == "stream":
+            output.text = shown(output.text)
+    return whole
+
+
+def shown(text: str) -> str:
+    """What a terminal shows of a text after progress bars in it have been painted over."""
+    lines = [""]
+    for part in re.split(r"(\n|\r|\x1b\[[0-9;?]*[A-Za-z])", text):
+        if part == "\n":
+            lines.append("")
+        elif part == "\x1b[2K":  # erase the line
+            lines[-1] = ""
+        elif part == "\x1b[1A":  # one line up
+            lines.pop()
+        elif part != "\r" and not part.startswith("\x1b"):
+            lines[-1] += part
+    return "\n".join(lines)
 
 
 def main() -> None:
