@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from newllm_jax.cascade import hardness
     from newllm_jax.cascade.ensemble import evaluate_ensemble
     from newllm_jax.cascade.experiment import train_cascade
+    from newllm_jax.cascade.extraction import extract
     from newllm_jax.cascade.run import CascadeRun
     from newllm_jax.cascade.stage.model import Stage
     from newllm_jax.config import CascadeConfig, FinetuneConfig, NewLLMConfig, load_config
@@ -57,6 +58,7 @@ _HOMES = {
     "Stopped": "newllm_jax.errors:Stopped",
     "WordTokenizer": "newllm_jax.newllm.tokenizer:WordTokenizer",
     "evaluate_ensemble": "newllm_jax.cascade.ensemble:evaluate_ensemble",
+    "extract": "newllm_jax.cascade.extraction:extract",
     "finetune": "newllm_jax.finetuning.experiment:finetune",
     "generate": "newllm_jax.systems:generate",
     "hardness": "newllm_jax.cascade.hardness",
@@ -89,6 +91,7 @@ __all__ = [
     "Stopped",
     "WordTokenizer",
     "evaluate_ensemble",
+    "extract",
     "finetune",
     "generate",
     "hardness",

@@ -20,10 +20,11 @@ import numpy as np
 from newllm_jax.cascade.hardness import token_scores
 from newllm_jax.cascade.stage.model import Stage
 from newllm_jax.cascade.states import NUMBER, States, map_states, release, write_all
-from newllm_jax.config import Criterion
+from newllm_jax.config import Criterion, check
 from newllm_jax.content import array_sha256, note_damage, read_arrays, write_arrays
 from newllm_jax.files import naming
 from newllm_jax.smollm.model import SmolLM2
+from newllm_jax.training.arrays import check_array
 from newllm_jax.training.losses import token_losses
 from newllm_jax.training.mesh import place_beside
 from newllm_jax.training.step import Params
@@ -185,8 +186,11 @@ def extract(
       folder: where hidden states are written that are not kept; None where they stay in memory.
 
     Raises:
+      InputError: an argument of another type or shape.
       OSError: the disk takes no more.
     """
+    check("base", base, "a SmolLM2", isinstance(base, SmolLM2))
+    check_array("chunks", chunks, "integers", "chunks", "ids")
     tokens, width, size = chunks[:, 1:].size, base.config.hidden_size, PIECE_BATCHES * batch_chunks()
     writer = TokenWriter(tokens, None if pieces else States(width, folder))
     for start in range(0, len(chunks), size):
