@@ -168,7 +168,7 @@ def train_newllm(
       name: that of a new run, which goes to `run_root/name-time`.
       run_root: the folder for it.
       resume: a run directory to continue, as if it was never stopped; `overrides` may raise `num_epochs` or `patience`.
-      narrate: receives the lines that tell what was resolved.
+      narrate: receives the lines that tell what was resolved, each epoch, and what came of it.
       stop: whether the run should stop; asked between pieces of work.
 
     Raises:

@@ -99,7 +99,7 @@ def test_the_library_stops_where_its_caller_says(small, small_run):
         train_newllm(config, narrate=told.append, stop=after(3))
     (run,) = Path("runs").iterdir()
     again = train_newllm(resume=run, narrate=told.append).results
-    assert "continuing within epoch 1, after update " in told[-3] + told[-4]
+    assert any(line.startswith("continuing within epoch 1, after update ") for line in told)
     assert timeless(again["epochs"]) == timeless(results_of(small_run)["epochs"])
     assert again["test"] == results_of(small_run)["test"]
     assert not (run / "checkpoints" / "within_epoch").exists()
