@@ -18,9 +18,12 @@ def after_newllm(run: Path, results: Mapping[str, Any]) -> list[str]:
 
 
 def after_cascade(run: Path, results: Mapping[str, Any]) -> list[str]:
-    """The next steps of a run of CASCADE: text, its frontier where it has chunks for one, the report."""
+    """The next steps of a run of CASCADE: text, its frontier where it has chunks for one, the report.
+
+    Runs of earlier versions lack settings that came later.
+    """
     config, path = results["config"], shlex.quote(str(run))
-    if config["test_chunks"]:
+    if config.get("test_chunks"):
         measured = f"newllm frontier {path}"
     elif config["num_stages"] > 1:
         measured = f"newllm cascade --resume {path} --num_stages {config['num_stages'] + 1}"
@@ -32,7 +35,7 @@ def after_cascade(run: Path, results: Mapping[str, Any]) -> list[str]:
 def after_finetune(run: Path, results: Mapping[str, Any]) -> list[str]:
     """The next steps of a fine-tuning: text, its place on a frontier or more epochs, the report."""
     frontier = [f"newllm frontier {shlex.quote(str(run))}"]
-    more = frontier if results["config"]["test_chunks"] else _more_epochs("finetune", run, results)
+    more = frontier if results["config"].get("test_chunks") else _more_epochs("finetune", run, results)
     return [_generate(run, QUESTION), *more, _report(run)]
 
 
