@@ -39,7 +39,7 @@ def execute(folder: Path) -> Any:
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYTHONPATH": os.pathsep.join([str(NOTEBOOK.parents[1]), os.environ.get("PYTHONPATH", "")]),
         "HF_HUB_OFFLINE": "1",
-        "COLUMNS": "120",
+        "COLUMNS": "140",
     }
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     client = NotebookClient(
