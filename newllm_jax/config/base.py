@@ -18,7 +18,7 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 AskedPrecision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 Schedule = Literal["constant", "cosine"]
 Examples = Literal["auto", "device", "files"]
-Tracker = Literal["none", "tensorboard", "wandb"]
+Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
 
 # Bounds of settings that several systems have: far above what makes sense, and so low that nothing overflows. Whether a
 # run fits the machine, `training/memory.py` tells.
@@ -97,7 +97,7 @@ class RunConfig:
     mirror: str = setting(
         "", "folder in which a copy of the run directory is kept up to date, on Drive for instance", least=0, most=4096
     )
-    tracker: Tracker = setting("none", "also log metrics to tensorboard or wandb")
+    tracker: Tracker = setting("none", "also log metrics to tensorboard, wandb or trackio")
 
     def __post_init__(self) -> None:
         check_fields(self)
