@@ -13,7 +13,7 @@ import optax
 from newllm_jax.config import NewLLMConfig, Precision
 from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.plan import check_fits, parameter_count
-from newllm_jax.newllm.run import before_0_2
+from newllm_jax.newllm.run import VOCABULARY, before_0_2
 from newllm_jax.newllm.updates import (
     build_training,
     initial_state,
@@ -100,7 +100,7 @@ class OpenRun:
           InputError: the data are not those that the run was trained on, or no checkpoint is whole.
         """
         config, data = setup.config, setup.data
-        files = {"vocabulary.json": data.tokenizer.words}
+        files = {VOCABULARY: data.tokenizer.words}
         description = describe_run(config, setup.precision, data.fingerprints(), files)
         owner, keep = Owner(run.run_id, description=description), every_few_epochs(config.checkpoint_every)
         checkpoints = stack.enter_context(Checkpoints(run.checkpoints, owner, keep))

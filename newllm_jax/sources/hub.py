@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from newllm_jax.errors import InputError, disk_fault, shown
@@ -45,13 +46,16 @@ def hub_answers(timeout: float = PROBE_SECONDS) -> bool:
     return answered.is_set()
 
 
-def hub_folder(repository: str, kind: str, patterns: Sequence[str] | None = None) -> Path:
+def hub_folder(
+    repository: str, kind: str, patterns: Sequence[str] | None = None, revision: str | None = None
+) -> Path:  # fmt: skip
     """The snapshot of a Hub repository as a local folder.
 
     Args:
       repository: `owner/name`.
       kind: `"dataset"` or `"model"`.
       patterns: which files are needed, as globs; all of them where None.
+      revision: a branch, tag or commit; the main branch where None.
 
     Raises:
       HubOutOfReach: not cached, and the Hub is offline or does not answer.
@@ -67,9 +71,10 @@ def hub_folder(repository: str, kind: str, patterns: Sequence[str] | None = None
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     wanted = list(patterns) if patterns is not None else None
+    asked: dict[str, Any] = {"repo_type": kind, "allow_patterns": wanted, "revision": revision}
     cached = None
     try:
-        cached = Path(snapshot_download(repository, repo_type=kind, allow_patterns=wanted, local_files_only=True))
+        cached = Path(snapshot_download(repository, **asked, local_files_only=True))
     except LocalEntryNotFoundError:
         pass
     except HFValidationError as error:
@@ -82,7 +87,7 @@ def hub_folder(repository: str, kind: str, patterns: Sequence[str] | None = None
     if silent:
         raise HubOutOfReach(f"{kind} {repository!r} is not in the local cache and {silent}")
     try:
-        return Path(snapshot_download(repository, repo_type=kind, allow_patterns=wanted))
+        return Path(snapshot_download(repository, **asked))
     except LocalEntryNotFoundError as error:
         raise HubOutOfReach(f"{kind} {repository!r}: the Hub stopped answering during the download") from error
     except HfHubHTTPError as error:
