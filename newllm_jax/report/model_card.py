@@ -65,8 +65,8 @@ def model_card(results: Mapping[str, Any], name: str, exported: RunDir) -> str:
 
 {LIMITS[kind]}
 
-The code of newllm_jax is under Apache-2.0. Base and data have terms of their own: whoever publishes this model sees to \
-it that they allow it.
+The code of newllm_jax is under Apache-2.0. Base and data have terms of their own: whoever publishes this model sees \
+to it that they allow it.
 """
 
 
@@ -194,4 +194,4 @@ def _code(text: str) -> str:
 
 def _escaped(text: str) -> str:
     """A text in one line and in one cell, in which nothing is markup."""
-    return re.sub(r"([\\`*_{}\[\]<>()#|!])", r"\\\1", " ".join(text.split()))
+    XX, " ".join(text.split()))
