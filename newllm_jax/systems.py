@@ -250,7 +250,7 @@ def model_folder(place: str | Path) -> Path:
     try:
         return hub_folder(name, "model", EXPORTED_FILES, revision or None)
     except InputError as error:
-        raise InputError(f"{place}: no such run directory or exported folder, and no such {error}") from error
+        raise InputError(f"{place}: no such run directory or exported folder; {error}") from error
 
 
 def export(run_dir: str | Path, to: str | Path, *, merge: bool = False) -> Path:

@@ -194,4 +194,4 @@ def _code(text: str) -> str:
 
 def _escaped(text: str) -> str:
     """A text in one line and in one cell, in which nothing is markup."""
-    XX, " ".join(text.split()))
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(text.split()))
