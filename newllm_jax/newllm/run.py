@@ -71,11 +71,11 @@ def restore_newllm(run_dir: str | Path) -> NewLLMRun:
     from newllm_jax.training.checkpoint import read_chosen
 
     run = open_trained(run_dir)
-    config = stored_config(run, NewLLMConfig)
+    exported, config = is_exported(run), stored_config(run, NewLLMConfig)
     tokenizer = WordTokenizer.from_json(run.read_json(VOCABULARY), run.path / VOCABULARY, config.lower_case)
     model = ContextVectorLM.from_config(config, len(tokenizer))
     like = jax.eval_shape(lambda: init_params(model, config.seed))
-    if is_exported(run):
+    if exported:
         epoch, record = exported_value(run, "epoch", int), dict[str, Any]()
         params: Params = jax.device_put(read_tree(run.path / TENSORS, like))
     else:
