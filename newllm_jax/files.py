@@ -8,6 +8,7 @@ import fcntl
 import glob
 import json
 import os
+import shutil
 import stat
 import sys
 import tempfile
@@ -72,6 +73,44 @@ def _remove_leftovers(path: Path) -> None:
         with contextlib.suppress(OSError), other.open("rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails where one is alive
             other.unlink()
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """An empty folder to fill that becomes `path` when the block ends well, and vanishes when it does not.
+
+    What a process that was killed left in its place vanishes too.
+
+    Raises:
+      OSError: `path` is there and no empty folder, or the disk takes no more.
+    """
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.partial-"))
+        handle = os.open(partial, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks, where leftovers stay
+                fcntl.flock(handle, fcntl.LOCK_EX)  # for as long as this process lives
+            _remove_partial_folders(path)
+            yield partial
+            partial.chmod(0o755)
+            os.fsync(handle)  # else a power cut may leave a folder without its files
+            partial.replace(path)
+        finally:
+            os.close(handle)
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_partial_folders(path: Path) -> None:
+    """Deletes what `whole_folder` filled in processes that live no more."""
+    for other in path.parent.glob(f".{glob.escape(path.name)}.partial-*/"):
+        with contextlib.suppress(OSError):
+            handle = os.open(other, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails where one is alive
+                shutil.rmtree(other)
+            finally:
+                os.close(handle)
 
 
 def file_size(path: Path) -> int:

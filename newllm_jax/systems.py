@@ -13,14 +13,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from newllm_jax.config import CascadeConfig, Config, FinetuneConfig, NewLLMConfig, RunConfig, check, check_seed, checked
+from newllm_jax.config import (
+    CascadeConfig,
+    Config,
+    FinetuneConfig,
+    NewLLMConfig,
+    RunConfig,
+    check,
+    check_seed,
+    checked,
+    checked_path,
+)
 from newllm_jax.decoding.exits import Exits
 from newllm_jax.errors import InputError
-from newllm_jax.records.directory import RunDir
+from newllm_jax.files import whole_file, whole_folder
+from newllm_jax.records.directory import EXPORTED, RunDir
+from newllm_jax.records.exported import CARD, open_trained
 from newllm_jax.records.shape import check_results
 
 if TYPE_CHECKING:
-    from newllm_jax.cascade.run import CascadeRun
+    from newllm_jax.cascade.run import CascadeRun, DesignRun
     from newllm_jax.decoding.sampling import Sampling
     from newllm_jax.finetuning.run import FinetuneRun
     from newllm_jax.newllm.run import NewLLMRun
@@ -28,6 +40,7 @@ if TYPE_CHECKING:
 Function: TypeAlias = str  # `module:name`
 MOST_WORDS = 10**9  # of a generated text
 LONGEST_PROMPT = 10**6  # letters, which a tokenizer splits in a second or two
+EXPORTED_FILES = EXPORTED, "*.json", "*.safetensors"  # that a Hub repository must have
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +56,10 @@ class System:
       warning: (config) -> why this device's fast path cannot be used, or ""; None: the system has no fast path.
       train: (config, name, run_root, resume, overrides, narrate, stop) -> RunResult.
       plan: (config) -> what a run would be.
-      restore: (run_dir) -> the trained model.
-      evaluate: (run_dir) -> measurements of it.
+      restore: (run directory or exported folder) -> the trained model.
+      evaluate: (the same) -> measurements of it.
       show: (those) -> text.
+      export: (restored run, its directory, empty folder) -> fills the folder with what `restore` reads.
       generate: (restored run, prompt, max_words, seed, sampling, exits) -> pieces of text.
       report: (run directory, results) -> writes the report and the curves, returns the report's path.
       frontier: (run directory, chunks of other texts by name, whether to time generation) -> its entries of a
@@ -66,6 +80,7 @@ class System:
     restore: Function
     evaluate: Function
     show: Function
+    export: Function
     generate: Function
     report: Function
     frontier: Function | None
@@ -87,6 +102,7 @@ SYSTEMS = {
         restore="newllm_jax.newllm.run:restore_newllm",
         evaluate="newllm_jax.newllm.run:evaluate_run",
         show="newllm_jax.report.tables:json_text",
+        export="newllm_jax.newllm.run:export_newllm",
         generate="newllm_jax.newllm.generate:generate",
         report="newllm_jax.report.newllm:write_report",
         frontier=None,
@@ -106,6 +122,7 @@ SYSTEMS = {
         restore="newllm_jax.cascade.run:restore_cascade",
         evaluate="newllm_jax.cascade.experiment:evaluate_run",
         show="newllm_jax.report.cascade_tables:evaluation_text",
+        export="newllm_jax.cascade.run:export_cascade",
         generate="newllm_jax.cascade.generate:generate",
         report="newllm_jax.report.cascade:write_report",
         frontier="newllm_jax.cascade.frontier:frontier_entries",
@@ -125,6 +142,7 @@ SYSTEMS = {
         restore="newllm_jax.finetuning.run:restore_finetune",
         evaluate="newllm_jax.finetuning.run:evaluate_run",
         show="newllm_jax.report.tables:json_text",
+        export="newllm_jax.finetuning.export:export_finetune",
         generate="newllm_jax.finetuning.run:generate",
         report="newllm_jax.report.finetune:write_report",
         frontier="newllm_jax.finetuning.frontier:frontier_entries",
@@ -188,29 +206,93 @@ def usable_memory() -> int | None:
 
 
 def system_of(run_dir: str | Path) -> System:
-    """The row of a run directory's system.
+    """The row of the system of a run directory or an exported folder.
 
     Raises:
-      InputError: not a run directory, or one of a system that is not known.
+      InputError: neither of them, or of a system that is not known.
     """
-    run = RunDir.open(run_dir)
+    run = open_trained(run_dir)
     name = run.description.get("system")
     if not isinstance(name, str) or name not in SYSTEMS:
         raise InputError(f"{run.path / 'config.json'}: names no system that is known ({name!r})")
     return SYSTEMS[name]
 
 
-def restore(run_dir: str | Path) -> NewLLMRun | CascadeRun | FinetuneRun:
-    """The trained model of a run directory, ready to call, on the default device (a CPU will do).
+def restore(run_dir: str | Path) -> NewLLMRun | CascadeRun | DesignRun | FinetuneRun:
+    """A trained model, ready to call, on the default device (a CPU will do).
+
+    Args:
+      run_dir: a run directory, an exported folder, or the name of one on the Hugging Face Hub: `owner/name`, or
+        `owner/name@revision`.
 
     Raises:
-      InputError: not a run directory, or one without a checkpoint.
+      InputError: none of them, one without a checkpoint or that is damaged, or a Hub that is out of reach.
+
+    >>> import jax.numpy as jnp
+    >>> import newllm_jax
+    >>> run = newllm_jax.restore("runs/quickstart")
+    >>> words = run.tokenizer.encode_prompt("w1 w2")
+    >>> logits, context = run.model.apply({"params": run.params}, jnp.array([words]))
+    >>> logits.shape == (1, len(words), len(run.tokenizer))
+    True
     """
-    return call(system_of(run_dir).restore, run_dir)
+    folder = model_folder(run_dir)
+    return call(system_of(folder).restore, folder)
+
+
+def model_folder(place: str | Path) -> Path:
+    """The local folder of what `restore` takes. Raises InputError where a name of the Hub cannot be had.
+
+    A local path wins: a name is one of the Hub where neither it nor the folder that it would lie in is here.
+    """
+    from newllm_jax.sources.hub import hub_folder
+
+    path = checked_path("run_dir", place)
+    name, _, revision = str(place).partition("@")
+    is_name = isinstance(place, str) and re.fullmatch(r"[\w.-]*\w/\w[\w.-]*", name)
+    if not is_name or path.exists() or path.parent.is_dir():
+        return path
+    try:
+        return hub_folder(name, "model", EXPORTED_FILES, revision or None)
+    except InputError as error:
+        raise InputError(f"{place}: no such run directory or exported folder; {error}") from error
+
+
+def export(run_dir: str | Path, to: str | Path, *, merge: bool = False) -> Path:
+    """Writes the trained model of a finished run as a folder that can be published, and read by `restore`.
+
+    A fine-tuned SmolLM2 is one that `transformers` loads; its LoRA adapters are one that `peft` does.
+
+    Args:
+      to: the folder; a new name, or an empty folder. It is there when all of it is written.
+      merge: a fine-tuned model with its adapters in its weights, instead of the adapters.
+
+    Returns:
+      The folder.
+
+    Raises:
+      InputError: not a finished run, a folder that is not empty, or nothing to merge.
+      OSError: a disk that takes no more.
+    """
+    from newllm_jax.report.model_card import model_card
+
+    run, system, folder = RunDir.open(run_dir), system_of(run_dir), checked_path("to", to)
+    check("to", str(to), "a new name or an empty folder",
+          not folder.exists() or (folder.is_dir() and not any(folder.iterdir())))  # fmt: skip
+    if merge and system.config.system != "finetune":
+        raise InputError(f"merge: is for runs of finetune, and {run_dir} is one of {system.config.system}")
+    results = run.read_json("results.json")
+    check_results(results, run.path / "results.json")
+    trained, options = call(system.restore, run_dir), {"merge": True} if merge else {}
+    with whole_folder(folder) as partial:
+        call(system.export, trained, run, partial, **options)
+        with whole_file(partial / CARD) as file:
+            file.write_text(model_card(results, folder.name, open_trained(partial)), encoding="utf-8")
+    return folder
 
 
 def generate(
-    run: NewLLMRun | CascadeRun | FinetuneRun,
+    run: NewLLMRun | CascadeRun | DesignRun | FinetuneRun,
     prompt: str = "",
     *,
     max_words: int = 100,
@@ -249,16 +331,18 @@ def evaluate(run_dir: str | Path, dynamic: bool = False) -> dict[str, Any]:
     """Measures the model of a run again, on the data it was validated on; writes nothing.
 
     Args:
+      run_dir: as `restore` takes it.
       dynamic: also measures a New-LLM that goes on learning from the text.
 
     Returns:
       `system`, and for CASCADE `ensemble`, for the others loss, perplexity and accuracy by split.
     """
-    system = system_of(run_dir)
+    folder = model_folder(run_dir)
+    system = system_of(folder)
     if dynamic and system.config.system != "new-llm":
         raise InputError(f"dynamic: is for runs of new-llm, and {run_dir} is one of {system.config.system}")
     options = {"dynamic": True} if dynamic else {}
-    return {"system": system.config.system, **call(system.evaluate, run_dir, **options)}
+    return {"system": system.config.system, **call(system.evaluate, folder, **options)}
 
 
 def frontier(run_dirs: Sequence[str | Path], elsewhere: str = "", speed: bool = False) -> dict[str, Any]:

@@ -94,6 +94,14 @@ def small_run(tmp_path_factory, small) -> Path:
 
 
 @pytest.fixture(scope="session")
+def exported_run(tmp_path_factory, small_run) -> Path:
+    """That run as an exported folder. Tests that change it take a copy."""
+    from newllm_jax.systems import export
+
+    return export(small_run, tmp_path_factory.mktemp("exported") / "folder")
+
+
+@pytest.fixture(scope="session")
 def triton() -> None:
     """Skips the test where JAX has no Triton back end of Pallas, which the kernels for GPUs need."""
     pytest.importorskip("jax.experimental.pallas.triton", reason="this JAX has no Triton back end of Pallas")

@@ -12,7 +12,17 @@ from pathlib import Path
 import pytest
 
 from newllm_jax.errors import InputError
-from newllm_jax.files import DEEPEST, LARGEST_TOML, cache_folder, naming, read_json, read_text, read_toml, whole_file
+from newllm_jax.files import (
+    DEEPEST,
+    LARGEST_TOML,
+    cache_folder,
+    naming,
+    read_json,
+    read_text,
+    read_toml,
+    whole_file,
+    whole_folder,
+)
 
 
 def test_where_the_cache_lies(monkeypatch):
@@ -24,6 +34,40 @@ def test_where_the_cache_lies(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/someone")
     assert cache_folder() == Path("/home/someone/.cache/newllm_jax")
+
+
+@pytest.mark.parametrize("before", ["absent", "empty"])
+def test_a_folder_appears_whole(tmp_path, before):
+    path = tmp_path / "new" / "folder"
+    if before == "empty":
+        path.mkdir(parents=True)
+    with whole_folder(path) as partial:
+        (partial / "file").write_text("whole")
+        assert not (path / "file").exists()
+    assert (path / "file").read_text() == "whole"
+    assert list(path.parent.iterdir()) == [path]
+    assert path.stat().st_mode & 0o777 == 0o755
+    with pytest.raises(OSError, match="not empty"), whole_folder(path):
+        pass
+    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "other"):
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == [path.parent]
+
+
+def test_a_folder_of_a_process_that_was_killed_vanishes(tmp_path):
+    code = KILLED.replace("whole_file", "whole_folder").replace("partial.write", '(partial / "file").write')
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "folder")], stdin=-1, stdout=-1) as process:
+        assert process.stdout and process.stdout.readline()
+        with whole_folder(tmp_path / "folder") as mine:
+            assert len(list(tmp_path.iterdir())) == 2  # it lives: its folder is left alone
+            (mine / "mine").touch()
+        process.kill()
+    assert len(list(tmp_path.iterdir())) == 2
+    (tmp_path / ".folder.notes").mkdir()
+    (tmp_path / "folder" / "mine").unlink()
+    with whole_folder(tmp_path / "folder"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".folder.notes", "folder"]
 
 
 def test_a_file_appears_whole(tmp_path):

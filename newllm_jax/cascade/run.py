@@ -23,15 +23,19 @@ from newllm_jax.content import read_arrays, write_arrays
 from newllm_jax.errors import InputError
 from newllm_jax.processes import host_copies, is_first
 from newllm_jax.records.directory import RunDir
-from newllm_jax.records.results import check_fingerprints
+from newllm_jax.records.exported import exported_value, is_exported, open_trained, write_description
+from newllm_jax.records.results import check_fingerprints, stored_fingerprints
 from newllm_jax.records.stored_config import stored_config
+from newllm_jax.records.tensor_file import read_tree, write_tree
 from newllm_jax.smollm.base import fingerprints, load_base
 from newllm_jax.smollm.pretrained import Pretrained
 from newllm_jax.smollm.tokenizer import Tokenizer
 from newllm_jax.training.history import History, best_epoch, is_finished
 from newllm_jax.training.manifest import Owner, tree_sha256
+from newllm_jax.training.step import Params
 
 ROUTING = "routing.arrays"  # the file of a run directory that says which tokens take which path
+STAGES = "stages.safetensors"  # the file of an exported folder with what was trained
 
 
 @dataclass(frozen=True)
@@ -116,17 +120,22 @@ def restore_cascade(run_dir: str | Path) -> CascadeRun | DesignRun:
 
     A run of a design other than the published one gives a `DesignRun`.
 
+    Args:
+      run_dir: a run directory or an exported folder.
+
     Raises:
       InputError: not a CASCADE run, one without a finished stage or whose stages are damaged, or a base that cannot be
         had.
     """
-    run = RunDir.open(run_dir)
+    run = open_trained(run_dir)
     config = stored_config(run, CascadeConfig)
     base = load_base(config)
     check_fingerprints(run, fingerprints(base))
     if not config.has_published_design:
         return restore_design(run, config, base)
     stage = Stage(stage_config(base.model.config, config.stage_layers))
+    if is_exported(run):
+        return CascadeRun(base, stage, _read_exported_stages(run, stage, config), config, run)
     stages = read_stages(run, stage, config)
     if not stages:
         raise InputError(f"{run.path}: has no trained stage yet; cascade.py --resume {run.path} continues it")
@@ -138,6 +147,33 @@ def restore_cascade(run_dir: str | Path) -> CascadeRun | DesignRun:
         kept = run.read_json("results.json").get("kept_stages", len(stages)) if expected else len(stages)
         stages = stages[:kept]
     return CascadeRun(base, stage, tuple(stages), config, run)
+
+
+def _read_exported_stages(run: RunDir, stage: Stage, config: CascadeConfig) -> tuple[TrainedStage, ...]:
+    thresholds = exported_value(run, "thresholds", tuple[float, ...])
+    like = jax.eval_shape(lambda: init_stage(stage, config.seed, 1))
+    params = jax.device_put(read_tree(run.path / STAGES, _numbered([like] * len(thresholds))))
+    return tuple(map(TrainedStage, params.values(), thresholds))
+
+
+def _numbered(stages: Sequence[Params]) -> dict[str, Params]:
+    return {f"stage_{number}": params for number, params in enumerate(stages, 1)}
+
+
+def export_cascade(trained: CascadeRun | DesignRun, run: RunDir, folder: Path) -> None:
+    """Writes `stages.safetensors` and `newllm.json` into an empty folder: all but the base, which keeps its name.
+
+    Args:
+      run: the directory that `trained` was restored from.
+    """
+    exported: dict[str, Any]
+    if isinstance(trained, DesignRun):
+        write_tree(folder / STAGES, {"trained": trained.trained.params, "probe": trained.routing.probe})
+        exported = {"threshold": trained.routing.threshold, "kept_stages": trained.kept_stages}
+    else:
+        write_tree(folder / STAGES, _numbered([stage.params for stage in trained.stages]))
+        exported = {"thresholds": [stage.threshold for stage in trained.stages]}
+    write_description(folder, run, stored_fingerprints(run), exported)
 
 
 def _stages_in_results(run: RunDir, config: CascadeConfig) -> int:
@@ -200,21 +236,33 @@ def has_finished_design(run: RunDir, base: Pretrained, config: CascadeConfig) ->
 
 def restore_design(run: RunDir, config: CascadeConfig, base: Pretrained) -> DesignRun:
     """The trained design of a run on a base that was read. Raises InputError where it is not finished."""
-    from newllm_jax.training.checkpoint import read_chosen
-
     design = build_design(config, base.model, "fp32")
     moment = jnp.eye(base.model.config.hidden_size)
     like = jax.eval_shape(lambda params: design.init(params, config.seed, moment), base.params)
+    probe_like = None
+    if config.criterion == "probe":
+        probe_like = jax.eval_shape(lambda: init_probe(base.model.config.hidden_size, 0))
+    if is_exported(run):
+        tree = read_tree(run.path / STAGES, {"trained": like, "probe": probe_like})
+        params, probe = tree["trained"], tree["probe"]
+        threshold = exported_value(run, "threshold", float)
+        kept_stages = exported_value(run, "kept_stages", int, least=0, most=1)
+    else:
+        params, found = _trained_design(run, config, like)
+        named, structure = jax.tree_util.tree_leaves_with_path(probe_like), jax.tree.structure(probe_like)
+        probe = jax.tree.unflatten(structure, [found[f"probe{jax.tree_util.keystr(path)}"] for path, _ in named])
+        threshold, kept_stages = float(found["threshold"]), int(found["kept_stages"])
+    trained = TrainedDesign(design, jax.device_put(base.params), jax.device_put(params))
+    return DesignRun(base, trained, Routing(threshold, probe), kept_stages, config, run)
+
+
+def _trained_design(run: RunDir, config: CascadeConfig, like: Params) -> tuple[Params, dict[str, np.ndarray]]:
+    """What was trained, and the content of the file of its routing. Raises InputError where it is not finished."""
+    from newllm_jax.training.checkpoint import read_chosen
+
     choose = partial(chosen_epoch, config=config)
     _, params, record = read_chosen(stage_folder(run, 1), stage_owner(run, []), like, choose)
     found = read_arrays(run.path / ROUTING, _routing_key(params)) if is_finished(record["history"], config) else None
     if found is None:
         raise InputError(f"{run.path}: is not finished; cascade.py --resume {run.path} continues it")
-    probe = None
-    if config.criterion == "probe":
-        shapes = jax.eval_shape(lambda: init_probe(base.model.config.hidden_size, 0))
-        named = jax.tree_util.tree_leaves_with_path(shapes)
-        leaves = [found[f"probe{jax.tree_util.keystr(path)}"] for path, _ in named]
-        probe = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
-    trained = TrainedDesign(design, jax.device_put(base.params), jax.device_put(params))
-    return DesignRun(base, trained, Routing(float(found["threshold"]), probe), int(found["kept_stages"]), config, run)
+    return params, found

@@ -32,11 +32,13 @@ HARDNESS = (  # the settings of a measurement of criteria
     "hard_ratio", "seed",
 )  # fmt: skip
 
+MODEL = "run directory, exported folder, or one on the Hub: owner/name, owner/name@revision"
+
 
 def generate(argv: Sequence[str]) -> None:
     """`newllm generate`: streams text from a run."""
     parser = Parser(prog="newllm generate", description="Stream text from a trained model.", allow_abbrev=False)
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="run directory")
+    parser.add_argument("run_dir", metavar="RUN_DIR", help=MODEL)
     parser.add_argument("--prompt", default="", help="text to continue; for a SmolLM2 the user's turn")
     parser.add_argument("--max_words", type=int, default=100, help="largest number of words (SmolLM2: tokens)")
     parser.add_argument("--temperature", type=float, default=0.8, help="sampling temperature; 0: most probable word")
@@ -73,7 +75,7 @@ def generate(argv: Sequence[str]) -> None:
 def evaluate(argv: Sequence[str]) -> None:
     """`newllm evaluate`: measures the model of a run again; for CASCADE prints the ensemble over all tokens."""
     parser = Parser(prog="newllm evaluate", description="Measure the model of a run again.", allow_abbrev=False)
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="run directory")
+    parser.add_argument("run_dir", metavar="RUN_DIR", help=MODEL)
     parser.add_argument(
         "--dynamic", action="store_true", help="also measure a New-LLM that goes on learning from the text (stream)"
     )
@@ -83,6 +85,16 @@ def evaluate(argv: Sequence[str]) -> None:
     set_up(arguments)
     results = systems.evaluate(arguments.run_dir, dynamic=arguments.dynamic)
     tell(narrator(arguments), "end", call(SYSTEMS[results["system"]].show, results), results)
+
+
+def export(argv: Sequence[str]) -> None:
+    """`newllm export`: writes the model of a finished run as a folder to publish, with a model card."""
+    parser = Parser(prog="newllm export", description="Write a trained model to publish.", allow_abbrev=False)
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="run directory")
+    parser.add_argument("--to", metavar="FOLDER", required=True, help="a new or empty folder")
+    parser.add_argument("--merge", action="store_true", help="LoRA: one whole model instead of the adapters")
+    arguments = parser.parse_all(argv)
+    print(f"exported to {systems.export(arguments.run_dir, arguments.to, merge=arguments.merge)}")
 
 
 def frontier(argv: Sequence[str]) -> None:
@@ -202,6 +214,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {  # which may retu
     "sweep": sweep,
     "generate": generate,
     "evaluate": evaluate,
+    "export": export,
     "frontier": frontier,
     "compare": compare,
     "hardness": hardness,

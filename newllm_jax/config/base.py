@@ -23,7 +23,7 @@ Group = Literal[
     "data", "model", "stages", "stage design", "regularisation", "optimisation", "training", "memory and devices",
     "files",
 ]  # fmt: skip
-Tracker = Literal["none", "tensorboard", "wandb"]
+Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
 
 # Bounds of settings that several systems have: far above what makes sense, and so low that nothing overflows. Whether a
 # run fits the machine, `training/memory.py` tells.
@@ -118,7 +118,7 @@ class RunConfig:
         40, "words (SmolLM2: tokens) that the report shows of text made after the first, a middle and the last epoch; "
         "0: no such text, and no checkpoint of the first epoch is kept for it", "files", **SAMPLE,
     )  # fmt: skip
-    tracker: Tracker = setting("none", "also log metrics to tensorboard or wandb", "files")
+    tracker: Tracker = setting("none", "also log metrics to tensorboard, wandb or trackio", "files")
     profile: bool = setting(False, "whether a trace of a few updates is kept, for TensorBoard or Perfetto", "files")
 
     def __post_init__(self) -> None:

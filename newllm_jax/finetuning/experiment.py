@@ -118,7 +118,7 @@ def finetune(
             tracker = open_tracker(config.tracker, run, config.to_dict())
             with TrainingProgress(run, tracker, config.num_epochs, history, narrate=narrate) as progress:
                 state, history = fit(training, state, splits, config, checkpoints, progress, stopping, history)
-        save_best_adapter(run, adaptation, base.source.used)
+        save_best_adapter(run, adaptation, base.source.model_name)
         best = at_epoch(history, best_epoch(history))
         results = write_results(run, write_report, {
             **results_header(run, config, precision), **mesh.summary(),

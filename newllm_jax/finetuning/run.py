@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from newllm_jax.config import FinetuneConfig
 from newllm_jax.decoding.exits import Exits
@@ -13,17 +13,21 @@ from newllm_jax.decoding.sampling import Sampling
 from newllm_jax.finetuning.adaptation import choose_adaptation
 from newllm_jax.finetuning.loss import sequence_loss
 from newllm_jax.records.directory import RunDir
-from newllm_jax.records.results import check_fingerprints
+from newllm_jax.records.exported import exported_value, is_exported, open_trained
+from newllm_jax.records.results import check_fingerprints, stored_fingerprints
 from newllm_jax.records.stored_config import stored_config
+from newllm_jax.smollm.adapter_file import read_adapter
 from newllm_jax.smollm.alpaca import load_alpaca
 from newllm_jax.smollm.base import fingerprints, load_base
 from newllm_jax.smollm.generate import generate_tokens, prompt_ids, stream_text
 from newllm_jax.smollm.model import SmolLM2
-from newllm_jax.smollm.pretrained import Pretrained
+from newllm_jax.smollm.pretrained import Pretrained, load_folder
 from newllm_jax.training.loop import evaluate
 from newllm_jax.training.manifest import Owner
 from newllm_jax.training.split import Split
 from newllm_jax.training.step import make_evaluation
+
+Kind = Literal["model", "adapter"]  # of what is exported
 
 
 @dataclass(frozen=True)
@@ -46,17 +50,28 @@ class FinetuneRun:
 def restore_finetune(run_dir: str | Path) -> FinetuneRun:
     """The best parameters of a fine-tuned model, on the default device. Changes nothing on disk.
 
+    Args:
+      run_dir: a run directory or an exported folder; one with a whole model needs no base.
+
     Raises:
-      InputError: not a fine-tuning run, one without a checkpoint, or a base that cannot be had (its tokenizer, and what
-        of it is frozen) or is another than the run's.
+      InputError: not a fine-tuning run, one without a checkpoint, an exported folder that is damaged, or a base that
+        cannot be had (its tokenizer, and what of it is frozen) or is another than the run's.
     """
     from newllm_jax.training.checkpoint import read_chosen
 
-    run = RunDir.open(run_dir)
-    config = stored_config(run, FinetuneConfig)
+    run = open_trained(run_dir)
+    exported, config = is_exported(run), stored_config(run, FinetuneConfig)
+    if exported and exported_value(run, "kind", Kind) == "model":
+        base = load_folder(run.path, config.base_model, stored_fingerprints(run).get("base", ""))
+        return FinetuneRun(base, config, exported_value(run, "epoch", int), run)
     base = load_base(config)
     adaptation = choose_adaptation(config, base.model.config)
-    epoch, trained, _ = read_chosen(run.checkpoints, Owner(run.run_id), adaptation.shapes()[1])
+    _, shapes = adaptation.shapes()
+    if exported:
+        epoch = exported_value(run, "epoch", int)
+        trained = read_adapter(run.path, shapes, adaptation.llama.num_layers)
+    else:
+        epoch, trained, _ = read_chosen(run.checkpoints, Owner(run.run_id), shapes)
     frozen = adaptation.freeze(adaptation.prune(base.params))
     if frozen:
         check_fingerprints(run, fingerprints(base))

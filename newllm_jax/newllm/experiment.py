@@ -15,7 +15,7 @@ from newllm_jax.config import NewLLMConfig, Precision
 from newllm_jax.newllm.generate import generate
 from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.plan import check_fits, parameter_count
-from newllm_jax.newllm.run import NewLLMRun, before_0_2
+from newllm_jax.newllm.run import VOCABULARY, NewLLMRun, before_0_2
 from newllm_jax.newllm.updates import (
     build_training,
     initial_state,
@@ -104,7 +104,7 @@ class OpenRun:
           InputError: the data are not those that the run was trained on, or no checkpoint is whole.
         """
         config, data = setup.config, setup.data
-        files = {"vocabulary.json": data.tokenizer.words}
+        files = {VOCABULARY: data.tokenizer.words}
         description = describe_run(config, setup.precision, data.fingerprints(), files)
         owner = Owner(run.run_id, description=description)
         keep = every_few_epochs(config.checkpoint_every, first=config.sample_words > 0)

@@ -18,11 +18,15 @@ from newllm_jax.newllm.model import DROPOUTS, ContextVectorLM, check_dropouts
 from newllm_jax.newllm.tokenizer import WordTokenizer
 from newllm_jax.newllm.wikitext import load_wikitext
 from newllm_jax.records.directory import RunDir
+from newllm_jax.records.exported import TENSORS, exported_value, is_exported, open_trained, write_description
 from newllm_jax.records.results import check_fingerprints, stored_fingerprints
 from newllm_jax.records.stored_config import stored_config
+from newllm_jax.records.tensor_file import read_tree, write_tree
 from newllm_jax.training.loop import evaluate
 from newllm_jax.training.manifest import Owner
 from newllm_jax.training.step import Params, make_evaluation
+
+VOCABULARY = "vocabulary.json"
 
 
 @dataclass(frozen=True)
@@ -59,21 +63,37 @@ def _init(model: ContextVectorLM, key: jax.Array) -> Params:
 def restore_newllm(run_dir: str | Path) -> NewLLMRun:
     """The best parameters of a run and its model (strict float32), on the default device. Changes nothing on disk.
 
+    Args:
+      run_dir: a run directory or an exported folder.
+
     Raises:
-      InputError: not a New-LLM run, or one without a checkpoint that can be read.
+      InputError: not a New-LLM run, or one without a checkpoint that can be read; an exported folder that is damaged.
     """
     from newllm_jax.training.checkpoint import read_chosen
 
-    run = RunDir.open(run_dir)
-    config = stored_config(run, NewLLMConfig)
-    tokenizer = WordTokenizer.from_json(
-        run.read_json("vocabulary.json"), run.path / "vocabulary.json", config.lower_case
-    )
+    run = open_trained(run_dir)
+    exported, config = is_exported(run), stored_config(run, NewLLMConfig)
+    tokenizer = WordTokenizer.from_json(run.read_json(VOCABULARY), run.path / VOCABULARY, config.lower_case)
     model = ContextVectorLM.from_config(config, len(tokenizer))
     like = jax.eval_shape(lambda: init_params(model, config.seed))
-    epoch, params, record = read_chosen(run.checkpoints, Owner(run.run_id), like)
+    if exported:
+        epoch, record = exported_value(run, "epoch", int), dict[str, Any]()
+        params: Params = jax.device_put(read_tree(run.path / TENSORS, like))
+    else:
+        epoch, params, record = read_chosen(run.checkpoints, Owner(run.run_id), like)
     fingerprint = stored_fingerprints(run, before_0_2(record)).get("data", "")
     return NewLLMRun(model, params, config, tokenizer, epoch, fingerprint)
+
+
+def export_newllm(trained: NewLLMRun, run: RunDir, folder: Path) -> None:
+    """Writes `model.safetensors`, `vocabulary.json` and `newllm.json` into an empty folder.
+
+    Args:
+      run: the directory that `trained` was restored from.
+    """
+    write_tree(folder / TENSORS, trained.params)
+    RunDir(folder, {}).write_json(VOCABULARY, list(trained.tokenizer.words))
+    write_description(folder, run, {"data": trained.fingerprint}, {"epoch": trained.epoch})
 
 
 def before_0_2(record: Mapping[str, Any]) -> dict[str, str]:
@@ -96,7 +116,7 @@ def evaluate_run(run_dir: str | Path, dynamic: bool = False) -> dict[str, Any]:
     check("text", run.config.text, "stream, in which each word follows the one before, for a dynamic evaluation",
           run.config.text == "stream" or not dynamic)  # fmt: skip
     data = load_wikitext(run.config)
-    check_fingerprints(RunDir.open(run_dir), data.fingerprints(), {"data": run.fingerprint})
+    check_fingerprints(open_trained(run_dir), data.fingerprints(), {"data": run.fingerprint})
     loss = next_word_loss(run.model)
     evaluation = make_evaluation(loss)
     found = dict[str, Any]()

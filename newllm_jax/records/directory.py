@@ -21,6 +21,7 @@ from newllm_jax.errors import InputError, Note
 from newllm_jax.files import LARGEST_JSON, naming, read_json, whole_file
 from newllm_jax.processes import agree, is_first
 
+EXPORTED = "newllm.json"  # makes a folder an exported model, see `exported.py`
 COPY = "checkpoints/config.json"  # a run whose settings are lost could not go on
 
 LONGEST_NAME = 200  # the time and a number follow it, and file systems end at 255
@@ -82,6 +83,8 @@ class RunDir:
         path = checked_path("run_dir", path)
         if not path.is_dir():
             raise InputError(f"{path}: not a run directory" if path.exists() else f"{path}: no such run directory")
+        if (path / EXPORTED).is_file():
+            raise InputError(f"{path}: an exported model, not a run directory; generate and evaluate read it")
         if not any((path / name).is_file() for name in ("config.json", COPY)):
             raise InputError(f"{path}: not a run directory (it has no config.json)")
         return cls(path, _read_description(path))

@@ -38,7 +38,19 @@ def load_smollm2(base_model: str = DEFAULT_BASE, fallback: str = PACKAGE) -> Pre
     """Loads SmolLM2 or a Llama of its family; arguments and errors of `open_weights`, errors of `read_params`."""
     checked("base_model", base_model, str, **SOURCE)
     checked("fallback", fallback, str)
-    source = open_weights(base_model, fallback)
+    return _load(open_weights(base_model, fallback))
+
+
+def load_folder(folder: Path, base_model: str, fingerprint: str) -> Pretrained:
+    """The model in a folder, which was made of another one. Errors of `read_params`.
+
+    Args:
+      base_model, fingerprint: of the model that it was made of.
+    """
+    return _load(WeightSource(base_model, str(folder), folder, "", fingerprint))
+
+
+def _load(source: WeightSource) -> Pretrained:
     files = open_files(source.path)
     config, tokenizer = read_description(files)
     return Pretrained(SmolLM2(config), read_params(files, config), tokenizer, source)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from newllm_jax.errors import InputError, shown
-from newllm_jax.files import read_json, read_text
+from newllm_jax.files import read_json, read_text, whole_file
 from newllm_jax.smollm.chat_template import render
 from newllm_jax.smollm.gguf_file import GGUFFile
 from newllm_jax.smollm.tokenizer_file import read_backend, refusals
@@ -56,12 +56,22 @@ class Tokenizer:
 
     def save(self, folder: Path) -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json`, which `read_tokenizer` and transformers read."""
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self._specials}
+        settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **self._specials}
+        settings["clean_up_tokenization_spaces"] = False  # which would change decoded text
         if self.chat_template:
             settings["chat_template"] = self.chat_template
-        folder.mkdir(parents=True, exist_ok=True)
-        self._backend.save(str(folder / "tokenizer.json"))
-        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        texts = {"tokenizer.json": self._backend.to_str(pretty=True), "tokenizer_config.json": json.dumps(settings)}
+        for name, text in texts.items():
+            with whole_file(folder / name) as partial:
+                partial.write_text(text + "\n", encoding="utf-8")
+
+    @property
+    def special_ids(self) -> dict[str, int | None]:
+        """`bos_token_id` and `eos_token_id`, None where the files name none."""
+        return {
+            f"{name}_id": self._backend.token_to_id(self._specials[name]) if name in self._specials else None
+            for name in ("bos_token", "eos_token")
+        }
 
 
 def read_tokenizer(files: Path | GGUFFile) -> Tokenizer:

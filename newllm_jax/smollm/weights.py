@@ -18,10 +18,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from newllm_jax.errors import InputError
 from newllm_jax.files import read_json, whole_file
+from newllm_jax.records.tensor_file import check_header
 from newllm_jax.smollm.gguf_file import GGUFFile, StoredTensor
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.smollm.model import parameter_shapes
-from newllm_jax.smollm.safetensors_header import check_header
 from newllm_jax.training.memory import FLOAT, gib, host_memory
 
 # Parameter -> its tensor in safetensors and in GGUF; those with a layer number are stacked over layers.

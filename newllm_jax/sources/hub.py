@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from newllm_jax.bars import no_bar
@@ -46,13 +47,16 @@ def hub_answers(timeout: float = PROBE_SECONDS) -> bool:
     return answered.is_set()
 
 
-def hub_folder(repository: str, kind: str, patterns: Sequence[str] | None = None) -> Path:
+def hub_folder(
+    repository: str, kind: str, patterns: Sequence[str] | None = None, revision: str | None = None
+) -> Path:  # fmt: skip
     """The snapshot of a Hub repository as a local folder.
 
     Args:
       repository: `owner/name`.
       kind: `"dataset"` or `"model"`.
       patterns: which files are needed, as globs; all of them where None.
+      revision: a branch, tag or commit; the main branch where None.
 
     Raises:
       HubOutOfReach: not cached, and the Hub is offline or does not answer.
@@ -68,9 +72,10 @@ def hub_folder(repository: str, kind: str, patterns: Sequence[str] | None = None
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     wanted = list(patterns) if patterns is not None else None
+    asked: dict[str, Any] = {"repo_type": kind, "allow_patterns": wanted, "revision": revision}
     cached = None
     try:
-        cached = Path(snapshot_download(repository, repo_type=kind, allow_patterns=wanted, local_files_only=True))
+        cached = Path(snapshot_download(repository, **asked, local_files_only=True))
     except LocalEntryNotFoundError:
         pass
     except HFValidationError as error:
@@ -84,7 +89,7 @@ def hub_folder(repository: str, kind: str, patterns: Sequence[str] | None = None
         raise HubOutOfReach(f"{kind} {repository!r} is not in the local cache and {silent}")
     try:
         with no_bar():
-            return Path(snapshot_download(repository, repo_type=kind, allow_patterns=wanted))
+            return Path(snapshot_download(repository, **asked))
     except LocalEntryNotFoundError as error:
         raise HubOutOfReach(f"{kind} {repository!r}: the Hub stopped answering during the download") from error
     except HfHubHTTPError as error:

@@ -54,6 +54,11 @@ class WeightSource:
     fallback: str
     fingerprint: str
 
+    @property
+    def model_name(self) -> str:
+        """The source as other libraries know it: the package's model by its name on the Hub."""
+        return DEFAULT_BASE if self.used == PACKAGE else self.used
+
     def provenance(self) -> dict[str, Any]:
         """What `results.json` says about the source."""
         return {"source": self.used, "asked": self.asked, "fallback": self.fallback, "fingerprint": self.fingerprint}

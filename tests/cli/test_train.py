@@ -57,7 +57,7 @@ pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
         (["--resume", "missing", "--auto_batch"], "auto_batch: does not go with --resume"),
         (["--auto_batch", "--micro_batch", "8"], "auto_batch: does not go with micro_batch, which it chooses"),
         (["--micro_batch", "33"], "micro_batch: must be at most batch_size (32), or none, not 33"),
-        (["--tracker", "tensorbord"], "tracker: must be one of none, tensorboard, wandb, not 'tensorbord'"),
+        (["--tracker", "tensorbord"], "tracker: must be one of none, tensorboard, wandb, trackio, not 'tensorbord'"),
     ],
 )
 def test_bad_input_is_one_line(refused, tmp_path, typed, message):

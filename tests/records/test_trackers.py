@@ -1,8 +1,12 @@
-"""Trackers: what reaches TensorBoard and Weights & Biases, and what happens where they are not installed."""
+"""Trackers: what reaches TensorBoard, Weights & Biases and Trackio, and what happens where they are not installed."""
 
 from __future__ import annotations
 
+import json
+import os
+import sqlite3
 import struct
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -10,7 +14,7 @@ import pytest
 
 from newllm_jax.errors import InputError
 from newllm_jax.records.directory import RunDir
-from newllm_jax.records.trackers import NoTracker, open_tracker
+from newllm_jax.records.trackers import PACKAGES, NoTracker, check_tracker, open_tracker, scalars
 
 ENTRIES = [{"epoch": 1, "val_loss": 3.5, "clip_norm": None}, {"epoch": 2, "val_loss": 3.25, "clip_norm": 1.0}]
 
@@ -26,7 +30,7 @@ def log_all(tracker):
     tracker.close()
 
 
-def scalars(path):
+def written_scalars(path):
     """The (tag, step, value) of a TensorBoard event file: length-delimited records of protocol buffers."""
     from tensorboardX.proto.event_pb2 import Event
 
@@ -51,39 +55,92 @@ def test_tensorboard(run):
     pytest.importorskip("tensorboardX", reason="the extra newllm-jax[tensorboard] is not installed")
     log_all(open_tracker("tensorboard", run, {}))
     (events,) = (run.path / "tensorboard").iterdir()
-    assert scalars(events) == [("val_loss", 1, 3.5), ("val_loss", 2, 3.25), ("clip_norm", 2, 1.0)]
+    assert written_scalars(events) == [("val_loss", 1, 3.5), ("val_loss", 2, 3.25), ("clip_norm", 2, 1.0)]
 
 
-def test_wandb(run, monkeypatch):
+INIT = {
+    "wandb": lambda run: {"id": run.path.name, "dir": str(run.path)},
+    "trackio": lambda run: {"name": run.path.name, "embed": False, "auto_log_gpu": False, "auto_log_cpu": False},
+}
+
+
+@pytest.mark.parametrize("name", INIT)
+def test_a_service_is_told_all_finite_numbers_under_the_name_of_the_run(run, monkeypatch, capsys, name):
     said = []
 
     def init(**settings):
+        print("a line of the service")
         said.append(settings)
         return SimpleNamespace(
             log=lambda entry, step: said.append((entry, step)), finish=lambda: said.append("finished")
         )
 
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
-    log_all(open_tracker("wandb", run, {"seed": 3}))
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace(init=init))
+    log_all(open_tracker(name, run, {"seed": 3}))
     assert said == [
-        {"project": "newllm_jax", "id": run.path.name, "dir": str(run.path), "config": {"seed": 3}, "resume": "allow"},
-        ({"val_loss": 3.5, "clip_norm": None}, 1),
+        {"project": "newllm_jax", "config": {"seed": 3}, "resume": "allow", **INIT[name](run)},
+        ({"val_loss": 3.5}, 1),
         ({"val_loss": 3.25, "clip_norm": 1.0}, 2),
         "finished",
     ]
+    assert capsys.readouterr().out == ""
 
 
-def test_wandb_that_cannot_start(run, monkeypatch):
+@pytest.mark.parametrize("name", INIT)
+def test_a_service_that_cannot_start(run, monkeypatch, name):
     def init(**_):
         raise RuntimeError("no API key")
 
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
-    with pytest.raises(InputError, match=r"tracker: wandb cannot start \(no API key\)"):
-        open_tracker("wandb", run, {})
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace(init=init))
+    with pytest.raises(InputError, match=rf"tracker: {name} cannot start \(no API key\)"):
+        open_tracker(name, run, {})
 
 
-@pytest.mark.parametrize(("name", "module"), [("tensorboard", "tensorboardX"), ("wandb", "wandb")])
+def test_names_and_values_of_metrics():
+    entry = {"epoch": 4, "val_loss": 2.5, "val_ppl": float("inf"), "clip_norm": None, "stage_1/grad_norm": 0.0}
+    assert scalars(entry) == {"val_loss": 2.5, "stage_1/grad_norm": 0.0}
+
+
+REAL = """
+import sys
+from pathlib import Path
+from newllm_jax.records.directory import RunDir
+from newllm_jax.records.trackers import open_tracker
+run = RunDir(Path(sys.argv[2]), {})
+for epoch in (1, 2), (3,):  # the second time as a resumed run
+    tracker = open_tracker(sys.argv[1], run, {"seed": 3})
+    for number in epoch:
+        tracker.log({"epoch": number, "val_loss": number / 2, "clip_norm": None})
+    tracker.close()
+"""
+
+
+def log_for_real(run, name, **environment):
+    """Logs three epochs with the package itself, in a process of its own that is started anew."""
+    pytest.importorskip(name, reason=f"the extra newllm-jax[{name}] is not installed")
+    command = [sys.executable, "-c", REAL, name, str(run.path)]
+    ran = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_trackio_for_real(run, tmp_path):
+    log_for_real(run, "trackio", TRACKIO_DIR=str(tmp_path / "trackio"))
+    with sqlite3.connect(tmp_path / "trackio" / "newllm_jax.db") as database:
+        rows = database.execute("SELECT run_name, step, metrics FROM metrics ORDER BY step").fetchall()
+    assert [(name, step, json.loads(metrics)) for name, step, metrics in rows] == [
+        (run.path.name, step, {"val_loss": step / 2}) for step in (1, 2, 3)
+    ]
+
+
+def test_wandb_for_real(run):
+    log_for_real(run, "wandb", WANDB_MODE="offline")
+    assert len(list((run.path / "wandb").glob(f"offline-run-*-{run.path.name}"))) >= 1
+
+
+@pytest.mark.parametrize(("name", "module"), list(PACKAGES.items()))
 def test_a_tracker_that_is_not_installed_names_its_extra(run, monkeypatch, name, module):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(InputError, match=rf"tracker: {name} needs the extra newllm-jax\[{name}\]"):
         open_tracker(name, run, {})
+    with pytest.raises(InputError, match=rf"tracker: {name} needs the extra newllm-jax\[{name}\]"):
+        check_tracker(name)

@@ -76,7 +76,7 @@ def faults(case: Case, outcome: Outcome) -> list[str]:
 
 
 def make_material(folder: Path) -> None:
-    """The sources, and a finished run of each training command, named by it."""
+    """The sources, a finished run of each training command, named by it, and two of them exported."""
     write_sources(folder)
     for command, values in settings(Path()).items():
         typed = [command, *options(values), "--run_root=made"]
@@ -84,6 +84,9 @@ def make_material(folder: Path) -> None:
         (made,) = (folder / "made").iterdir()
         made.rename(folder / command)
     (folder / "made").rmdir()
+    for run, exported in {"train": "exported", "finetune": "exported_finetune"}.items():
+        typed = ["export", run, f"--to={exported}"]
+        subprocess.run([*NEWLLM, *typed], cwd=folder, env=environment(folder), check=True, stdout=subprocess.DEVNULL)
 
 
 def copy_material(case: Case, material: Path, folder: Path) -> None:

@@ -19,13 +19,13 @@ COMMANDS = [
     case
     for group in ("settings", "commands", "runs")
     for case in GROUPS[group]
-    if case.code and not case.call and not case.environment and case.run in ("", "train")
+    if case.code and not case.call and not case.environment and case.run in ("", "train", "exported")
     and not case.says.startswith(COSTLY) and "--dataset=corpus.txt" not in case.typed
 ]  # fmt: skip
 
 
 @pytest.fixture
-def try_command(capsys, small_run, tmp_path):
+def try_command(capsys, small_run, exported_run, tmp_path):
     """Tries a case in a folder of its own, and returns what is wrong with how it ended."""
 
     def attempt(case: Case, number: int) -> list[str]:
@@ -33,7 +33,7 @@ def try_command(capsys, small_run, tmp_path):
         folder.mkdir()
         write_corpus(folder / "corpus.txt")
         if case.run:
-            shutil.copytree(small_run, folder / "run")
+            shutil.copytree({"train": small_run, "exported": exported_run}[case.run], folder / "run")
         case.prepare(folder)
         before = listing(folder)
         with pytest.MonkeyPatch.context() as patch:

@@ -35,7 +35,7 @@ def repositories(tmp_path, monkeypatch):
     """Stands in for `snapshot_download`: a folder of what is cached, and one of what the Hub has."""
     asked = []
 
-    def snapshot_download(repository, *, repo_type, allow_patterns=None, local_files_only=False):
+    def snapshot_download(repository, *, repo_type, allow_patterns=None, revision=None, local_files_only=False):
         asked.append((repository, repo_type, allow_patterns, local_files_only))
         cached, there = (tmp_path / place / repository for place in ("cached", "hub"))
         if not local_files_only:

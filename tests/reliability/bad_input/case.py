@@ -29,7 +29,7 @@ class Case:
       call: instead of one, a Python expression over the public names.
       files: what lies in the folder beside the sources and runs, or is changed in them, by path.
       environment: variables.
-      run: the copy of which run lies in `run`.
+      run: the copy of which run, or of which exported model, lies in `run`.
       code: the exit code.
     """
 
@@ -38,7 +38,7 @@ class Case:
     call: str = ""
     files: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
-    run: Literal["", "train", "cascade", "finetune"] = ""
+    run: Literal["", "train", "cascade", "finetune", "exported", "exported_finetune"] = ""
     code: int = 2
 
     @property

