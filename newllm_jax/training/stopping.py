@@ -36,7 +36,8 @@ class Stopping:
 
     def __init__(self, clock: Clock, run: Path, config: RunConfig, asked: Asked = never) -> None:
         check("stop", asked, "a function without arguments", callable(asked))
-        self.clock, self._run, self._config, self._asked = clock, run, config, asked
+        self.clock: Clock = clock
+        self._run, self._config, self._asked = run, config, asked
         self._taken: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
 
     def reason(self, *parts: str) -> str:
