@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from newllm_jax.cascade.ensemble import evaluate_ensemble
     from newllm_jax.cascade.experiment import train_cascade
     from newllm_jax.cascade.extraction import extract
-    from newllm_jax.cascade.run import CascadeRun
+    from newllm_jax.cascade.run import CascadeRun, DesignRun
     from newllm_jax.cascade.stage.model import Stage
     from newllm_jax.config import CascadeConfig, FinetuneConfig, NewLLMConfig, load_config
     from newllm_jax.decoding.sampling import Sampling
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from newllm_jax.smollm.alpaca import load_alpaca
     from newllm_jax.smollm.model import SmolLM2
     from newllm_jax.smollm.pretrained import load_smollm2
-    from newllm_jax.systems import generate, restore
+    from newllm_jax.systems import export, generate, restore
 
 __version__ = "0.1.0"
 
@@ -43,6 +43,7 @@ _HOMES = {
     "CascadeResult": "newllm_jax.records.results:RunResult",  # its name in version 0.1.0
     "CascadeRun": "newllm_jax.cascade.run:CascadeRun",
     "ContextVectorLM": "newllm_jax.newllm.model:ContextVectorLM",
+    "DesignRun": "newllm_jax.cascade.run:DesignRun",
     "FinetuneConfig": "newllm_jax.config:FinetuneConfig",
     "FinetuneResult": "newllm_jax.records.results:RunResult",  # its name in version 0.1.0
     "FinetuneRun": "newllm_jax.finetuning.run:FinetuneRun",
@@ -58,6 +59,7 @@ _HOMES = {
     "Stopped": "newllm_jax.errors:Stopped",
     "WordTokenizer": "newllm_jax.newllm.tokenizer:WordTokenizer",
     "evaluate_ensemble": "newllm_jax.cascade.ensemble:evaluate_ensemble",
+    "export": "newllm_jax.systems:export",
     "extract": "newllm_jax.cascade.extraction:extract",
     "finetune": "newllm_jax.finetuning.experiment:finetune",
     "generate": "newllm_jax.systems:generate",
@@ -76,6 +78,7 @@ __all__ = [
     "CascadeResult",
     "CascadeRun",
     "ContextVectorLM",
+    "DesignRun",
     "FinetuneConfig",
     "FinetuneResult",
     "FinetuneRun",
@@ -91,6 +94,7 @@ __all__ = [
     "Stopped",
     "WordTokenizer",
     "evaluate_ensemble",
+    "export",
     "extract",
     "finetune",
     "generate",

@@ -273,6 +273,12 @@ def export(run_dir: str | Path, to: str | Path, *, merge: bool = False) -> Path:
     Raises:
       InputError: not a finished run, a folder that is not empty, or nothing to merge.
       OSError: a disk that takes no more.
+
+    >>> folder = export("runs/quickstart", "to_publish")
+    >>> sorted(path.name for path in folder.iterdir())
+    ['README.md', 'model.safetensors', 'newllm.json', 'vocabulary.json']
+    >>> restore(folder).epoch == restore("runs/quickstart").epoch
+    True
     """
     from newllm_jax.report.model_card import model_card
 
@@ -310,6 +316,10 @@ def generate(
 
     Raises:
       InputError: an argument of another type or out of range, or an empty prompt to a model that needs one.
+
+    >>> words = list(generate(restore("runs/quickstart"), "w1 w2", max_words=3, seed=1))
+    >>> len(words) <= 3
+    True
     """
     from newllm_jax.decoding.sampling import Sampling
 

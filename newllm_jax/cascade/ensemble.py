@@ -50,6 +50,14 @@ def evaluate_ensemble(
 
     Returns:
       The rows of `ensemble_rows`.
+
+    >>> from newllm_jax.smollm.llama_config import LlamaConfig
+    >>> size = LlamaConfig().hidden_size
+    >>> outputs = np.ones((4, size), np.float32), np.arange(4, dtype=np.int32), np.zeros(4, np.float32)
+    >>> tokens = Tokens(*outputs, losses=np.array([1, 2, 3, 4], np.float32), hits=np.array([True, False, False, True]))
+    >>> (base,) = evaluate_ensemble(tokens, Stage(LlamaConfig(num_layers=8)), [], "cosine", 134_515_008)
+    >>> base["val_loss"], base["val_accuracy"], base["exit_rates"]
+    (2.5, 0.5, [1.0])
     """
     check("tokens", tokens, "Tokens", isinstance(tokens, Tokens))
     check("stage", stage, "a Stage", isinstance(stage, Stage))

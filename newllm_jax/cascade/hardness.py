@@ -3,6 +3,13 @@
 The report of CASCADE calls a token hard where the last hidden state has turned away from the embedding: cosine
 similarity. Entropy and maximum probability of the prediction, as early-exit models use them (CALM, Schuster et al.
 2022), are the other criteria. Every score is low for hard tokens, so that one rule serves all; entropy is negated.
+
+>>> scores = np.array([0.1, 0.9, 0.5, 0.3, 0.7], np.float32)
+>>> threshold = hardness_threshold(scores, hard_ratio=0.6)
+>>> is_hard(scores, threshold)
+array([ True, False,  True,  True, False])
+>>> stage_counts(1000, hard_ratio=0.6, stages=3)  # how many tokens reach each
+[600, 360, 216]
 """
 
 from __future__ import annotations

@@ -32,6 +32,13 @@ def load_config(
 
     Raises:
       InputError: unknown name or field (the nearest is named), unreadable file, wrong type, value out of range.
+
+    >>> config = load_config("advanced", {"num_epochs": 5, "dataset": "builtin"})
+    >>> config.num_epochs, config.sequence_length
+    (5, 64)
+    >>> load_config("advanced", {"num_epoch": 5})
+    Traceback (most recent call last):
+    newllm_jax.errors.InputError: num_epoch: no such field; did you mean num_epochs?
     """
     check("config_class", config_class, "the class of a system's settings",
           isinstance(config_class, type) and issubclass(config_class, RunConfig))  # fmt: skip

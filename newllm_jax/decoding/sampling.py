@@ -19,6 +19,9 @@ class Sampling:
       top_k: only the k most probable words; 0 for all.
       top_p: only the most probable words that together have this probability; 1 for all.
       unknown: whether New-LLM's `<UNK>`, three words in ten of its data, may be chosen.
+
+    >>> Sampling(temperature=0)  # the most probable word, always
+    Sampling(temperature=0.0, top_k=0, top_p=0.95, unknown=False)
     """
 
     temperature: float = setting(0.8, least=0, most=1000)

@@ -31,6 +31,14 @@ class WordTokenizer:
 
     Raises:
       InputError: `words` is no list of different texts that begins with the special ones.
+
+    >>> tokenizer = WordTokenizer.from_texts(["the city of the east"], vocabulary_size=6)
+    >>> tokenizer.words
+    ('<PAD>', '<UNK>', '<BOS>', '<EOS>', 'the', 'city')
+    >>> tokenizer.encode("The old city")
+    [2, 4, 1, 5, 3]
+    >>> tokenizer.decode([4, 5])
+    'the city'
     """
 
     words: tuple[str, ...]

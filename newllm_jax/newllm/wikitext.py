@@ -151,6 +151,10 @@ def load_wikitext(config: NewLLMConfig | None = None) -> Wikitext:
 
     Raises:
       InputError: a source that is missing, empty, ambiguous, not UTF-8, without a `text` column or without words.
+
+    >>> data = load_wikitext(NewLLMConfig(dataset="corpus.txt", vocabulary_size=64, sequence_length=16, stride=8))
+    >>> len(data.tokenizer), data.provenance["source"]
+    (64, 'corpus.txt')
     """
     check("config", config, "a NewLLMConfig", config is None or isinstance(config, NewLLMConfig))
     config = config or NewLLMConfig()

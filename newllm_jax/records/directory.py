@@ -42,7 +42,8 @@ class RunDir:
     """
 
     def __init__(self, path: Path, description: dict[str, Any]) -> None:
-        self.path, self.description = path, description
+        self.path: Path = path
+        self.description: dict[str, Any] = description
         self.run_id: str = description.get("run_id", "") if description else agree(uuid.uuid4().hex)
         self._lock = FileLock(path / ".lock", timeout=0)
         self._is_new = False

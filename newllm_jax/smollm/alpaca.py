@@ -90,6 +90,12 @@ def load_alpaca(tokenizer: Encoder, config: ChunkConfig | None = None) -> Alpaca
 
     Raises:
       InputError: a source that is missing, ambiguous or lacks a column; too few rows (says how many chunks there are).
+
+    >>> from newllm_jax import FinetuneConfig, load_smollm2
+    >>> config = FinetuneConfig(dataset="rows.jsonl", base_model="base", train_chunks=8, validation_chunks=3)
+    >>> chunks = load_alpaca(load_smollm2(config.base_model).tokenizer, config)
+    >>> chunks.train.shape, chunks.validation.shape  # a token of each is only predicted
+    ((8, 129), (3, 129))
     """
     check("tokenizer", tokenizer, "an object that encodes texts", callable(getattr(tokenizer, "encode", None)))
     check("config", config, "a CascadeConfig or FinetuneConfig", config is None or isinstance(config, ChunkConfig))

@@ -35,7 +35,15 @@ class Pretrained:
 
 
 def load_smollm2(base_model: str = DEFAULT_BASE, fallback: str = PACKAGE) -> Pretrained:
-    """Loads SmolLM2 or a Llama of its family; arguments and errors of `open_weights`, errors of `read_params`."""
+    """Loads SmolLM2 or a Llama of its family; arguments and errors of `open_weights`, errors of `read_params`.
+
+    >>> import jax.numpy as jnp
+    >>> base = load_smollm2("base")  # a model folder; without an argument SmolLM2-135M-Instruct from the Hub
+    >>> ids = jnp.array([base.tokenizer.encode("Hello")])
+    >>> logits, _ = base.model.apply({"params": base.params}, ids)
+    >>> logits.shape == (1, ids.size, base.model.config.vocab_size)
+    True
+    """
     checked("base_model", base_model, str, **SOURCE)
     checked("fallback", fallback, str)
     return _load(open_weights(base_model, fallback))

@@ -37,7 +37,9 @@ class Stopping:
 
     def __init__(self, clock: Clock, run: Path, config: RunConfig, asked: Asked = never) -> None:
         check("stop", asked, "a function without arguments", callable(asked))
-        self.clock, self.run, self._config, self._asked = clock, run, config, asked
+        self.clock: Clock = clock
+        self.run: Path = run
+        self._config, self._asked = config, asked
         self._taken: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
 
     def reason(self, *parts: str) -> str:
