@@ -91,7 +91,7 @@ COMMANDS = [
     _says("output: must be a text of 1 to 4096 characters, not ''", "compare", "run", "--output", "", run="train"),
     *(_says(f"output: must be a folder or a new name, not {place!r}", "compare", "run", f"--output={place}",
             run="train", files={"pipe": PIPE}) for place in ("pipe", "/dev/null", "run/report.md")),
-    _says("output: must be a folder or a new name, not 'file/x'", "compare", "run", "--output", "file/x", run="train",
+    _says("file/x: Not a directory", "compare", "run", "--output", "file/x", run="train",
           files={"file": ""}),
     _says("comparison: File exists", "compare", "run", run="train", files={"comparison": ""}),
     _says("published: only CASCADE has published runs", "compare", "run", "--published", run="train"),
