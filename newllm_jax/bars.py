@@ -48,11 +48,11 @@ def is_watched() -> bool:
 def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar with the time left; yields the function that advances it. A total of 0 is not known."""
     global _shown
-    if not is_watched() or threading.current_thread() is not threading.main_thread():
+    outer = _shown  # where there is one, stderr is what Rich put in its place, of which old ones say it is no terminal
+    if not (outer or is_watched()) or threading.current_thread() is not threading.main_thread():
         yield lambda done: None
         return
     columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TaskProgressColumn(), TimeLeft()
-    outer = _shown
     # Where stdout is a file, its lines go there rather than above the bar.
     bar = outer or Progress(*columns, console=terminal(), transient=True, redirect_stdout=sys.stdout.isatty())
     task = bar.add_task(what, total=total or None)
