@@ -29,6 +29,7 @@ from newllm_jax.files import whole_file
 from newllm_jax.finetuning import plan as finetuning_plan
 from newllm_jax.newllm import plan as newllm_plan
 from newllm_jax.newllm.sweep import sweep_newllm
+from newllm_jax.smollm import generation_speed
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.training import memory, precision
 from tests.reliability.tiny import write_base
@@ -116,7 +117,7 @@ def base_of_135m(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def any_machine(monkeypatch):
-    """A machine with memory and precisions enough for what is planned, which is not compiled."""
+    """A machine with memory and precisions enough for what is planned, which is not compiled; timings are short."""
     enough = lambda *_, **__: ("this machine", 2**45)  # noqa: E731
     monkeypatch.setattr(memory, "device_memory", enough)
     monkeypatch.setattr(memory, "host_memory", enough)
@@ -125,6 +126,8 @@ def any_machine(monkeypatch):
         monkeypatch.setattr(plan, "planned_memory", lambda *_: 2**20)
     monkeypatch.setattr(cascade_plan, "planned_design_memory", lambda *_: 2**20)
     monkeypatch.setattr(cascade_plan, "disk_bytes", lambda *_: 2**20)
+    monkeypatch.setattr(generation_speed, "TOKENS", 16)
+    monkeypatch.setattr(generation_speed, "REPEATS", 1)
 
 
 @pytest.fixture
@@ -216,7 +219,7 @@ def check_other(words: list[str]) -> None:
             assert named and set(filter(None, (named[1] or "").split(","))) <= extras.keys()
         case ["sbatch" | "kubectl" | "sky", *_, file]:
             assert (ROOT / file).is_file()
-        case ["python", "-m", "newllm_jax"]:
+        case ["python", "-m", "newllm_jax"] | ["pip", "install"]:  # mentions
             pass
         case ["git", "clone", "<this repository>" | "<this", *_] | ["cd", "newllm_jax"]:
             pass
