@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from newllm_jax.report.cascade_tables import configuration_name
-from newllm_jax.report.curves import label, logarithmic, series, stage_drawings
+from newllm_jax.report.curves import label, logarithmic, series, stage_drawings, tell
 from newllm_jax.report.plots import INK, MUTED, PAPER, Axes, Drawing, color, legend_below, place_color
 from newllm_jax.report.tables import number
 
@@ -43,12 +43,11 @@ def draw_ensembles(axes: Axes, runs: Sequence[Mapping[str, Any]]) -> None:
                 falls = stages and found[stages] < found[stages - 1]
                 # Beside the line of the base, and on the side of a point where no curve comes from.
                 apart, side = ((0, -14 if falls else 7), "center") if stages else ((-6, 5), "right")
-                axes.annotate(number(entry["val_ppl"]), (stages, found[stages]), apart, textcoords="offset points",
-                              ha=side)  # fmt: skip
+                tell(axes, number(entry["val_ppl"]), (stages, found[stages]), apart, side)
             axes.axhline(found[0], color=MUTED, linewidth=0.8, linestyle="--")
     axes.set_xticks(range(most), [configuration_name(stages) for stages in range(most)])
-    axes.margins(x=0.12, y=0.18)
-    logarithmic(axes, [entry["val_ppl"] for run in runs for entry in run["ensemble"]])
+    axes.margins(x=0.12)
+    logarithmic(axes, [entry["val_ppl"] for run in runs for entry in run["ensemble"]], 0.18)
     if len(runs) > 1:
         axes.legend()
 
@@ -92,11 +91,10 @@ def draw_frontier(axes: Axes, ensemble: Sequence[Mapping[str, Any]]) -> None:
     axes.plot(costs, found, color=MUTED, linewidth=0.9, linestyle=":")
     for entry, cost, ppl in zip(ensemble, costs, found, strict=True):
         axes.plot(cost, ppl, "o", color=place_color(entry["stages"]), markersize=7)
-        axes.annotate(configuration_name(entry["stages"]), (cost, ppl), (0, 9), textcoords="offset points",
-                      ha="center")  # fmt: skip
+        tell(axes, configuration_name(entry["stages"]), (cost, ppl), (0, 9))
     axes.set_xlabel("cost, in passes of the base")
-    axes.margins(x=0.18, y=0.2)
-    logarithmic(axes, found)
+    axes.margins(x=0.18)
+    logarithmic(axes, found, 0.2)
 
 
 def place_name(place: int) -> str:

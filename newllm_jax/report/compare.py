@@ -21,7 +21,7 @@ from newllm_jax.report.plots import Drawing
 from newllm_jax.report.published import published_curve
 from newllm_jax.report.tables import markdown_table, number
 
-PICTURE = "comparison.png"
+PICTURE, RESULTS = "comparison.png", "results.json"
 # Of the data: perplexities are over different targets where these differ.
 COUNTS = ("train_tokens", "val_tokens", "vocabulary_size", "validation_targets")
 
@@ -47,7 +47,8 @@ def comparison_folder(paths: Sequence[str | Path]) -> Path:
     Raises:
       InputError: they have none in common but the root of the disk.
     """
-    common = Path(os.path.commonpath([Path(path).resolve().parent for path in paths]))
+    runs = [path.parent if path.name == RESULTS else path for path in (Path(path).resolve() for path in paths)]
+    common = Path(os.path.commonpath([run.parent for run in runs]))
     if common == Path(common.anchor):
         raise InputError("output: the runs have no folder in common; name one for the comparison with --output")
     return common / "comparison"

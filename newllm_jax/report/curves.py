@@ -12,6 +12,7 @@ from newllm_jax.report.tables import number
 
 Entries = Sequence[Mapping[str, Any]]  # of epochs, as `results.json` has them
 FEW = 20  # epochs that have a mark each
+LARGEST = 1e30  # figure that is drawn; the margins of an axis with more than that overflow
 LONGEST_LABEL = 34  # letters; a longer one would hide the curves
 
 
@@ -126,8 +127,9 @@ def numbers(epochs: Entries) -> list[int]:
 
 
 def series(epochs: Entries, key: str) -> list[float]:
-    """A figure of each epoch; NaN, which leaves a gap, where it has none or was too large."""
-    return [math.nan if entry.get(key) is None else float(entry[key]) for entry in epochs]
+    """A figure of each epoch; NaN, which leaves a gap, where it has none or one that no axis holds."""
+    figures = (math.inf if entry.get(key) is None else float(entry[key]) for entry in epochs)
+    return [figure if abs(figure) < LARGEST else math.nan for figure in figures]
 
 
 def line(axes: Axes, epochs: Entries, key: str, place: int, name: str) -> None:
@@ -144,8 +146,16 @@ def mark(axes: Axes, entry: Mapping[str, Any], key: str, place: int, told: str =
     """Draws a ring around the best epoch, with a text above it."""
     value = series([entry], key)[0]
     axes.plot([entry["epoch"]], [value], "o", markersize=9, markerfacecolor="none", color=color(place), label="_")
-    if told and math.isfinite(value):
-        axes.annotate(f"best {told}", (entry["epoch"], value), (0, 10), textcoords="offset points", ha="right")
+    if told:
+        tell(axes, f"best {told}", (entry["epoch"], value), (0, 10), "right" if entry["epoch"] > 1 else "left")
+
+
+def tell(
+    axes: Axes, text: str, point: tuple[float, float], apart: tuple[float, float], side: str = "center"
+) -> None:  # fmt: skip
+    """Writes a text beside a point, some units apart from it; none beside a gap."""
+    if math.isfinite(point[1]):
+        axes.annotate(text, point, apart, textcoords="offset points", ha=side)
 
 
 def draw_published(axes: Axes, curves: Sequence[Curve]) -> None:
@@ -161,15 +171,23 @@ def percent() -> Any:
     return PercentFormatter(1)
 
 
-def logarithmic(axes: Axes, values: Iterable[float | None]) -> None:
-    """Makes the y axis logarithmic, where there is anything to draw, with few ticks, which are written as numbers."""
+def logarithmic(axes: Axes, values: Iterable[float | None], margin: float = 0.06) -> None:
+    """Makes the y axis logarithmic, where there is anything to draw, with few ticks, which are written as numbers.
+
+    Args:
+      values: what is drawn.
+      margin: beside them, as a part of their range.
+    """
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-    found = [value for value in values if value and math.isfinite(value) and value > 0]
+    found = [value for value in values if value and 1 / LARGEST < value < LARGEST]
     if not found:
         return
+    low, high = math.log(min(found)), math.log(max(found))
+    free = margin * (high - low) or 0.1
+    axes.set_ylim(math.exp(low - free), math.exp(high + free))  # matplotlib's own margins can overflow
     axes.set_yscale("log")
-    is_wide = max(found) / min(found) > 8
+    is_wide = high - low > math.log(8)
     axes.yaxis.set_major_locator(
         LogLocator(subs=(1, 2, 5), numticks=12) if is_wide else MaxNLocator(6, steps=[1, 2, 5, 10])
     )

@@ -127,10 +127,11 @@ def test_generate_tells_the_exits(newllm, finished):
 
 
 def test_compare(newllm, refused, finished, small_run, tmp_path):
-    code, out, _ = newllm("compare", finished, finished / "results.json", "--published")
+    code, out, _ = newllm("compare", finished, finished / "results.json", "--published", "--output", "both")
     assert code == 0
     assert finished.name in out
-    assert (tmp_path / "comparison.md").read_text() in out
+    assert (tmp_path / "both" / "comparison.md").read_text() in out
+    assert "Base+2</text>" in (tmp_path / "both" / "comparison.html").read_text()
     assert refused("compare", small_run, "--published") == (
         "published: only CASCADE has published runs here, and these are runs of New-LLM"
     )

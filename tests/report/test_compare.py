@@ -43,6 +43,8 @@ def test_the_folder_is_the_deepest_that_holds_all_runs():
     assert comparison_folder(["runs/a", "runs/b"]) == Path("runs/comparison").resolve()
     assert comparison_folder(["runs/a", "runs/more/b"]) == Path("runs/comparison").resolve()
     assert comparison_folder(["one/a", "other/b/"]) == Path("comparison").resolve()
+    assert comparison_folder(["runs/a", "runs/b/results.json"]) == Path("runs/comparison").resolve()
+    assert comparison_folder(["a.json"]) == Path("comparison").resolve()
     assert comparison_folder(["runs/a"]) == Path("runs/comparison").resolve()
     with pytest.raises(InputError, match="output: the runs have no folder in common"):
         comparison_folder(["/a/run", "/b/run"])

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from newllm_jax.report.cascade_drawings import cascade_drawings
 from newllm_jax.report.curves import compared_drawings, training_drawings
 from newllm_jax.report.plots import Drawing, save_drawings, svg
 from newllm_jax.report.published import Curve
@@ -51,10 +52,18 @@ def test_a_perplexity_that_overflowed_leaves_a_gap(tmp_path):
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("value", [0.0, 1e-300, 1e300])
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [0.0, 1e-300, 1e29, 1e300])
 def test_figures_of_any_size_are_drawn(value):
-    changed = dict.fromkeys(("val_loss", "val_ppl", "grad_norm", "learning_rate"), value)
-    assert all(svg(drawing, 1) for drawing in training_drawings(entries(2, **changed)))
+    changed = dict.fromkeys(("val_loss", "val_ppl", "grad_norm"), value)
+    group = {"exit": 0, "tokens": 1, "base_loss": 2.0, "loss": 2.0}
+    ensemble = [
+        {"stages": stages, "val_ppl": ppl, "exit_rates": [1.0, 0.0], "exit_groups": [group], "flops": 1.0 + stages}
+        for stages, ppl in enumerate((9.0, value))
+    ]
+    stages = [{"stage": 1, "epochs": entries(2, **changed), "best": {"epoch": 1}}]
+    drawings = cascade_drawings({"ensemble": ensemble, "stages": stages})
+    assert all(svg(drawing, 1) for drawing in [*training_drawings(entries(2, **changed)), *drawings])
 
 
 def test_the_published_curve_is_dashed_and_told():
