@@ -76,7 +76,8 @@ def test_results_hold_the_contract(tiny, whole):
     assert [len(entry["exit_groups"]) for entry in results["ensemble"]] == [1, 2, 3, 4]
     assert CascadeConfig.from_dict(results["config"]) == tiny
     assert {path.name for path in whole.run_dir.iterdir()} == {
-        ".lock", "config.json", "metrics.jsonl", "results.json", "report.md", "curves.png", "checkpoints",
+        ".lock", "config.json", "metrics.jsonl", "results.json", "report.md", "report.html", "curves.png",
+        "checkpoints",
     }  # fmt: skip
 
 

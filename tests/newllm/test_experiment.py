@@ -246,7 +246,7 @@ def test_results_hold_the_contract(whole, config):
     assert results["best"] == {key: lowest[key] for key in ("epoch", "val_loss", "val_ppl")}
     assert lowest["val_ppl"] == pytest.approx(np.exp(lowest["val_loss"]))
     assert {path.name for path in whole.run_dir.iterdir()} >= {
-        "config.json", "metrics.jsonl", "results.json", "report.md", "curves.png", "checkpoints",
+        "config.json", "metrics.jsonl", "results.json", "report.md", "report.html", "curves.png", "checkpoints",
     }  # fmt: skip
 
 
