@@ -12,7 +12,7 @@ from newllm_jax.records import progress
 from newllm_jax.records.directory import RunDir
 from newllm_jax.records.epoch_table import EpochLine, epoch_table
 from newllm_jax.records.narration import JsonLines
-from newllm_jax.records.progress import TrainingProgress
+from newllm_jax.records.progress import SHOWN, TrainingProgress
 from newllm_jax.records.trackers import NoTracker
 
 
@@ -42,6 +42,7 @@ def told(tmp_path, epochs: int, **options) -> None:
                 shown.epoch(entry(epoch))
             if shown._live:
                 shown._live.refresh()
+                assert [line.entry["epoch"] for line in shown._lines] == [*range(epochs - SHOWN + 1, epochs + 1)]
 
 
 LINE = (
