@@ -126,6 +126,7 @@ def any_machine(monkeypatch):
         monkeypatch.setattr(plan, "planned_memory", lambda *_: 2**20)
     monkeypatch.setattr(cascade_plan, "planned_design_memory", lambda *_: 2**20)
     monkeypatch.setattr(cascade_plan, "disk_bytes", lambda *_: 2**20)
+    monkeypatch.setattr(generation_speed, "PROMPT", 8)
     monkeypatch.setattr(generation_speed, "TOKENS", 16)
     monkeypatch.setattr(generation_speed, "REPEATS", 1)
 
@@ -160,6 +161,8 @@ def execute(newllm, run_of, base_of_135m, any_machine, corpus, tmp_path, monkeyp
         for word in typed:
             if kind := kind_of(word.removeprefix(str(tmp_path)), name):
                 shutil.copytree(run_of(kind), tmp_path / word, dirs_exist_ok=True)
+        if name == "runs":
+            shutil.copytree(run_of("new-llm"), tmp_path / "runs" / "advanced")
         if "--elsewhere" in typed:
             typed[typed.index("--elsewhere") + 1] = corpus
         if name == "hardness" and not any(kind_of(word, name) for word in typed):
