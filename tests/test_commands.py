@@ -53,9 +53,6 @@ GENERIC = {
 }
 ONE_RUN_OF = re.compile(r"(?:\S*/)?([a-z]\w*(?:-[a-z]\w*)*)-(?:\.\.\.|\*|\d{8}-\d{6})/?")
 ANY_RUN = re.compile(r"RUN(_DIR)?|runs/[A-Z]+")
-PRINTED_WRONG = {  # and mended in the page when this is merged
-    "newllm evaluate runs/advanced-... --dynamic": "newllm evaluate runs/wikitext2-... --dynamic",
-}
 
 
 def printed(page: Path) -> Iterator[str]:
@@ -250,7 +247,7 @@ TEXTS = sorted(text for text in DIFFERENT.values() if not is_mention(text, DIFFE
 
 @pytest.mark.parametrize("text", TEXTS, ids=str)
 def test_commands_of_the_pages_run(execute, text):
-    execute(PRINTED_WRONG.get(text, text))
+    execute(text)
 
 
 def test_the_pages_have_commands():
