@@ -15,6 +15,7 @@ from tests.reliability.tiny import write_base, write_rows
 WITHOUT_EXAMPLE = {  # data, errors, models (`restore` and `load_smollm2` show calls of them), and trainings
     *(name for name in newllm_jax.__all__ if name.endswith(("Config", "Result", "Run", "Error"))),
     "Stopped", "ContextVectorLM", "SmolLM2", "Stage", "finetune", "train_cascade", "train_newllm",
+    "extract",  # that is docs/examples/own_text.py
 }  # fmt: skip
 
 
