@@ -42,7 +42,7 @@ EVERYWHERE = (
 UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0}
 
 
-def setting(default: Any, help: str, group: Group, **bounds: float) -> Any:
+def setting(default: Any, help: str = "", group: Group = "files", **bounds: float) -> Any:
     """A field of a configuration, with its line of `--help`, its place there, and its bounds, see `checked`."""
     return dataclasses.field(default=default, metadata={"help": help, "group": group, "bounds": bounds})
 
