@@ -49,7 +49,7 @@ from newllm_jax.records.results import (
 from newllm_jax.records.stored_config import resume_or_start
 from newllm_jax.report.cascade import write_report
 from newllm_jax.report.cascade_tables import ensemble_table, verdict
-from newllm_jax.report.finish import REPORT, complete, write_results
+from newllm_jax.report.finish import PAGE, complete, write_results
 from newllm_jax.smollm.alpaca import AlpacaChunks, load_alpaca
 from newllm_jax.smollm.base import (
     base_results,
@@ -128,7 +128,7 @@ def train_cascade(
         shutil.rmtree(extraction_folder(run), ignore_errors=True)
     tell(narrate, "ensemble", ensemble_table(results), {"ensemble": results["ensemble"]})
     narrate(verdict(results))
-    narrate(f"report      {run.path / REPORT}")
+    narrate(f"report      {run.path / PAGE}")
     return RunResult(run.path, results)
 
 

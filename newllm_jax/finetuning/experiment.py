@@ -32,7 +32,7 @@ from newllm_jax.records.results import (
 from newllm_jax.records.stored_config import resume_or_start
 from newllm_jax.records.trackers import open_tracker
 from newllm_jax.report.finetune import model_text, write_report
-from newllm_jax.report.finish import REPORT, complete, write_results
+from newllm_jax.report.finish import PAGE, complete, write_results
 from newllm_jax.smollm.adapter_file import save_adapter
 from newllm_jax.smollm.base import (
     base_results,
@@ -130,7 +130,7 @@ def finetune(
             **results_footer(clock.seconds()),
         })  # fmt: skip
     narrate(f"best        validation PPL {best['val_ppl']:.2f} after epoch {best['epoch']}; base {before['ppl']:.2f}")
-    narrate(f"report      {run.path / REPORT}")
+    narrate(f"report      {run.path / PAGE}")
     return RunResult(run.path, results)
 
 

@@ -38,7 +38,7 @@ from newllm_jax.records.results import (
 )
 from newllm_jax.records.stored_config import resume_or_start
 from newllm_jax.records.trackers import open_tracker
-from newllm_jax.report.finish import REPORT, complete, write_results
+from newllm_jax.report.finish import PAGE, complete, write_results
 from newllm_jax.report.newllm import write_report
 from newllm_jax.training.checkpoint import Checkpoints, every_few_epochs
 from newllm_jax.training.clock import Clock
@@ -203,7 +203,7 @@ def train_newllm(
         results = write_results(run, write_report, opened.finish())
     best, test = results["best"], results["test"]
     narrate(f"best        validation PPL {best['val_ppl']:.2f} after epoch {best['epoch']}; test PPL {test['ppl']:.2f}")
-    narrate(f"report      {run.path / REPORT}")
+    narrate(f"report      {run.path / PAGE}")
     return RunResult(run.path, results)
 
 

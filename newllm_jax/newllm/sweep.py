@@ -32,7 +32,7 @@ from newllm_jax.records.progress import narrate_start
 from newllm_jax.records.results import SCHEMA_VERSION, RunResult, results_footer, results_header
 from newllm_jax.records.stored_config import stored_config
 from newllm_jax.records.sweep_progress import SweepProgress
-from newllm_jax.report.finish import REPORT, write_results
+from newllm_jax.report.finish import PAGE, write_results
 from newllm_jax.report.sweep import finished_row, member_row, write_sweep_report
 from newllm_jax.training.clock import Clock
 from newllm_jax.training.members import Member, fit_members
@@ -103,7 +103,7 @@ def sweep_newllm(
             "members": sorted(rows, key=lambda row: row["number"]),
             **results_footer(clock.seconds()),
         })  # fmt: skip
-    narrate(f"report      {sweep.path / REPORT}")
+    narrate(f"report      {sweep.path / PAGE}")
     if all("failed" in row for row in rows):
         raise NumericalError(f"no member could be trained to its end; the first: {rows[0]['failed']}")
     return RunResult(sweep.path, results)

@@ -15,7 +15,7 @@ from pathlib import Path
 from newllm_jax.files import naming
 
 IDENTITY = "config.json", "checkpoints/config.json"  # tell whose a copy is, so they are copied first
-LAST = ("results.json", "curves.png", "report.md", "report.html")  # a run that has them is finished
+LAST = ("results.json", "curves.png", "report.html", "report.md")  # a run that has them is finished
 PIECE = 2**20  # bytes
 
 Stamps = dict[Path, dict[str, tuple[int, int]]]  # of units, by their paths in the run directory

@@ -45,7 +45,7 @@ def training_drawings(
     def accuracies(axes: Axes) -> None:
         line(axes, epochs, "val_accuracy", 0, "validation")
         mark(axes, epochs[best], "val_accuracy", 0)
-        axes.yaxis.set_major_formatter(percent())
+        axes.yaxis.set_major_formatter(percent)
 
     note = "" if published is None else f"Dashed, beside the perplexity: {published.told}."
     return [
@@ -110,7 +110,7 @@ def stage_drawings(stages: Sequence[Mapping[str, Any]]) -> list[Drawing]:
             line(axes, epochs, key, place, f"stage {stage['stage']}")
             mark(axes, epochs[stage["best"]["epoch"] - 1], key, place)
         if key == "val_accuracy":
-            axes.yaxis.set_major_formatter(percent())
+            axes.yaxis.set_major_formatter(percent)
         if len(stages) > 1:
             axes.legend()
 
@@ -164,11 +164,9 @@ def draw_published(axes: Axes, curves: Sequence[Curve]) -> None:
         axes.plot([*curve.ppl], [*curve.ppl.values()], "--", color=MUTED, marker=".", label=f"published, {curve.name}")
 
 
-def percent() -> Any:
-    """Writes shares as percentages, with as many digits as tell the ticks apart."""
-    from matplotlib.ticker import PercentFormatter
-
-    return PercentFormatter(1)
+def percent(value: float, _: object = None) -> str:
+    """A share as a percentage, with the digits that tell ticks apart."""
+    return f"{100 * value:.4g}%"
 
 
 def logarithmic(axes: Axes, values: Iterable[float | None], margin: float = 0.06) -> None:

@@ -18,7 +18,7 @@ CURVES = "curves.png"
 def write_pages(
     folder: Path, name: str, markdown: str, picture: str, drawings: Sequence[Drawing], results: Mapping[str, Any]
 ) -> Path:  # fmt: skip
-    """Writes a report: its picture, `name.md` and, last, `name.html`. Returns the path of `name.md`.
+    """Writes a report: its picture, `name.html` and, last, `name.md`, whose path it returns.
 
     Args:
       markdown: the text of both; the picture stands in it under its file name.
@@ -29,7 +29,7 @@ def write_pages(
     if drawings:
         save_drawings(folder / picture, drawings, results["name"])
         inserts[picture] = figures(drawings)
-    for ending, text in (("md", markdown), ("html", html_page(markdown, inserts))):
+    for ending, text in (("html", html_page(markdown, inserts)), ("md", markdown)):
         with whole_file(folder / f"{name}.{ending}") as partial:
             partial.write_text(text, encoding="utf-8")
     return folder / f"{name}.md"

@@ -50,7 +50,7 @@ PHASES = {  # files whose appearance tells what a run is doing, as patterns in i
     "results": ".results.json.*",
     "curves": ".curves.png.*",
     "report": ".report.html.*",
-    "end": "report.html",
+    "end": "report.md",
 }
 OF_KINDS = {
     "cascade": {
