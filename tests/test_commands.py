@@ -112,9 +112,8 @@ def base_of_135m(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def any_machine(monkeypatch):
-    """A machine with memory and precisions enough for what is planned, which is not compiled; timings are short."""
+def plan_for_any_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with devices, memory and precisions enough for what is planned, which is not compiled."""
     enough = lambda *_, **__: ("this machine", 2**45)  # noqa: E731
     monkeypatch.setattr(memory, "device_memory", enough)
     monkeypatch.setattr(memory, "host_memory", enough)
@@ -123,22 +122,22 @@ def any_machine(monkeypatch):
         monkeypatch.setattr(plan, "planned_memory", lambda *_: 2**20)
     monkeypatch.setattr(cascade_plan, "planned_design_memory", lambda *_: 2**20)
     monkeypatch.setattr(cascade_plan, "disk_bytes", lambda *_: 2**20)
-    monkeypatch.setattr(generation_speed, "PROMPT", 8)
-    monkeypatch.setattr(generation_speed, "TOKENS", 16)
-    monkeypatch.setattr(generation_speed, "REPEATS", 1)
 
 
 @pytest.fixture
-def execute(newllm, run_of, base_of_135m, any_machine, corpus, tmp_path, monkeypatch):
+def execute(newllm, run_of, base_of_135m, corpus, tmp_path, monkeypatch):
     """Runs a command of a page in an empty folder. Raises AssertionError where it is not as the program has it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XLA_FLAGS", "")  # to which --deterministic adds
+    for name, fewer in (("PROMPT", 8), ("TOKENS", 16), ("REPEATS", 1)):
+        monkeypatch.setattr(generation_speed, name, fewer)
 
     def command(name: str, typed: list[str]) -> None:
         assert name in COMMANDS, f"newllm {name}: no such command"
         typed = [str(tmp_path) + word if word.startswith("/") else word for word in typed if word != "..."]
         trains = name in TRAINING and not {"--resume", "--help"} & {*typed}
         if trains:
+            plan_for_any_machine(monkeypatch)
             typed += ["--dry_run", "--dataset", "builtin", "--dataset_config", ""]
             typed += ["--base_model", base_of_135m] if name in ("cascade", "finetune") else []
             if "--mesh" in typed:
