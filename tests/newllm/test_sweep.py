@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -142,3 +144,14 @@ def test_a_run_is_no_sweep(tmp_path):
         run.begin({"system": "new-llm", "schema_version": 2})
     with pytest.raises(InputError, match="not a sweep"):
         sweep_newllm(resume=run.path)
+
+
+def test_a_sweep_has_a_page_and_its_members_no_texts(swept):
+    page = (swept.run_dir / "report.html").read_text()
+    best = min(swept.results["members"], key=lambda row: row["best"]["val_loss"])
+    assert "<svg" in page and f"{best['name'][:30]}" in page
+    assert (swept.run_dir / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    member = swept.run_dir / best["run"]
+    assert "samples" not in json.loads((member / "results.json").read_text())
+    with pytest.raises(InputError, match="sample_words: does not go with a sweep"):
+        sweep_newllm(config(), {"sample_words": [4]})
