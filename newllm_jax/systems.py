@@ -5,7 +5,6 @@ A row names functions as `module:name`, which are imported when they are called:
 
 from __future__ import annotations
 
-import math
 import pkgutil
 import re
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from newllm_jax.config import (
     CascadeConfig,
-    Config,
     FinetuneConfig,
     NewLLMConfig,
     RunConfig,
@@ -156,53 +154,6 @@ SYSTEMS = {
 def call(function: Function, *arguments: Any, **options: Any) -> Any:
     """Calls a function of a row."""
     return pkgutil.resolve_name(function)(*arguments, **options)
-
-
-def largest_micro_batch(config: Config) -> tuple[Config, str]:
-    """The configuration with the largest micro batch that fits into the memory that is free, and a line that tells it.
-
-    The batch is halved until the memory that `--dry_run` estimates fits.
-
-    Raises:
-      InputError: not even single examples fit, or it is not known what is free.
-    """
-    from newllm_jax.training.memory import DoesNotFit
-
-    size = config.batch_size
-    while True:
-        tried = config.override({"micro_batch": size if size < config.batch_size else None})
-        usable = usable_memory()
-        if usable is None:
-            raise InputError("auto_batch: this device does not tell how much memory is free; set micro_batch instead")
-        try:
-            needed = call(SYSTEMS[config.system].plan, tried)["estimated_memory_bytes"]
-        except DoesNotFit:
-            if size == 1:
-                raise
-            needed = math.inf
-        told = f"{needed / 2**30:.2f} of {usable / 2**30:.2f} GiB"
-        if needed <= usable:
-            return tried, f"{size} of {config.batch_size} examples at a time, in {told}"
-        if size == 1:
-            raise InputError(
-                f"auto_batch: not even one example at a time fits (it needs {told}); use a smaller model or less data"
-            )
-        size = -(-size // 2)
-
-
-def usable_memory() -> int | None:
-    """Bytes that a run may be planned to need, a tenth of what is free left alone; None where that is not known.
-
-    On a CPU with what this process has by now, which the plans of runs count.
-    """
-    import jax
-
-    from newllm_jax.records.machine import peak_memory_bytes
-    from newllm_jax.training.memory import USABLE_SHARE, device_memory
-
-    _, free = device_memory()
-    held = peak_memory_bytes() if jax.devices()[0].platform == "cpu" else 0
-    return None if free is None else held + int(USABLE_SHARE * free)
 
 
 def system_of(run_dir: str | Path) -> System:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from newllm_jax import processes, systems
+from newllm_jax import processes
 from newllm_jax.cli import signals
 from newllm_jax.cli.options import (
     Parser,
@@ -122,7 +122,9 @@ def _train(parser: Parser, argv: Sequence[str], system: System) -> None:
             raise InputError("auto_batch: does not go with text stream, which has no micro_batch; lower batch_size")
         told = ""
         if arguments.auto_batch:
-            config, told = systems.largest_micro_batch(config)
+            from newllm_jax.cli.micro_batch import largest_micro_batch
+
+            config, told = largest_micro_batch(config)
         if arguments.dry_run:
             _tell_plan(narrate, call(system.plan, config))
             return

@@ -42,8 +42,11 @@ EVERYWHERE = (
 UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0}
 
 
-def setting(default: Any, help: str = "", group: Group = "files", **bounds: float) -> Any:
-    """A field of a configuration, with its line of `--help`, its place there, and its bounds, see `checked`."""
+def setting(default: Any, help: str = "", group: Group | None = None, **bounds: float) -> Any:
+    """A field of a configuration, with its line of `--help`, its place there, and its bounds, see `checked`.
+
+    A field that is no option, as of `Sampling`, has neither line nor place.
+    """
     return dataclasses.field(default=default, metadata={"help": help, "group": group, "bounds": bounds})
 
 

@@ -154,7 +154,7 @@ def test_auto_batch_goes_into_the_configuration(newllm, options, monkeypatch):
 
     monkeypatch.setattr("newllm_jax.newllm.plan.plan_newllm", plan)
     for usable, expected in ((1000, None), (400, 8)):
-        monkeypatch.setattr("newllm_jax.systems.usable_memory", lambda usable=usable: usable)
+        monkeypatch.setattr("newllm_jax.cli.micro_batch.usable_memory", lambda usable=usable: usable)
         code, out, err = newllm(*options, "--auto_batch", "--dry_run")
         assert (code, err, json.loads(out)["config"]["micro_batch"]) == (0, "", expected)
 
