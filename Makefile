@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 
 help:
 	@echo "make quickstart  train a small New-LLM on text that Python itself carries, and print its report"
-	@echo "make cascade     train two small CASCADE stages on the real SmolLM2-135M, and print their report"
+	@echo "make cascade     train a small CASCADE stage on the real SmolLM2-135M, and print their report"
 	@echo "make test        run the whole test suite"
 	@echo "make clean       delete $(VENV)"
 

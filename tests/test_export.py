@@ -162,7 +162,9 @@ def test_transformers_reads_tokenizer_and_settings(finetuned, tmp_path):
     assert theirs(text)["input_ids"] == ours.encode(text)
     assert theirs.decode(ours.encode("a , b"), skip_special_tokens=True) == ours.decode(ours.encode("a , b"))
     assert theirs.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) == ours.chat(turns)
-    assert GenerationConfig.from_pretrained(folder).eos_token_id == theirs.eos_token_id == ours.eos_id
+    settings, sampling = GenerationConfig.from_pretrained(folder), Sampling()
+    assert settings.eos_token_id == theirs.eos_token_id == ours.eos_id
+    assert (settings.temperature, settings.top_p) == (sampling.temperature, sampling.top_p)
     assert AutoConfig.from_pretrained(folder).num_hidden_layers == 2
 
 

@@ -135,7 +135,7 @@ def restore_design_run(run_dir: str | Path, settings: Mapping[str, Any]) -> Desi
         the run's own.
     """
     run = RunDir.open(run_dir)
-    wanted = "a cascade run of another design (with entry_layer or skipped_layers, for instance) is wanted, or none"
+    wanted = "give a cascade run with another design (entry_layer or skipped_layers, for instance), or no run"
     system = run.description.get("system")
     if system != CascadeConfig.system:
         raise InputError(f"{run.path}: is a run of {shown(system)}; {wanted}")

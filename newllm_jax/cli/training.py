@@ -6,6 +6,9 @@ import argparse
 import dataclasses
 import json
 import os
+import shlex
+import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -150,10 +153,18 @@ def _tell_plan(narrate: Narrate, plan: dict[str, object]) -> None:
 
 def _tell_end(narrate: Narrate, result: RunResult, next_steps: str) -> None:
     """Tells what to do next: commands for this very run."""
-    steps: list[str] = call(next_steps, result.run_dir, result.results)
+    steps = [_within_reach(step) for step in call(next_steps, result.run_dir, result.results)]
     lines = [f"{'' if number else 'next':<11} {step}" for number, step in enumerate(steps)]
     facts = {name: result.results[name] for name in TOLD if name in result.results}
     tell(narrate, "end", lines, {"run": str(result.run_dir), **facts, "next": steps})
+
+
+def _within_reach(command: str) -> str:
+    """A command as it can be typed here: `newllm` by its path where the shell does not find it, as after `make`."""
+    installed = Path(sys.executable).with_name("newllm")
+    if shutil.which("newllm") or not installed.is_file():
+        return command
+    return command.replace("newllm", shlex.quote(os.path.relpath(installed)), 1)
 
 
 def _add_run_options(parser: Parser, system: System) -> None:

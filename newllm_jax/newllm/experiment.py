@@ -212,7 +212,7 @@ def _narrate(narrate: Narrate, run: RunDir, setup: Setup) -> None:
     config, data = setup.config, setup.data
     facts = {
         "data": f"{data.provenance['source']}: {data_facts(data, config)}",
-        "parameters": f"{parameter_count(config, len(data.tokenizer)):,}",
+        "parameters": parameter_count(config, len(data.tokenizer)),
         **setup.training.mesh.facts(),
     }
     narrate_start(narrate, run, setup.precision, facts, start_warnings(config, data))

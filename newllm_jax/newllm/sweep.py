@@ -171,7 +171,7 @@ def _begin(
     precision = training_precision(config)
     facts = {
         "data": f"{data.provenance['source']}: {data_facts(data, config)}",
-        "members": f"{len(members)}, in {len(groups)} programs",
+        "members": f"{len(members)}, in {len(groups)} program{'s' * (len(groups) > 1)}",
     }
     warnings = [line for group in groups for line in start_warnings(group.members[0].config, group.data)]
     narrate_start(narrate, sweep, precision, facts, dict.fromkeys(warnings))
@@ -274,7 +274,7 @@ def sweep_mesh(config: NewLLMConfig, members: int) -> DeviceMesh:
         return DeviceMesh(min(jax.device_count(), members))
     mesh = DeviceMesh.parse(config.mesh)
     check("mesh", config.mesh, "auto or data=N in a sweep, whose members are each on one device", mesh.fsdp == 1)
-    check("mesh", config.mesh, f"of at most {jax.device_count()} devices, which are here",
+    check("mesh", config.mesh, f"of no more devices than the {jax.device_count()} here",
           mesh.size <= jax.device_count())  # fmt: skip
     return mesh
 

@@ -24,7 +24,7 @@ SHOWN = 8  # epochs in the live table, the last ones
 
 
 def narrate_start(
-    narrate: Narrate, run: RunDir, precision: str, facts: Mapping[str, str], warnings: Iterable[str] = ()
+    narrate: Narrate, run: RunDir, precision: str, facts: Mapping[str, str | int], warnings: Iterable[str] = ()
 ) -> None:
     """Tells what a run resolved.
 
@@ -35,7 +35,9 @@ def narrate_start(
     narrate_facts(narrate, precision, {**facts, "run": str(run.path)}, warnings)
 
 
-def narrate_facts(narrate: Narrate, precision: str, facts: Mapping[str, str], warnings: Iterable[str] = ()) -> None:
+def narrate_facts(
+    narrate: Narrate, precision: str, facts: Mapping[str, str | int], warnings: Iterable[str] = ()
+) -> None:
     """`narrate_start` of a command without a run directory."""
     import jax
 
@@ -44,7 +46,12 @@ def narrate_facts(narrate: Narrate, precision: str, facts: Mapping[str, str], wa
     for warning in filter(None, warnings):
         warn(narrate, warning)
     facts = {"device": f"{device.device_kind} ({device.platform}), {precision}", **facts}
-    tell(narrate, "start", [f"{name:<11} {fact}" for name, fact in facts.items()], facts)
+    tell(
+        narrate,
+        "start",
+        [f"{name:<11} {fact:,}" if isinstance(fact, int) else f"{name:<11} {fact}" for name, fact in facts.items()],
+        facts,
+    )
 
 
 class TrainingProgress:

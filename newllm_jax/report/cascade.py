@@ -76,7 +76,12 @@ patience {config["patience"]}, seed {config["seed"]} |
 def _threshold_text(config: dict[str, Any]) -> str:
     """How many tokens are hard."""
     cost = config.get("flops")
-    return f"hard ratio {config['hard_ratio']:g}" if cost is None else f"as many as cost {cost:g} passes of the base"
+    if cost is not None:
+        return f"as many as cost {cost:g} passes of the base"
+    measured = "calibration" if config.get("calibration_chunks") else "training"
+    return (
+        f"hard ratio {config['hard_ratio']:g} of the {measured} tokens; of other tokens, what the same threshold gives"
+    )
 
 
 def _stages_text(config: dict[str, Any]) -> str:

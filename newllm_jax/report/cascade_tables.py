@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from newllm_jax.report.markup import escaped
@@ -39,10 +40,16 @@ def verdict(results: dict[str, Any]) -> str:
     )
 
 
+def tokens_of_stages(config: Mapping[str, Any]) -> str:
+    """Which tokens the perplexities of a stage by epoch are of: `hard` or `all`."""
+    return "all" if config.get("skipped_layers") or config.get("trained_on") == "all" else "hard"
+
+
 def stage_table(results: dict[str, Any]) -> str:
     """One line a stage: its hard tokens, and what its validation perplexity on them is beside that over all tokens."""
     header = ["stage", "layers", "parameters", "train tokens", "val tokens", "threshold",
-              "hard-token PPL last", "best (epoch)", "all-token PPL Base+k", "seconds"]  # fmt: skip
+              f"{tokens_of_stages(results['config'])}-token PPL last", "best (epoch)", "all-token PPL Base+k",
+              "seconds"]  # fmt: skip
     ensemble = {entry["stages"]: entry for entry in results["ensemble"]}
     return markdown_table(header, [
         [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from newllm_jax.errors import InputError
 from newllm_jax.records.directory import RunDir, read_sealed
 from newllm_jax.records.shape import check_results
 from newllm_jax.report.cascade_drawings import compared_ensembles
-from newllm_jax.report.cascade_tables import configuration_name
+from newllm_jax.report.cascade_tables import configuration_name, tokens_of_stages
 from newllm_jax.report.curves import compared_drawings
 from newllm_jax.report.markup import escaped
 from newllm_jax.report.pages import figure_notes, write_pages
@@ -22,6 +23,7 @@ from newllm_jax.report.published import published_curve
 from newllm_jax.report.tables import markdown_table, number
 
 PICTURE, RESULTS = "comparison.png", "results.json"
+SOURCES = "dataset", "dataset_config", "base_model", "fallback"  # settings that the provenance of a run says better
 # Of the data: perplexities are over different targets where these differ.
 COUNTS = ("train_tokens", "val_tokens", "vocabulary_size", "validation_targets")
 
@@ -114,6 +116,7 @@ def differences(runs: Sequence[dict[str, Any]]) -> str:
         if len(groups) > 1:
             named = "; ".join(name for group in groups.values() for name in group)
             lines.append(f"> **Different {what}**, so figures compare only loosely: {named}.")
+    lines += different_settings(runs)
     lines += [f"> {escaped(run['name'])}: {run['note']}." for run in runs if run.get("note")]
     fallbacks = [run["name"] for run in runs if any(run.get(key, {}).get("fallback") for key in ("data", "base"))]
     if fallbacks:
@@ -121,9 +124,28 @@ def differences(runs: Sequence[dict[str, Any]]) -> str:
     return "\n>\n".join(lines)
 
 
+def different_settings(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for the runs of each system: their settings that are not the same, and what they are in each run."""
+    lines = []
+    for system in dict.fromkeys(run["system"] for run in runs):
+        alike = [run for run in runs if run["system"] == system]
+        # A run of an earlier version lacks settings that came later, and is not said to differ in them.
+        names = [name for name in alike[0]["config"] if all(name in run["config"] for run in alike)]
+        differing = {name: [run["config"][name] for run in alike] for name in names if name not in SOURCES}
+        told = [
+            f"`{name}` {' / '.join(escaped(json.dumps(value)) for value in values)}"
+            for name, values in differing.items()
+            if any(value != values[0] for value in values)
+        ]
+        if told:
+            order = " / ".join(escaped(run["name"]) for run in alike)
+            lines.append(f"> **Different settings** of {order}: {'; '.join(told)}.")
+    return lines
+
+
 def stages_table(runs: Sequence[dict[str, Any]]) -> str:
     """The table of the report of CASCADE: for each stage and run the tokens, threshold, perplexities and time."""
-    header = ["stage", "run", "hard ratio", "train tokens", "val tokens", "threshold", "hard-token PPL last", "best",
+    header = ["stage", "run", "hard ratio", "train tokens", "val tokens", "threshold", "PPL last", "best", "of tokens",
               "all-token PPL Base+k", "seconds"]  # fmt: skip
     most = max(len(run["stages"]) for run in runs)
     rows = []
@@ -136,7 +158,7 @@ def stages_table(runs: Sequence[dict[str, Any]]) -> str:
             rows.append([
                 str(stage["stage"]), escaped(run["name"]), f"{run['config']['hard_ratio']:g}",
                 f"{stage['train_tokens']:,}", f"{stage['val_tokens']:,}", f"{stage['threshold']:.4f}",
-                number(stage["last"]["val_ppl"]), number(stage["best"]["val_ppl"]),
+                number(stage["last"]["val_ppl"]), number(stage["best"]["val_ppl"]), tokens_of_stages(run["config"]),
                 number(everything.get(stage["stage"])), number(stage["seconds"], 1),
             ])  # fmt: skip
     return markdown_table(header, rows)

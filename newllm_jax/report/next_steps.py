@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from newllm_jax.training.history import has_decayed
+
 PROMPT = "The city of"
 QUESTION = "Why is the sky blue?"
 
@@ -28,7 +30,7 @@ def after_cascade(run: Path, results: Mapping[str, Any]) -> list[str]:
     elif config["num_stages"] > 1:
         measured = f"newllm cascade --resume {path} --num_stages {config['num_stages'] + 1}"
     else:
-        measured = f"newllm compare {path} --published"
+        measured = f"newllm evaluate {path}"
     return [_generate(run, QUESTION), measured, _report(run)]
 
 
@@ -60,8 +62,7 @@ def _more_epochs(command: str, run: Path, results: Mapping[str, Any]) -> list[st
     config, again = results["config"], f"newllm {command} --resume {shlex.quote(str(run))}"
     if len(results["epochs"]) < config["num_epochs"]:
         return [f"{again} --patience {2 * config['patience']}"]  # it stopped early
-    decayed = config.get("schedule") == "cosine" and config["decay_epochs"] is None
-    return [] if decayed else [f"{again} --num_epochs {2 * config['num_epochs']}"]
+    return [] if has_decayed(config) else [f"{again} --num_epochs {2 * config['num_epochs']}"]
 
 
 def _report(run: Path) -> str:

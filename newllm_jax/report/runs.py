@@ -38,7 +38,7 @@ class ListedRun:
       member: of a sweep, the member that has the best.
       data: the source, as far as it is known.
       fallback: whether data or base replaced those that were asked for.
-      changed: seconds since 1970.
+      changed: seconds since 1970, when it last trained: reading a run, or a report written again, makes it no newer.
       size: bytes on disk.
     """
 
@@ -76,7 +76,7 @@ def _is_run(path: Path) -> bool:
 
 def _listed(path: Path) -> ListedRun:
     description = _read(path / "config.json") or _read(path / COPY)
-    size, changed = _size_and_time(path)
+    size, changed = _size(path), _last_trained(path)
     found: dict[str, Any] = {"state": DAMAGED, "best": None, "base": None, "member": "", "data": ""}
     system = description.get("system", "") if description else ""
     if description and isinstance(description.get("config"), dict):
@@ -185,17 +185,26 @@ def _is_held(path: Path) -> bool:
     return False
 
 
-def _size_and_time(path: Path) -> tuple[int, float]:
-    """The bytes of all files, and when the newest of the run's own files was written."""
-    size, times = 0, [path.stat().st_mtime]
+def _size(path: Path) -> int:
+    """The bytes of all files."""
+    size = 0
     for folder, _, files in os.walk(path):
         for name in files:
             with contextlib.suppress(OSError):  # it vanished
-                found = os.lstat(os.path.join(folder, name))  # noqa: PTH118 (twice as fast)
-                size += found.st_size
-                if folder == str(path):
-                    times.append(found.st_mtime)
-    return size, max(times)
+                size += os.lstat(os.path.join(folder, name)).st_size  # noqa: PTH118 (twice as fast)
+    return size
+
+
+def _last_trained(path: Path) -> float:
+    """When the last epoch was written, of any member; before the first one, when the run was begun."""
+    for pattern in ("metrics.jsonl", "members/*/metrics.jsonl", "config.json", COPY):
+        times = list[float]()
+        for file in path.glob(pattern):
+            with contextlib.suppress(OSError):  # it vanished
+                times.append(file.stat().st_mtime)
+        if times:
+            return max(times)
+    return path.stat().st_mtime
 
 
 def runs_text(runs: list[ListedRun]) -> str:

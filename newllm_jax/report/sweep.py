@@ -57,6 +57,10 @@ def sweep_drawings(members: Sequence[Mapping[str, Any]]) -> list[Drawing]:
     return [Drawing("Validation perplexity by member", curves)] if finished else []
 
 
+def _programs(count: int) -> str:
+    return "one compiled program" if count == 1 else f"{count} compiled programs"
+
+
 def sweep_report(results: Mapping[str, Any]) -> str:
     """`report.md` of a sweep, from its `results.json`."""
     grid, members = results["grid"], results["members"]
@@ -64,7 +68,7 @@ def sweep_report(results: Mapping[str, Any]) -> str:
     picture = f"![validation perplexity of the members]({CURVES})\n\n" if sweep_drawings(members) else ""
     return f"""# Sweep: {escaped(results["name"])}
 
-{len(members)} members in {results["programs"]} compiled programs. Chosen among by validation; test figures \
+{len(members)} members in {_programs(results["programs"])}. Chosen among by validation; test figures \
 are of each member's best epoch on the validation split.
 
 Varied: {escaped(varied)}.

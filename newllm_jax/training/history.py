@@ -6,7 +6,7 @@ All of it is a pure function of the history, so that a resumed run needs nothing
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from newllm_jax.config import RunConfig
@@ -39,7 +39,13 @@ def how_it_stopped(history: History, config: RunConfig) -> str:
     """Why a training ended, and the setting that would let it go on."""
     if stopped_early(history, config):
         return f"early, after epoch {len(history)}: no gain in {config.patience} epochs (raise patience to continue)"
-    return f"after epoch {len(history)}, the last of num_epochs (raise it to continue)"
+    ended = f"after epoch {len(history)}, the last of num_epochs"
+    return f"{ended}, where the schedule ends" if has_decayed(config.to_dict()) else f"{ended} (raise it to continue)"
+
+
+def has_decayed(config: Mapping[str, Any]) -> bool:
+    """Whether the learning rate of these settings is 0 after their last epoch, so that more epochs would do nothing."""
+    return config.get("schedule") == "cosine" and config.get("decay_epochs") is None
 
 
 def patience_exhausted(val_losses: Sequence[float], patience: int, minimum_gain: float) -> bool:

@@ -190,7 +190,7 @@ def choose_mesh(asked: str, examples: int) -> DeviceMesh:
         mesh = DeviceMesh(max((number for number in range(least, there + 1) if examples % number == 0), default=there))
     else:
         mesh = DeviceMesh.parse(asked)
-        check("mesh", asked, f"of at most {there} devices, which are here", mesh.size <= there)
+        check("mesh", asked, f"of no more devices than the {there} here", mesh.size <= there)
         check("mesh", asked, f"of all {there} devices of the {jax.process_count()} processes",
               mesh.size == there or not are_several())  # fmt: skip
     if examples % mesh.size:

@@ -48,7 +48,7 @@ def test_bad_input(refused, typed, message, tmp_path):
 
 @pytest.mark.quick
 def test_runs_without_gains(refused, begun):
-    wanted = "a cascade run of another design (with entry_layer or skipped_layers, for instance) is wanted, or none"
+    wanted = "give a cascade run with another design (entry_layer or skipped_layers, for instance), or no run"
     tuned, published = begun(FinetuneConfig()), begun(CascadeConfig())
     assert refused("hardness", tuned) == f"{tuned}: is a run of 'finetune'; {wanted}"
     assert refused("hardness", published) == f"{published}: is a cascade run of the published design; {wanted}"

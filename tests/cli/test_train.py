@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import newllm_jax
+from newllm_jax.cli import training
 from newllm_jax.sources import text
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
@@ -187,3 +188,16 @@ def test_a_fallback_is_boxed_and_in_the_runs_name(newllm, only_run, options, cor
     assert out.startswith("+---") and "someone/texts" in out and "cannot be compared with published ones" in out
     assert "-builtin-" in only_run().name
     assert "**Not the data that was asked for.**" in (only_run() / "report.md").read_text()
+
+
+def test_what_to_do_next_can_be_typed_where_the_shell_does_not_find_newllm(monkeypatch, tmp_path):
+    installed = tmp_path / "bin" / "newllm"
+    installed.parent.mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(sys, "executable", str(installed.with_name("python")))
+    assert training._within_reach("newllm report newllm") == "newllm report newllm"  # not installed there either
+    installed.touch(mode=0o755)
+    assert training._within_reach("newllm report newllm") == "bin/newllm report newllm"
+    monkeypatch.setenv("PATH", str(installed.parent))
+    assert training._within_reach("newllm report newllm") == "newllm report newllm"

@@ -109,8 +109,9 @@ def test_equal_sources_are_not_said_to_differ(results):
 
 def test_other_systems_stand_in_the_first_table(results):
     other = {
-        "system": "new-llm", "name": "words", "parameters": 7, "best": {"epoch": 3, "val_ppl": 23.34}, "seconds": 1.0,
-        "environment": {"device": "cpu"}, "data": {"source": "wikitext", "fingerprint": "w", "fallback": "no Hub"},
+        "system": "new-llm", "name": "words", "config": {}, "parameters": 7, "best": {"epoch": 3, "val_ppl": 23.34},
+        "seconds": 1.0, "environment": {"device": "cpu"},
+        "data": {"source": "wikitext", "fingerprint": "w", "fallback": "no Hub"},
     }  # fmt: skip
     text = comparison([results, other])
     assert "23.34" in text

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from newllm_jax.errors import InputError
-from newllm_jax.report.compare import comparison, comparison_folder, drawings_of, write_comparison
+from newllm_jax.report.compare import best_of, comparison, comparison_folder, drawings_of, write_comparison
 from newllm_jax.report.plots import svg
 from newllm_jax.report.published import PUBLISHED_RUNS
 
@@ -75,3 +75,26 @@ def test_names_do_not_break_the_page(tmp_path):
     page = path.with_suffix(".html").read_text()
     assert "<script>" not in page and page.count("&lt;script&gt;|`x`</td>") == 3
     assert "&lt;script&gt;|`x`</th>" in page
+
+
+def test_what_differs_is_said():
+    first, second, quickstart = map(read, ("newllm/baseline-seed0", "newllm/baseline-seed1", "quickstart/newllm"))
+    alike, unlike = comparison([first, second]), comparison([first, second, quickstart])
+    assert "Different data" not in alike and "**Different data**" in unlike
+    assert "**Different settings** of {} / {}: `seed` 0 / 1.\n".format(first["name"], second["name"]) in alike
+    assert "`learning_rate` 0.0001 / 0.0001 / " in unlike and "`dataset`" not in unlike
+    assert "Different settings" not in comparison([first, first])
+    assert "Different settings" not in comparison([first, read("quickstart/cascade-published")])  # of other systems
+
+
+def test_the_best_of_a_cascade_is_the_lowest_of_its_ensemble():
+    run = read("quickstart/cascade-published")
+    perplexities = [entry["val_ppl"] for entry in run["ensemble"]]
+    assert perplexities[0] < 30 < 100 < perplexities[-1]
+    assert best_of(run)[1:] == (perplexities[0], "Base")
+
+
+def test_the_tokens_of_a_stage_are_named():
+    published, helped = read("quickstart/cascade-published"), read("quickstart/cascade")
+    rows = [line for line in comparison([published, helped]).splitlines() if line.startswith("| 1 ")]
+    assert [row.split("|")[9].strip() for row in rows] == ["hard", "all"]

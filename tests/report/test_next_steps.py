@@ -30,7 +30,7 @@ MEMBERS = {"members": [
         (after_newllm, COSINE, "newllm report 'runs/a run'"),  # its learning rate has decayed
         (after_cascade, CASCADE, "newllm cascade --resume 'runs/a run' --num_stages 3"),
         (after_cascade, TESTED, "newllm frontier 'runs/a run'"),
-        (after_cascade, DESIGN, "newllm compare 'runs/a run' --published"),
+        (after_cascade, DESIGN, "newllm evaluate 'runs/a run'"),
         (after_finetune, FINETUNED, "newllm finetune --resume 'runs/a run' --patience 10"),
         (after_finetune, {"config": {"test_chunks": 8}}, "newllm frontier 'runs/a run'"),
         (after_sweep, MEMBERS, "newllm report 'runs/a run/members/002'"),

@@ -64,6 +64,18 @@ def test_the_newest_comes_first(tmp_path):
         unfinished(tmp_path, name, {"num_epochs": 1})
         time.sleep(0.02 * (1 - number))
     assert [run.name for run in list_runs(tmp_path)] == ["new", "old"]
+    trained = {run.name: run.changed for run in list_runs(tmp_path)}
+    (tmp_path / "old" / "report.md").write_text("written again, later")
+    assert {run.name: run.changed for run in list_runs(tmp_path)} == trained
+    with RunDir.open(tmp_path / "old") as run:
+        run.write_metrics([{"epoch": 1, "val_ppl": 2.0}])
+    assert [run.name for run in list_runs(tmp_path)] == ["old", "new"]
+
+
+def test_a_link_to_a_run_is_no_second_run(tmp_path):
+    unfinished(tmp_path, "run", {"num_epochs": 1})
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    assert [run.name for run in list_runs(tmp_path)] == ["run"]
 
 
 def test_a_sweep_is_one_line_with_its_best_member(tmp_path):

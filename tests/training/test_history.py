@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from newllm_jax.training.history import best_epoch, patience_exhausted
+from newllm_jax.config import NewLLMConfig
+from newllm_jax.training.history import best_epoch, how_it_stopped, patience_exhausted
 
 
 @pytest.mark.parametrize(
@@ -32,3 +33,12 @@ def test_best_epoch_is_the_first_lowest_however_small_the_gain():
 
     assert best_epoch([]) == 0
     assert best_epoch(history(3.0, 2.0, 1.9999, 1.9999, 2.5)) == 3
+
+
+def test_the_end_says_what_lets_a_training_go_on():
+    def ended(**settings):
+        return how_it_stopped([{"val_loss": 2.0}, {"val_loss": 1.0}], NewLLMConfig(num_epochs=2, **settings))
+
+    assert ended() == "after epoch 2, the last of num_epochs (raise it to continue)"
+    assert ended(schedule="cosine") == "after epoch 2, the last of num_epochs, where the schedule ends"
+    assert ended(schedule="cosine", decay_epochs=4) == ended()  # the learning rate is not 0 yet
