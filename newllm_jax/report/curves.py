@@ -77,7 +77,7 @@ def rate_drawings(epochs: Entries) -> list[Drawing]:
         logarithmic(axes, [*series(epochs, "grad_norm"), *bounds])
         axes.legend()
 
-    return [Drawing("Learning rate", rates), Drawing("Gradient norm", norms)]
+    return [Drawing("Learning rate at the start of an epoch", rates), Drawing("Gradient norm", norms)]
 
 
 def compared_drawings(runs: Iterable[Mapping[str, Any]], published: Sequence[Curve]) -> list[Drawing]:
