@@ -40,15 +40,35 @@ def narrow(logits: jax.Array, sampling: Sampling) -> jax.Array:
     """Logits `[V]` at the temperature, with every id ruled out (-inf) that `top_k` and `top_p` exclude."""
     if sampling.temperature > 0:
         logits = logits / sampling.temperature
-    ranked = jnp.sort(logits, descending=True)
+    narrowed = logits
     if sampling.top_k:
-        logits = jnp.where(logits < ranked[min(sampling.top_k, len(ranked)) - 1], -jnp.inf, logits)
+        narrowed = _largest(narrowed, jnp.ones_like(logits), sampling.top_k)
     if sampling.top_p < 1:
-        # A word stays while the words before it have not yet reached top_p; the most probable one always does.
-        probabilities = jax.nn.softmax(ranked)
-        kept = jnp.cumsum(probabilities) - probabilities < sampling.top_p
-        logits = jnp.where(logits < jnp.min(ranked, where=kept, initial=jnp.inf), -jnp.inf, logits)
-    return logits
+        # A word stays while the words before it have not yet reached top_p; the most probable one always does. The
+        # probabilities are those among all words, whatever top_k excludes.
+        narrowed = _largest(narrowed, jax.nn.softmax(logits), sampling.top_p)
+    return narrowed
+
+
+def _largest(x: jax.Array, weights: jax.Array, bound: float) -> jax.Array:
+    """The numbers of `x` before which, from the largest on, the sum of the weights is below a bound; the others -inf.
+
+    The least number that stays is found bit by bit, in 32 sums. Sorting 49,152 numbers takes a CPU ten times as long.
+    """
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+    # In the order of the numbers: the sign bit set where it was not, and all bits turned round in negative ones.
+    places = jnp.where(bits >> 31, ~bits, bits | jnp.uint32(2**31))
+
+    def is_reached(place: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.where(places > place, weights, 0.0)) >= bound
+
+    def set_bit(number: jax.Array, place: jax.Array) -> jax.Array:
+        candidate = place | (jnp.uint32(2**31) >> number.astype(jnp.uint32))
+        return jnp.where(is_reached(candidate), candidate, place)
+
+    # The largest place whose larger numbers reach the bound; it is 0 if there is none, for no number has that place.
+    place = jax.lax.fori_loop(0, 32, set_bit, jnp.uint32(0))
+    return jnp.where(places > place, x, -jnp.inf)
 
 
 def choose(logits: jax.Array, sampling: Sampling, key: jax.Array) -> jax.Array:

@@ -3,47 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from newllm_jax.decoding.exits import Exits
-from newllm_jax.decoding.sampling import Sampling, choose, narrow
+from newllm_jax.decoding.loop import generated_tokens
+from newllm_jax.decoding.sampling import Sampling
 from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.run import NewLLMRun
 from newllm_jax.newllm.tokenizer import BOS, EOS, PAD, UNK
 from newllm_jax.training.step import Params
 
-PROMPT_PIECE = 64
+WORDS_PER_CALL = 16  # that the device makes before the host sees them: a call takes as long as a word or two
+NO_LIMIT = 2**31 - 1  # tokens of a cache that is one vector
 
 
-def restrict(logits: jax.Array, sampling: Sampling) -> jax.Array:
-    """Logits `[V]` with every word ruled out that sampling excludes (-inf)."""
-    excluded = jnp.array([PAD, BOS] if sampling.unknown else [PAD, BOS, UNK])
-    logits = logits.at[excluded].set(-jnp.inf)
-    return narrow(logits, sampling)
+@dataclass(frozen=True)
+class ContextDecoder:
+    """New-LLM as the loop of `decoding.loop` uses it. The cache is the context vector, `[B, C]`.
 
-
-@partial(jax.jit, static_argnums=(0, 1))
-def next_word(
-    model: ContextVectorLM,
-    sampling: Sampling,
-    params: Params,
-    context: jax.Array,
-    word: jax.Array,
-    key: jax.Array,
-    position: int,
-) -> tuple[jax.Array, jax.Array]:
-    """Feeds a word (scalar id) to `context [1, C]`: the word chosen after it, and the context vector by then.
-
-    Args:
-      key: of the whole text.
-      position: of the chosen word in it; each has a draw of its own.
+    Attributes:
+      unknown: whether `<UNK>` may be chosen.
     """
-    logits, context = model.apply({"params": params}, word[None, None], context)  # type: ignore[misc]
-    logits = restrict(logits[0, 0], sampling)
-    return choose(logits, sampling, jax.random.fold_in(key, position)), context
+
+    model: ContextVectorLM
+    unknown: bool = False
+
+    @property
+    def exits(self) -> int:
+        return 1
+
+    def prepare(self, params: Params) -> Params:
+        """The parameters as they are."""
+        return params
+
+    def start(self, params: Params, ids: jax.Array, length: jax.Array, capacity: int) -> jax.Array:
+        """The context vector after the first `length` of some ids."""
+
+        def read(place: jax.Array, context: jax.Array) -> jax.Array:
+            return self._read(params, context, jax.lax.dynamic_slice_in_dim(ids, place, 1, axis=1))[1]
+
+        return jax.lax.fori_loop(0, length, read, self.model.initial_context(len(ids)))
+
+    def step(self, weights: Params, cache: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The context vector after one more word of each text, and the logits of what follows."""
+        logits, context = self._read(weights, cache, tokens[:, None])
+        excluded = jnp.array([PAD, BOS] if self.unknown else [PAD, BOS, UNK])
+        return context, logits[:, 0].at[:, excluded].set(-jnp.inf), jnp.zeros(len(tokens), jnp.int32)
+
+    def _read(self, params: Params, context: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return self.model.apply({"params": params}, ids, context)  # type: ignore[return-value]
 
 
 def generate(
@@ -61,22 +73,14 @@ def generate(
     A model of a stream, packed too, goes on after the end of a text, with a new line.
     """
     ids, stream = run.tokenizer.encode_prompt(prompt), run.config.text != "windows"
-    *read, last = [EOS, *ids[1:]] if stream else ids  # in a stream, a text begins where the one before ends
-    context = run.model.initial_context(1)
-    # In pieces of one length, and the rest one by one: two compilations for prompts of any length.
-    whole = len(read) - len(read) % PROMPT_PIECE
-    for start in range(0, whole, PROMPT_PIECE):
-        context = _read(run.model, run.params, context, jnp.array([read[start : start + PROMPT_PIECE]]))
-    for index in read[whole:]:
-        context = _read(run.model, run.params, context, jnp.array([[index]]))
-    word, key, sampling = jnp.int32(last), jax.random.key(seed), sampling or Sampling()
-    for position in range(max_words):
-        word, context = next_word(run.model, sampling, run.params, context, word, key, position)
-        if int(word) == EOS and not stream:
-            return
-        yield "\n" if int(word) == EOS else run.tokenizer.words[int(word)]
-
-
-@partial(jax.jit, static_argnums=0)
-def _read(model: ContextVectorLM, params: Params, context: jax.Array, ids: jax.Array) -> jax.Array:
-    return model.apply({"params": params}, ids, context)[1]  # type: ignore[index]
+    ids = [EOS, *ids[1:]] if stream else ids  # in a stream, a text begins where the one before ends
+    sampling = sampling or Sampling()
+    made = generated_tokens(
+        ContextDecoder(run.model, sampling.unknown), run.params, np.asarray([ids]), max_words, NO_LIMIT, sampling,
+        jax.random.key(seed)[None], None if stream else EOS, WORDS_PER_CALL,
+    )  # fmt: skip
+    for words, _ in made:
+        for word in words[0].tolist():
+            if word == EOS and not stream:
+                return
+            yield "\n" if word == EOS else run.tokenizer.words[word]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from newllm_jax.config import NewLLMConfig
-from newllm_jax.decoding.sampling import Sampling
+from newllm_jax.decoding.sampling import Sampling, narrow
 from newllm_jax.errors import InputError
-from newllm_jax.newllm.generate import PROMPT_PIECE, restrict
+from newllm_jax.newllm.generate import ContextDecoder
 from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.run import NewLLMRun, init_params
 from newllm_jax.newllm.tokenizer import BOS, EOS, PAD, UNK, WordTokenizer
@@ -31,12 +31,12 @@ def run() -> NewLLMRun:
     return NewLLMRun(MODEL, params, NewLLMConfig(), WordTokenizer(("<PAD>", "<UNK>", "<BOS>", "<EOS>", *WORDS)), 1, "")
 
 
-@pytest.mark.parametrize("length", [0, 5, PROMPT_PIECE - 1, PROMPT_PIECE, 2 * PROMPT_PIECE + 3])
+@pytest.mark.parametrize("length", [0, 5, 31, 32, 33, 131])  # prompts are padded to powers of two
 def test_greedy_text_is_the_arg_max_of_the_whole_text(run, length):
     prompt = " ".join(WORDS[index % 7] for index in range(length))
     words = list(generate(run, prompt, max_words=8, sampling=Sampling(temperature=0)))
     ids = run.tokenizer.encode(" ".join([prompt, *words]))[:-1]
-    padded = np.zeros((1, 2 * PROMPT_PIECE + 20), np.int32)  # what stands after a word does not change it
+    padded = np.zeros((1, 160), np.int32)  # what stands after a word does not change it
     padded[0, : len(ids)] = ids
     logits = np.array(jax.jit(run.model.apply)({"params": run.params}, padded)[0][0])
     logits[:, [PAD, UNK, BOS]] = -np.inf
@@ -62,6 +62,23 @@ def test_text_ends_where_the_model_ends_it(run):
     params = dict(run.params, logits={**run.params["logits"], "bias": jnp.zeros(20).at[EOS].set(100.0)})
     ended = NewLLMRun(MODEL, params, run.config, run.tokenizer, 1, "")
     assert list(generate(ended, "w1", sampling=Sampling(1.0))) == []
+
+
+class Fixed:
+    """A model that says the same after every word."""
+
+    def __init__(self, logits):
+        self.logits = logits
+
+    def apply(self, variables, ids, context):
+        return self.logits[None, None], context
+
+
+def restrict(logits, sampling):
+    """What is left of logits `[V]` after New-LLM's own words and those that sampling excludes."""
+    _, allowed, exits = ContextDecoder(Fixed(logits), sampling.unknown).step({}, jnp.zeros((1, 3)), jnp.array([4]))
+    assert exits.tolist() == [0]
+    return narrow(allowed[0], sampling)
 
 
 def test_restricted_logits_by_hand():
