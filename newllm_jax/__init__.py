@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from newllm_jax.smollm.alpaca import load_alpaca
     from newllm_jax.smollm.model import SmolLM2
     from newllm_jax.smollm.pretrained import load_smollm2
-    from newllm_jax.systems import export, generate, restore
+    from newllm_jax.systems import export, generate, generate_all, restore
 
 __version__ = "0.1.0"
 
@@ -63,6 +63,7 @@ _HOMES = {
     "extract": "newllm_jax.cascade.extraction:extract",
     "finetune": "newllm_jax.finetuning.experiment:finetune",
     "generate": "newllm_jax.systems:generate",
+    "generate_all": "newllm_jax.systems:generate_all",
     "hardness": "newllm_jax.cascade.hardness",
     "load_alpaca": "newllm_jax.smollm.alpaca:load_alpaca",
     "load_config": "newllm_jax.config:load_config",
@@ -98,6 +99,7 @@ __all__ = [
     "extract",
     "finetune",
     "generate",
+    "generate_all",
     "hardness",
     "load_alpaca",
     "load_config",

@@ -20,13 +20,13 @@ from newllm_jax.cascade.hardness import is_hard, token_scores
 from newllm_jax.cascade.run import CascadeRun, DesignRun
 from newllm_jax.cascade.stage.model import Stage
 from newllm_jax.cascade.stage.single_token import run_blocks
-from newllm_jax.config import Criterion
+from newllm_jax.config import Criterion, Precision
 from newllm_jax.decoding.exits import Exits
 from newllm_jax.decoding.loop import Decoder
 from newllm_jax.decoding.sampling import Sampling
 from newllm_jax.smollm.decoder import TokenCache, TokenWeights, read_prompt, token_states, token_weights
 from newllm_jax.smollm.flops import Costs
-from newllm_jax.smollm.generate import generate_tokens, prompt_ids, stream_text
+from newllm_jax.smollm.generate import at_precision, generate_answers, generate_tokens, prompt_ids, stream_text
 from newllm_jax.smollm.model import SmolLM2, rms_norm
 from newllm_jax.smollm.token_step import multiply_rows
 from newllm_jax.training.step import Params
@@ -160,8 +160,10 @@ def generate(
     seed: int = 0,
     sampling: Sampling | None = None,
     exits: Exits | None = None,
+    precision: Precision = "fp32",
 ) -> Iterator[str]:
     """Streams the answer to a prompt; arguments and errors of `systems.generate`."""
+    run = replace(run, base=at_precision(run.base, precision))
     ids, exits = prompt_ids(run.tokenizer, prompt), exits or Exits()
     decoder, params, exits.costs = _decoder(run)
     if isinstance(decoder, SkipDecoder):
@@ -170,6 +172,22 @@ def generate(
         run.base, ids, max_words, sampling or Sampling(), seed, decoder=decoder, params=params, exits=exits
     )  # fmt: skip
     return stream_text(run.tokenizer, tokens)
+
+
+def generate_all(
+    run: CascadeRun | DesignRun,
+    prompts: Sequence[str],
+    *,
+    max_words: int,
+    seed: int,
+    sampling: Sampling,
+    batch: int,
+    precision: Precision,
+) -> list[str]:
+    """The answer to each of many prompts; arguments and errors of `systems.generate_all`."""
+    run = replace(run, base=at_precision(run.base, precision))
+    decoder, params, _ = _decoder(run)
+    return generate_answers(run.base, prompts, max_words, sampling, seed, batch, decoder=decoder, params=params)
 
 
 def _decoder(run: CascadeRun | DesignRun) -> tuple[Decoder, Any, list[float]]:

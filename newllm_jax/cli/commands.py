@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 from newllm_jax import systems
 from newllm_jax.cli.doctor import doctor
@@ -20,9 +21,10 @@ from newllm_jax.cli.options import (
     typed_settings,
 )
 from newllm_jax.cli.training import cascade, finetune, sweep, train
-from newllm_jax.config import check, checked_path
+from newllm_jax.config import AskedPrecision, check, checked_path
 from newllm_jax.decoding.exits import Exits
 from newllm_jax.errors import InputError
+from newllm_jax.files import read_text
 from newllm_jax.records.narration import tell
 from newllm_jax.systems import SYSTEMS, call
 
@@ -40,6 +42,10 @@ def generate(argv: Sequence[str]) -> None:
     parser = Parser(prog="newllm generate", description="Stream text from a trained model.", allow_abbrev=False)
     parser.add_argument("run_dir", metavar="RUN_DIR", help=MODEL)
     parser.add_argument("--prompt", default="", help="text to continue; for a SmolLM2 the user's turn")
+    parser.add_argument("--prompts", metavar="FILE", help="continue each line of a text file instead, several at a "
+                        "time; prints a line of JSON for each")  # fmt: skip
+    parser.add_argument("--batch", type=int, default=32, help="with --prompts: the most texts at a time")
+    parser.add_argument("--precision", choices=get_args(AskedPrecision), default="fp32", help="of the matrix products")
     parser.add_argument("--max_words", type=int, default=100, help="largest number of words (SmolLM2: tokens)")
     parser.add_argument("--temperature", type=float, default=0.8, help="sampling temperature; 0: most probable word")
     parser.add_argument("--top_k", type=int, default=0, help="sample from the k most probable words only; 0: from all")
@@ -57,11 +63,22 @@ def generate(argv: Sequence[str]) -> None:
     from newllm_jax.decoding.sampling import Sampling
 
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.unknown)
-    run, exits = systems.restore(arguments.run_dir), Exits()
+    options = {"max_words": arguments.max_words, "seed": arguments.seed, "sampling": sampling,
+               "precision": arguments.precision}  # fmt: skip
     prompt = arguments.prompt or ""  # argparse makes an empty list of `--`
-    pieces = systems.generate(
-        run, prompt, max_words=arguments.max_words, seed=arguments.seed, sampling=sampling, exits=exits
-    )  # fmt: skip
+    if arguments.prompts is not None:
+        if prompt:
+            raise InputError("prompt: does not go with --prompts, whose lines are the prompts")
+        prompts = (
+            read_text(checked_path("prompts", arguments.prompts)).replace("\r\n", "\n").removesuffix("\n").split("\n")
+        )
+        run = systems.restore(arguments.run_dir)
+        texts = systems.generate_all(run, prompts, batch=arguments.batch, **options)
+        for each, text in zip(prompts, texts, strict=True):
+            print(json.dumps({"prompt": each, "text": text}, ensure_ascii=False))
+        return
+    run, exits = systems.restore(arguments.run_dir), Exits()
+    pieces = systems.generate(run, prompt, exits=exits, **options)
     separator = SYSTEMS[run.config.system].separator
     if separator and prompt:  # the text continues the prompt
         print(prompt, end=separator, flush=True)

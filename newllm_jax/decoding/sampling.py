@@ -53,21 +53,18 @@ def narrow(logits: jax.Array, sampling: Sampling) -> jax.Array:
 def _largest(x: jax.Array, weights: jax.Array, bound: float) -> jax.Array:
     """The numbers of `x` before which, from the largest on, the sum of the weights is below a bound; the others -inf.
 
-    The least number that stays is found bit by bit, in 32 sums. Sorting 49,152 numbers takes a CPU ten times as long.
+    The least number that stays is found four bits at a time, each from 15 sums. Sorting 49,152 numbers takes a CPU ten
+    times as long, and bit by bit would be 32 kernels one after the other on a GPU.
     """
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
     # In the order of the numbers: the sign bit set where it was not, and all bits turned round in negative ones.
     places = jnp.where(bits >> 31, ~bits, bits | jnp.uint32(2**31))
-
-    def is_reached(place: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.where(places > place, weights, 0.0)) >= bound
-
-    def set_bit(number: jax.Array, place: jax.Array) -> jax.Array:
-        candidate = place | (jnp.uint32(2**31) >> number.astype(jnp.uint32))
-        return jnp.where(is_reached(candidate), candidate, place)
-
     # The largest place whose larger numbers reach the bound; it is 0 if there is none, for no number has that place.
-    place = jax.lax.fori_loop(0, 32, set_bit, jnp.uint32(0))
+    place = jnp.uint32(0)
+    for shift in range(28, -1, -4):
+        candidates = place + (jnp.arange(1, 16, dtype=jnp.uint32) << shift)
+        sums = jnp.sum(jnp.where(places > candidates[:, None], weights, 0.0), axis=1)
+        place += jnp.sum(sums >= bound).astype(jnp.uint32) << shift  # the sums fall from candidate to candidate
     return jnp.where(places > place, x, -jnp.inf)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from newllm_jax.bars import progress_bar
+from newllm_jax.config import Precision
+from newllm_jax.decoding.batches import texts_of_prompts
 from newllm_jax.decoding.exits import Exits
 from newllm_jax.decoding.loop import generated_tokens
 from newllm_jax.decoding.sampling import Sampling
@@ -66,21 +69,67 @@ def generate(
     seed: int = 0,
     sampling: Sampling | None = None,
     exits: Exits | None = None,
+    precision: Precision = "fp32",
 ) -> Iterator[str]:
     """Streams the words that follow a prompt; arguments of `systems.generate`. The model has no exits.
 
     Any prompt will do: unknown words are read as `<UNK>`, an empty one starts a text. Memory does not grow with length.
     A model of a stream, packed too, goes on after the end of a text, with a new line.
     """
-    ids, stream = run.tokenizer.encode_prompt(prompt), run.config.text != "windows"
-    ids = [EOS, *ids[1:]] if stream else ids  # in a stream, a text begins where the one before ends
-    sampling = sampling or Sampling()
-    made = generated_tokens(
-        ContextDecoder(run.model, sampling.unknown), run.params, np.asarray([ids]), max_words, NO_LIMIT, sampling,
-        jax.random.key(seed)[None], None if stream else EOS, WORDS_PER_CALL,
-    )  # fmt: skip
-    for words, _ in made:
+    run, end, key = _at_precision(run, precision), _end(run), jax.random.key(seed)[None]
+    for words, _ in _pieces(run, np.asarray([prompt_ids(run, prompt)]), key, max_words, sampling or Sampling()):
         for word in words[0].tolist():
-            if word == EOS and not stream:
+            if word == end:
                 return
-            yield "\n" if word == EOS else run.tokenizer.words[word]
+            yield _text(run, word)
+
+
+def generate_all(
+    run: NewLLMRun,
+    prompts: Sequence[str],
+    *,
+    max_words: int,
+    seed: int,
+    sampling: Sampling,
+    batch: int,
+    precision: Precision,
+) -> list[str]:
+    """The continuation of each of many prompts; arguments of `systems.generate_all`."""
+    run = _at_precision(run, precision)
+
+    def make(ids: np.ndarray, keys: jax.Array) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        return _pieces(run, ids, keys, max_words, sampling)
+
+    ids = [prompt_ids(run, prompt) for prompt in prompts]
+    with progress_bar("texts", len(prompts)) as advance:
+        texts = texts_of_prompts(ids, make, seed, _end(run), batch, advance)
+    return [" ".join(_text(run, word) for word in text) for text in texts]
+
+
+def prompt_ids(run: NewLLMRun, prompt: str) -> list[int]:
+    """The ids of a prompt and of what begins a text; in a stream, a text begins where the one before ends."""
+    ids = run.tokenizer.encode_prompt(prompt)
+    return ids if run.config.text == "windows" else [EOS, *ids[1:]]
+
+
+def _at_precision(run: NewLLMRun, precision: Precision) -> NewLLMRun:
+    return replace(run, model=run.model.clone(precision=precision))
+
+
+def _end(run: NewLLMRun) -> int | None:
+    """The id that ends a text; a stream goes on."""
+    return EOS if run.config.text == "windows" else None
+
+
+def _text(run: NewLLMRun, word: int) -> str:
+    return "\n" if word == EOS else run.tokenizer.words[word]
+
+
+def _pieces(
+    run: NewLLMRun, prompts: np.ndarray, keys: jax.Array, max_words: int, sampling: Sampling
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`loop.generated_tokens` of some prompts `[B, length]`."""
+    decoder = ContextDecoder(run.model, sampling.unknown)
+    return generated_tokens(
+        decoder, run.params, prompts, max_words, NO_LIMIT, sampling, keys, _end(run), WORDS_PER_CALL
+    )  # fmt: skip

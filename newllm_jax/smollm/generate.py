@@ -6,12 +6,16 @@ What reads the tokens and predicts the next is a `Decoder`: the base itself, or 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from newllm_jax.config import check
+from newllm_jax.bars import progress_bar
+from newllm_jax.config import Precision, check
+from newllm_jax.decoding.batches import texts_of_prompts
 from newllm_jax.decoding.exits import Exits
 from newllm_jax.decoding.loop import Decoder, generated_tokens
 from newllm_jax.decoding.sampling import Sampling
@@ -45,25 +49,69 @@ def generate_tokens(
     Raises:
       InputError: an empty prompt, or a text longer than the model was trained on, or than memory has room for.
     """
-    check("prompt", "", "at least one token", len(ids) > 0)
-    llama = base.model.config
-    check("max_words", max_tokens, f"with the {len(ids)} tokens of the prompt at most {llama.max_position}, the "
-          "longest text that the model was trained on", len(ids) + max_tokens <= llama.max_position)  # fmt: skip
-    capacity = -(-(len(ids) + max_tokens) // CACHE_PIECE) * CACHE_PIECE
-    a_token = 2 * llama.num_layers * llama.num_kv_heads * llama.head_dim * FLOAT  # keys and values
-    check_memory({"max_words": capacity * a_token})
     decoder, exits = decoder or BaseDecoder(base.model), exits or Exits()
     exits.counts = [0] * decoder.exits
-    pieces = generated_tokens(
-        decoder, base.params if params is None else params, np.asarray([ids]), max_tokens, capacity, sampling,
-        jax.random.key(seed)[None], base.tokenizer.eos_id,
-    )  # fmt: skip
-    for chosen, taken in pieces:
+    key = jax.random.key(seed)[None]
+    for chosen, taken in _pieces(base, np.asarray([ids], int), key, max_tokens, sampling, decoder, params):
         for token, exit_number in zip(chosen[0].tolist(), taken[0].tolist(), strict=True):
             exits.counts[exit_number] += 1
             if token == base.tokenizer.eos_id:
                 return
             yield token
+
+
+def generate_answers(
+    base: Pretrained,
+    prompts: Sequence[str],
+    max_tokens: int,
+    sampling: Sampling,
+    seed: int,
+    batch: int,
+    *,
+    decoder: Decoder | None = None,
+    params: Any = None,
+) -> list[str]:
+    """The whole answer to each of many prompts, see `systems.generate_all`; other arguments as `generate_tokens`."""
+    decoder = decoder or BaseDecoder(base.model)
+
+    def make(ids: np.ndarray, keys: jax.Array) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        return _pieces(base, ids, keys, max_tokens, sampling, decoder, params)
+
+    ids = [prompt_ids(base.tokenizer, prompt) for prompt in prompts]
+    with progress_bar("texts", len(prompts)) as advance:
+        texts = texts_of_prompts(ids, make, seed, base.tokenizer.eos_id, batch, advance)
+    return ["".join(stream_text(base.tokenizer, iter(text))) for text in texts]
+
+
+def _pieces(
+    base: Pretrained,
+    prompts: np.ndarray,
+    keys: jax.Array,
+    max_tokens: int,
+    sampling: Sampling,
+    decoder: Decoder,
+    params: Any,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`loop.generated_tokens` of some prompts `[B, length]`, with a cache that has room for them."""
+    batch, length = prompts.shape
+    check("prompt", "", "at least one token", length > 0)
+    llama = base.model.config
+    check("max_words", max_tokens, f"with the {length} tokens of the prompt at most {llama.max_position}, the "
+          "longest text that the model was trained on", length + max_tokens <= llama.max_position)  # fmt: skip
+    capacity = -(-(length + max_tokens) // CACHE_PIECE) * CACHE_PIECE
+    a_token = 2 * llama.num_layers * llama.num_kv_heads * llama.head_dim * FLOAT  # keys and values
+    check_memory({"max_words" if batch == 1 else "batch": batch * capacity * a_token})
+    params = base.params if params is None else params
+    return generated_tokens(
+        decoder, params, prompts, max_tokens, capacity, sampling, keys, base.tokenizer.eos_id
+    )  # fmt: skip
+
+
+def at_precision(base: Pretrained, precision: Precision) -> Pretrained:
+    """The base with a model that computes in a precision. In half precision its weights and caches are, too."""
+    half = {"bf16": jnp.bfloat16, "fp16": jnp.float16}
+    model = base.model.clone(dtype=half[precision]) if precision in half else base.model.clone(precision=precision)
+    return replace(base, model=model)
 
 
 def stream_text(tokenizer: Tokenizer, ids: Iterator[int]) -> Iterator[str]:

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +45,11 @@ def test_generating_again(newllm, small_run):
     [
         (["--max_words", "-1"], "max_words: must be from 0 to 1000000000, not -1"),
         (["--seed", "-1"], "seed: must be from 0 to 2147483647, not -1"),
+        (["--prompts", "none.txt"], "none.txt: cannot be read (No such file or directory)"),
+        (["--prompts", "."], ".: not a regular file"),
+        (["--prompts", "none.txt", "--prompt", "w1"], "prompt: does not go with --prompts"),
+        (["--precision", "fp8"], "--precision: invalid choice: 'fp8'"),
+        (["--precision", "bf16"], "precision: bf16 needs an NVIDIA GPU"),
     ],
 )
 def test_generating_nothing(refused, small_run, typed, message):
@@ -113,3 +119,19 @@ def test_a_run_without_a_checkpoint(refused, copy):
     assert refused("generate", copy) == f"{copy}: has no checkpoint yet"
     (copy / "checkpoints").mkdir()
     assert refused("generate", copy) == f"{copy}: has no checkpoint yet"
+
+
+def test_many_prompts_give_a_line_of_json_each(newllm, refused, small_run):
+    Path("prompts.txt").write_bytes("\ufeffw1 w2\r\n\nw3 é".encode())
+    code, out, err = newllm("generate", small_run, "--prompts", "prompts.txt", "--max_words", "5", "--seed", "2")
+    assert (code, err) == (0, "")
+    found = [json.loads(line) for line in out.splitlines()]
+    assert [each["prompt"] for each in found] == ["w1 w2", "", "w3 é"]
+    for number, each in enumerate(found):
+        _, alone, _ = newllm(
+            "generate", small_run, "--prompt", each["prompt"], "--max_words", "5", "--seed", 2 + number
+        )
+        assert alone.split() == [*each["prompt"].split(), *each["text"].split()]
+    assert "batch: must be from 1 to 4096, not 0" in refused(
+        "generate", small_run, "--prompts", "prompts.txt", "--batch", "0"
+    )

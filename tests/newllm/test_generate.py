@@ -16,7 +16,7 @@ from newllm_jax.newllm.generate import ContextDecoder
 from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.run import NewLLMRun, init_params
 from newllm_jax.newllm.tokenizer import BOS, EOS, PAD, UNK, WordTokenizer
-from newllm_jax.systems import generate
+from newllm_jax.systems import generate, generate_all
 
 pytestmark = pytest.mark.quick
 
@@ -124,3 +124,22 @@ def test_bad_lengths_and_seeds_are_named_at_once(run):
         generate(run, max_words=-1)
     with pytest.raises(InputError, match="seed"):
         generate(run, seed=-1)
+
+
+def test_many_prompts_give_the_texts_of_each():
+    ended = jnp.zeros(20).at[EOS].set(1.0)
+    params = jax.tree.map(lambda leaf: leaf * 20 if leaf.ndim == 2 else leaf, init_params(MODEL, 0))
+    words = WordTokenizer(("<PAD>", "<UNK>", "<BOS>", "<EOS>", *WORDS))
+    ending = NewLLMRun(MODEL, {**params, "logits": {**params["logits"], "bias": ended}}, NewLLMConfig(), words, 1, "")
+    prompts = ["w1 w2", "", "w3", "w5 w1", "w4 w4 w4", "w2 w2"]
+    whole = [" ".join(generate(ending, prompt, max_words=24, seed=7 + number)) for number, prompt in enumerate(prompts)]
+    assert generate_all(ending, prompts, max_words=24, seed=7) == whole
+    assert generate_all(ending, prompts, max_words=24, seed=7, batch=1) == whole
+    lengths = {len(text.split()) for text in whole}
+    assert len(lengths) > 1 and min(lengths) < 24  # some have ended, at different places
+
+
+@pytest.mark.parametrize("options", [{"batch": 0}, {"batch": 10**6}, {"precision": "fp8"}, {"max_words": -1}])
+def test_bad_arguments_for_many_are_named(run, options):
+    with pytest.raises(InputError, match=next(iter(options))):
+        generate_all(run, ["w1"], **options)

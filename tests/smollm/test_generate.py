@@ -15,7 +15,7 @@ from newllm_jax.decoding.sampling import Sampling, choose, narrow
 from newllm_jax.errors import InputError
 from newllm_jax.smollm import decoder as decoder_file
 from newllm_jax.smollm.decoder import BaseDecoder
-from newllm_jax.smollm.generate import generate_tokens, prompt_ids, stream_text
+from newllm_jax.smollm.generate import at_precision, generate_answers, generate_tokens, prompt_ids, stream_text
 from newllm_jax.smollm.model import SmolLM2
 from newllm_jax.smollm.pretrained import load_smollm2
 
@@ -248,3 +248,29 @@ def test_characters_come_out_whole(base):
 
 def test_a_prompt_is_a_turn_of_a_conversation(base):
     assert prompt_ids(base.tokenizer, "hello") == base.tokenizer.encode("hello")
+
+
+def test_many_prompts_are_answered_as_each_by_itself(base):
+    prompts, sampling = ["a", "bc", "d", "efghi", "j"], Sampling(1.0)
+    found = generate_answers(base, prompts, 12, sampling, 3, 2)
+    for number, prompt in enumerate(prompts):
+        tokens = generate_tokens(base, prompt_ids(base.tokenizer, prompt), 12, sampling, 3 + number)
+        assert found[number] == "".join(stream_text(base.tokenizer, tokens))
+    assert len({*found}) == 5
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("bf16", jnp.bfloat16), ("fp16", jnp.float16), ("fp32", jnp.float32)])
+def test_half_precision_holds_weights_and_caches_in_it(base, precision, kind):
+    def read(model):
+        """The weights, the cache after a prompt, and the logits after one more token."""
+        decoder = BaseDecoder(model)
+        weights = decoder.prepare(base.params)
+        cache = decoder.start(base.params, jnp.array([random_ids(5)]), jnp.int32(5), 8)
+        return weights, cache, decoder.step(weights, cache, jnp.array([3]))[1]
+
+    weights, cache, logits = read(at_precision(base, precision).model)
+    _, _, exact = read(base.model)
+    assert {leaf.dtype for leaf in jax.tree.leaves(cache.layers)} == {jnp.dtype(kind)}
+    assert weights.embedding.dtype == weights.layers[0].gate_up.dtype == kind
+    error = float(jnp.linalg.norm(logits - exact) / jnp.linalg.norm(exact))
+    assert logits.dtype == jnp.float32 and (error == 0 if precision == "fp32" else 0 < error < 0.03)
