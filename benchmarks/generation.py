@@ -1,5 +1,7 @@
 """Tokens a second of SmolLM2 and CASCADE making text: `python -m benchmarks.generation` (options: `--help`).
 
+Beside them, where PyTorch is installed, `generate` of transformers with the same weights.
+
 The weights are random, in the shapes of SmolLM2-135M: the time does not depend on them. Each form of the products is
 measured in processes of its own, with XLA's options for CUDA graphs varied; then the fastest form is, with other
 numbers of tokens a call, with sampling and with stages. The file is written anew after every process.
@@ -13,7 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.harness.program import Program, names, positive, run_program
+from benchmarks.harness.program import Program, has_torch, names, positive, run_program
 from benchmarks.subjects.jax_generation import FORMS
 from benchmarks.tables.benchmark import benchmark_tables
 from newllm_jax.config import CascadeConfig
@@ -22,6 +24,7 @@ from newllm_jax.smollm.llama_config import LlamaConfig
 CAPACITY = 512
 CASE = {"precision": "fp32", "batch": 1, "per_call": 16, "graphs": "XLA's choice", "sampling": "greedy"}
 HOST_LOOP, FORM = (f"benchmarks.subjects.jax_generation:{name}" for name in ("measure_host_loop", "measure"))
+PEER = "benchmarks.subjects.torch_generation:measure"
 BATCH = 32
 ENOUGH = 32  # tokens that are the same: a near tie may part two right texts at last
 LONGEST_PROCESS = 150  # seconds, where the time is nearly up; one that is ended leaves no row
@@ -73,6 +76,10 @@ class Rows:
     def measure_all(self, forms: Sequence[str], cpu: bool) -> None:
         """The loop of before, each form, then variations of the fastest."""
         self.add(HOST_LOOP, {}, "host asked per token")
+        if has_torch():
+            changes = {}, {"sampling": "top_p"}, *([] if cpu else [{"precision": "bf16"}])
+            cases = [CASE | {"per_call": 1, "graphs": "-"} | change for change in changes]
+            self.add(PEER, {"cases": cases}, "transformers")
         layers = CascadeConfig().stage_layers
         if cpu:
             for form in forms:
