@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from benchmarks.tables.clusters import phase_table
 from benchmarks.tables.generation import text_table
 from benchmarks.tables.signal import signal_table
 from newllm_jax.report.cascade_tables import configuration_name
@@ -232,6 +233,7 @@ TABLES: dict[tuple[str, str | None], dict[str, Callable[[dict[str, Any]], str]]]
     ("memory_bound", None): {"bound": bound_table},
     ("startup", None): {"startup": startup_table},
     ("signal", None): {"signal": signal_table},
+    ("clusters", None): {"phases": phase_table},
     ("generation", None): {"machine": machine_table, "generation": text_table},
 }  # fmt: skip
 
