@@ -309,6 +309,7 @@ def generate_all(
     >>> generate_all(restore("runs/quickstart"), ["w1 w2", "w3"], max_words=0)
     ['', '']
     """
+    check("prompts", prompts, "a list of texts", isinstance(prompts, Sequence) and not isinstance(prompts, str))
     options = _checked_generation(run, prompts, max_words, seed, sampling, precision)
     options["batch"] = checked("batch", batch, int, least=1, most=MOST_TEXTS)
     return call(SYSTEMS[run.config.system].generate_all, run, prompts, **options)

@@ -24,7 +24,7 @@ import pytest
 from newllm_jax import finetune, load_config, train_cascade, train_newllm
 from newllm_jax.cascade import plan as cascade_plan
 from newllm_jax.cli.commands import COMMANDS
-from newllm_jax.config import CascadeConfig, FinetuneConfig, NewLLMConfig
+from newllm_jax.config import CascadeConfig, FinetuneConfig, NewLLMConfig, config_names
 from newllm_jax.files import whole_file
 from newllm_jax.finetuning import plan as finetuning_plan
 from newllm_jax.newllm import plan as newllm_plan
@@ -159,6 +159,10 @@ def execute(newllm, run_of, base_of_135m, corpus, tmp_path, monkeypatch):
                 shutil.copytree(run_of(kind), tmp_path / word, dirs_exist_ok=True)
         if name == "runs":
             shutil.copytree(run_of("new-llm"), tmp_path / "runs" / "advanced")
+        if "--prompts" in typed:
+            Path(typed[typed.index("--prompts") + 1]).write_text("w1\nw2 w3\n")
+        if "--precision" in typed:  # half precision is computed here too, if slowly
+            monkeypatch.setattr(precision, "CAPABILITY_MAJOR", {})
         if "--elsewhere" in typed:
             typed[typed.index("--elsewhere") + 1] = corpus
         if name == "hardness" and not any(kind_of(word, name) for word in typed):
@@ -194,7 +198,8 @@ def kind_of(word: str, command: str) -> str | None:
         return "cascade" if load_config(config, config_class=CascadeConfig).has_published_design else "design"
     if system in ("cascade", "finetune", "sweep"):
         return "design" if command in ("hardness", "frontier") else system
-    return "stream" if load_config(system).text == "stream" else "new-llm"
+    known = system in config_names("newllm")  # others are files that a page has written
+    return "stream" if known and load_config(system).text == "stream" else "new-llm"
 
 
 def check_other(words: list[str]) -> None:
