@@ -9,7 +9,7 @@ import sys
 from benchmarks.subjects.bounded import base_of_width, write_rows
 from tests.reliability.tiny import CHECKOUT, environment, write_base
 
-WIDTH, ROWS = 1024, 400
+WIDTH, ROWS = 1024, 600
 LEAST = 4  # times as large as the growth are the hidden states
 
 # A small run first: what is compiled and allocated once is no part of the growth. The blocks of a test are small.

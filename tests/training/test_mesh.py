@@ -78,7 +78,7 @@ def test_auto_takes_the_devices_that_share_out_a_batch_evenly(monkeypatch):
     assert choose_mesh("auto", 11).size == 1
     with pytest.raises(InputError, match="4 devices cannot share out 6 examples evenly; change batch_size"):
         choose_mesh("data=4", 6)
-    with pytest.raises(InputError, match="of at most 8 devices"):
+    with pytest.raises(InputError, match="of no more devices than the 8 here"):
         choose_mesh("data=16", 32)
 
 
