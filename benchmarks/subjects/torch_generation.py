@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.harness.timing import spread
 from benchmarks.subjects.jax_generation import PROMPT, SAMPLINGS, random_base
-from benchmarks.subjects.torch_training import device, memory, set_precision
+from benchmarks.subjects.torch_training import Tensor, device, memory, set_precision, torch
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.smollm.weights import save_model
 from newllm_jax.training.step import count_parameters
@@ -27,7 +26,7 @@ class Arrivals:
         self.seconds: list[float] = []
         self.ids: list[int] = []
 
-    def put(self, value: torch.Tensor) -> None:
+    def put(self, value: Tensor) -> None:
         self.seconds.append(time.perf_counter())
         self.ids += value.flatten().tolist()[:1] if len(self.seconds) > 1 else []
 
@@ -52,7 +51,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     return {"rows": rows}
 
 
-def time_texts(model: Any, prompt: torch.Tensor, case: dict[str, Any], task: dict[str, Any]) -> dict[str, Any]:
+def time_texts(model: Any, prompt: Tensor, case: dict[str, Any], task: dict[str, Any]) -> dict[str, Any]:
     """Makes texts of `tokens` tokens over and over, the first one to warm up."""
     sampling, tokens = SAMPLINGS[case["sampling"]], task["tokens"]
     chosen = {"do_sample": False} if sampling.temperature == 0 else {

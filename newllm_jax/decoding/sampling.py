@@ -58,7 +58,7 @@ def _largest(x: jax.Array, weights: jax.Array, bound: float) -> jax.Array:
     """
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
     # In the order of the numbers: the sign bit set where it was not, and all bits turned round in negative ones.
-    places = jnp.where(bits >> 31, ~bits, bits | jnp.uint32(2**31))
+    places = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(2**31))
     # The largest place whose larger numbers reach the bound; it is 0 if there is none, for no number has that place.
     place = jnp.uint32(0)
     for shift in range(28, -1, -4):
