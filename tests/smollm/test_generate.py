@@ -266,9 +266,14 @@ def test_half_precision_holds_weights_and_caches_in_it(base, precision, kind):
         decoder = BaseDecoder(model)
         weights = decoder.prepare(base.params)
         cache = decoder.start(base.params, jnp.array([random_ids(5)]), jnp.int32(5), 8)
-        return weights, cache, decoder.step(weights, cache, jnp.array([3]))[1]
+        return weights, cache, np.asarray(decoder.step(weights, cache, jnp.array([3]))[1])
 
-    weights, cache, logits = read(at_precision(base, precision).model)
+    try:
+        weights, cache, logits = read(at_precision(base, precision).model)
+    except jax.errors.JaxRuntimeError as error:
+        if "Unsupported element type" not in str(error):
+            raise
+        pytest.skip(f"this JAX has no such products on a CPU: {error}")
     _, _, exact = read(base.model)
     assert {leaf.dtype for leaf in jax.tree.leaves(cache.layers)} == {jnp.dtype(kind)}
     assert weights.embedding.dtype == weights.layers[0].gate_up.dtype == kind
