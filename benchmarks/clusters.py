@@ -11,7 +11,12 @@ from collections.abc import Sequence
 from benchmarks.harness.program import Program, positive, run_program
 from benchmarks.tables.benchmark import benchmark_tables
 
-EXCHANGES = "device memory", "shared memory", "none", "none, weights stay"
+EXCHANGES = (  # how a block gets the others' columns
+    "device memory",  # each block writes its columns, the cluster waits, each block loads all
+    "shared memory",  # each block stores its columns in the shared memory of all others
+    "none",  # results are wrong, and the time is that of product, weights and stored states
+    "none, weights stay",  # that of product and stored states
+)
 SHAPES = {"baseline": (1, 32, 6), "advanced": (16, 32, 12)}  # clusters, rows of each, layers
 
 

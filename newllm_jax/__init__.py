@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from newllm_jax.errors import InputError, NumericalError, Stopped
     from newllm_jax.finetuning.experiment import finetune
     from newllm_jax.finetuning.run import FinetuneRun
+    from newllm_jax.generation import generate, generate_all
     from newllm_jax.newllm.experiment import train_newllm
     from newllm_jax.newllm.model import ContextVectorLM
     from newllm_jax.newllm.run import NewLLMRun
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from newllm_jax.smollm.alpaca import load_alpaca
     from newllm_jax.smollm.model import SmolLM2
     from newllm_jax.smollm.pretrained import load_smollm2
-    from newllm_jax.systems import export, generate, generate_all, restore
+    from newllm_jax.systems import export, restore
 
 __version__ = "0.1.0"
 
@@ -62,8 +63,8 @@ _HOMES = {
     "export": "newllm_jax.systems:export",
     "extract": "newllm_jax.cascade.extraction:extract",
     "finetune": "newllm_jax.finetuning.experiment:finetune",
-    "generate": "newllm_jax.systems:generate",
-    "generate_all": "newllm_jax.systems:generate_all",
+    "generate": "newllm_jax.generation:generate",
+    "generate_all": "newllm_jax.generation:generate_all",
     "hardness": "newllm_jax.cascade.hardness",
     "load_alpaca": "newllm_jax.smollm.alpaca:load_alpaca",
     "load_config": "newllm_jax.config:load_config",

@@ -7,23 +7,19 @@ from __future__ import annotations
 
 import pkgutil
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from newllm_jax.config import (
-    AskedPrecision,
     CascadeConfig,
     FinetuneConfig,
     NewLLMConfig,
     RunConfig,
     check,
-    check_seed,
-    checked,
     checked_path,
 )
-from newllm_jax.decoding.exits import Exits
 from newllm_jax.errors import InputError
 from newllm_jax.files import whole_file, whole_folder
 from newllm_jax.records.directory import EXPORTED, RunDir
@@ -32,14 +28,10 @@ from newllm_jax.records.shape import check_results
 
 if TYPE_CHECKING:
     from newllm_jax.cascade.run import CascadeRun, DesignRun
-    from newllm_jax.decoding.sampling import Sampling
     from newllm_jax.finetuning.run import FinetuneRun
     from newllm_jax.newllm.run import NewLLMRun
 
 Function: TypeAlias = str  # `module:name`
-MOST_WORDS = 10**9  # of a generated text
-MOST_TEXTS = 4096  # that are generated at a time
-LONGEST_PROMPT = 10**6  # letters, which a tokenizer splits in a second or two
 EXPORTED_FILES = EXPORTED, "*.json", "*.safetensors"  # that a Hub repository must have
 
 
@@ -60,8 +52,9 @@ class System:
       evaluate: (the same) -> measurements of it.
       show: (those) -> text.
       export: (restored run, its directory, empty folder) -> fills the folder with what `restore` reads.
-      generate: (restored run, prompt, max_words, seed, sampling, exits, precision) -> pieces of text.
-      generate_all: (restored run, prompts, max_words, seed, sampling, batch, precision) -> a text for each.
+      in_precision: (restored run, precision) -> the run with a model that computes in it.
+      generate: (restored run, prompt, max_words, seed, sampling, exits) -> pieces of text.
+      generate_all: (restored run, prompts, `Batches`) -> a text for each.
       report: (run directory, results) -> writes the report and the curves, returns the report's path.
       frontier: (run directory, chunks of other texts by name, whether to time generation) -> its entries of a
         frontier; None: it has none.
@@ -82,6 +75,7 @@ class System:
     evaluate: Function
     show: Function
     export: Function
+    in_precision: Function
     generate: Function
     generate_all: Function
     report: Function
@@ -105,6 +99,7 @@ SYSTEMS = {
         evaluate="newllm_jax.newllm.run:evaluate_run",
         show="newllm_jax.report.tables:json_text",
         export="newllm_jax.newllm.run:export_newllm",
+        in_precision="newllm_jax.newllm.generate:in_precision",
         generate="newllm_jax.newllm.generate:generate",
         generate_all="newllm_jax.newllm.generate:generate_all",
         report="newllm_jax.report.newllm:write_report",
@@ -126,6 +121,7 @@ SYSTEMS = {
         evaluate="newllm_jax.cascade.experiment:evaluate_run",
         show="newllm_jax.report.cascade_tables:evaluation_text",
         export="newllm_jax.cascade.run:export_cascade",
+        in_precision="newllm_jax.cascade.generate:in_precision",
         generate="newllm_jax.cascade.generate:generate",
         generate_all="newllm_jax.cascade.generate:generate_all",
         report="newllm_jax.report.cascade:write_report",
@@ -147,6 +143,7 @@ SYSTEMS = {
         evaluate="newllm_jax.finetuning.run:evaluate_run",
         show="newllm_jax.report.tables:json_text",
         export="newllm_jax.finetuning.export:export_finetune",
+        in_precision="newllm_jax.finetuning.run:in_precision",
         generate="newllm_jax.finetuning.run:generate",
         generate_all="newllm_jax.finetuning.run:generate_all",
         report="newllm_jax.report.finetune:write_report",
@@ -253,86 +250,6 @@ def export(run_dir: str | Path, to: str | Path, *, merge: bool = False) -> Path:
         with whole_file(partial / CARD) as file:
             file.write_text(model_card(results, folder.name, open_trained(partial)), encoding="utf-8")
     return folder
-
-
-def generate(
-    run: NewLLMRun | CascadeRun | DesignRun | FinetuneRun,
-    prompt: str = "",
-    *,
-    max_words: int = 100,
-    seed: int = 0,
-    sampling: Sampling | None = None,
-    exits: Exits | None = None,
-    precision: AskedPrecision = "fp32",
-) -> Iterator[str]:
-    """Streams the text that follows a prompt, up to its end or `max_words` (for a SmolLM2: tokens).
-
-    New-LLM continues the prompt, word by word; a SmolLM2, with or without stages, answers it as a user's turn.
-
-    Args:
-      run: what `restore` gives.
-      exits: counts at which stage each token exited (CASCADE).
-      precision: of the matrix products; in `bf16` or `fp16` weights and caches of a SmolLM2 are in half precision.
-
-    Raises:
-      InputError: an argument of another type or out of range, or an empty prompt to a model that needs one.
-
-    >>> words = list(generate(restore("runs/quickstart"), "w1 w2", max_words=3, seed=1))
-    >>> len(words) <= 3
-    True
-    """
-    check("exits", exits, "an Exits", exits is None or isinstance(exits, Exits))
-    options = _checked_generation(run, [prompt], max_words, seed, sampling, precision)
-    return call(SYSTEMS[run.config.system].generate, run, prompt, exits=exits, **options)
-
-
-def generate_all(
-    run: NewLLMRun | CascadeRun | DesignRun | FinetuneRun,
-    prompts: Sequence[str],
-    *,
-    max_words: int = 100,
-    seed: int = 0,
-    sampling: Sampling | None = None,
-    batch: int = 32,
-    precision: AskedPrecision = "fp32",
-) -> list[str]:
-    """The whole text of each of many prompts: that of `generate` with the seed `seed` + the prompt's number, from 0.
-
-    Prompts of equal length are computed together, so texts equal those of `generate` up to rounding.
-
-    Args:
-      batch: the most texts at a time.
-
-    Raises:
-      InputError: as `generate`, and where memory has no room for so many texts.
-
-    >>> generate_all(restore("runs/quickstart"), ["w1 w2", "w3"], max_words=0)
-    ['', '']
-    """
-    check("prompts", prompts, "a list of texts", isinstance(prompts, Sequence) and not isinstance(prompts, str))
-    options = _checked_generation(run, prompts, max_words, seed, sampling, precision)
-    options["batch"] = checked("batch", batch, int, least=1, most=MOST_TEXTS)
-    return call(SYSTEMS[run.config.system].generate_all, run, prompts, **options)
-
-
-def _checked_generation(
-    run: Any, prompts: Sequence[str], max_words: int, seed: int, sampling: Sampling | None, precision: AskedPrecision
-) -> dict[str, Any]:
-    """The arguments that both ways to generate have. Raises InputError."""
-    from newllm_jax.decoding.sampling import Sampling
-    from newllm_jax.training.precision import resolve_precision
-
-    check("run", run, "what restore gives", isinstance(getattr(run, "config", None), RunConfig))
-    for prompt in prompts:
-        check("prompt", prompt, "a text", isinstance(prompt, str))
-        check("prompt", prompt, f"of at most {LONGEST_PROMPT} letters", len(prompt) <= LONGEST_PROMPT)
-    check("sampling", sampling, "a Sampling", sampling is None or isinstance(sampling, Sampling))
-    return {
-        "max_words": checked("max_words", max_words, int, least=0, most=MOST_WORDS),
-        "seed": check_seed(seed),
-        "sampling": sampling or Sampling(),
-        "precision": resolve_precision(checked("precision", precision, AskedPrecision)),
-    }
 
 
 def evaluate(run_dir: str | Path, dynamic: bool = False) -> dict[str, Any]:

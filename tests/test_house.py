@@ -20,6 +20,7 @@ PACKAGE = Path(newllm_jax.__file__).parent
 FLOORS = [
     ["__main__"],
     ["cli"],
+    ["generation"],
     ["systems"],
     ["newllm", "cascade", "finetuning"],  # the wings
     ["smollm"],

@@ -15,8 +15,8 @@ from newllm_jax.errors import InputError
 from newllm_jax.systems import SYSTEMS, system_of
 
 FUNCTIONS = (
-    "precision", "warning", "train", "plan", "restore", "evaluate", "show", "generate", "generate_all", "report",
-    "export", "frontier", "next_steps",
+    "precision", "warning", "train", "plan", "restore", "evaluate", "show", "in_precision", "generate", "generate_all",
+    "report", "export", "frontier", "next_steps",
 )  # fmt: skip
 
 

@@ -22,12 +22,6 @@ from benchmarks.harness.timing import spread
 
 WIDTH, BLOCKS = 512, 8
 COLUMNS = WIDTH // BLOCKS  # of a block
-EXCHANGES = {  # how a block gets the others' columns; without, results are wrong, and the time is that of the rest
-    "device memory": "each block writes its columns, the cluster waits, each block loads all",
-    "shared memory": "each block stores its columns in the shared memory of all others",
-    "none": "weights are streamed, nothing is exchanged",
-    "none, weights stay": "the product alone",
-}
 
 
 def measure(task: dict[str, Any]) -> dict[str, Any]:

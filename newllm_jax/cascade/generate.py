@@ -20,13 +20,15 @@ from newllm_jax.cascade.hardness import is_hard, token_scores
 from newllm_jax.cascade.run import CascadeRun, DesignRun
 from newllm_jax.cascade.stage.model import Stage
 from newllm_jax.cascade.stage.single_token import run_blocks
-from newllm_jax.config import Criterion, Precision
+from newllm_jax.config import Criterion
+from newllm_jax.decoding.batches import Batches
 from newllm_jax.decoding.exits import Exits
 from newllm_jax.decoding.loop import Decoder
 from newllm_jax.decoding.sampling import Sampling
 from newllm_jax.smollm.decoder import TokenCache, TokenWeights, read_prompt, token_states, token_weights
 from newllm_jax.smollm.flops import Costs
-from newllm_jax.smollm.generate import at_precision, generate_answers, generate_tokens, prompt_ids, stream_text
+from newllm_jax.smollm.generate import generate_answers, generate_tokens, prompt_ids, stream_text
+from newllm_jax.smollm.generate import in_precision as in_precision
 from newllm_jax.smollm.model import SmolLM2, rms_norm
 from newllm_jax.smollm.token_step import multiply_rows
 from newllm_jax.training.step import Params
@@ -160,10 +162,8 @@ def generate(
     seed: int = 0,
     sampling: Sampling | None = None,
     exits: Exits | None = None,
-    precision: Precision = "fp32",
 ) -> Iterator[str]:
-    """Streams the answer to a prompt; arguments and errors of `systems.generate`."""
-    run = replace(run, base=at_precision(run.base, precision))
+    """Streams the answer to a prompt; arguments and errors of `generation.generate`."""
     ids, exits = prompt_ids(run.tokenizer, prompt), exits or Exits()
     decoder, params, exits.costs = _decoder(run)
     if isinstance(decoder, SkipDecoder):
@@ -174,20 +174,10 @@ def generate(
     return stream_text(run.tokenizer, tokens)
 
 
-def generate_all(
-    run: CascadeRun | DesignRun,
-    prompts: Sequence[str],
-    *,
-    max_words: int,
-    seed: int,
-    sampling: Sampling,
-    batch: int,
-    precision: Precision,
-) -> list[str]:
-    """The answer to each of many prompts; arguments and errors of `systems.generate_all`."""
-    run = replace(run, base=at_precision(run.base, precision))
+def generate_all(run: CascadeRun | DesignRun, prompts: Sequence[str], asked: Batches) -> list[str]:
+    """The answer to each of many prompts; errors of `generation.generate_all`."""
     decoder, params, _ = _decoder(run)
-    return generate_answers(run.base, prompts, max_words, sampling, seed, batch, decoder=decoder, params=params)
+    return generate_answers(run.base, prompts, asked, decoder=decoder, params=params)
 
 
 def _decoder(run: CascadeRun | DesignRun) -> tuple[Decoder, Any, list[float]]:

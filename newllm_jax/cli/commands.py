@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
-from newllm_jax import systems
+from newllm_jax import generation, systems
 from newllm_jax.cli.doctor import doctor
 from newllm_jax.cli.options import (
     Parser,
@@ -73,12 +73,12 @@ def generate(argv: Sequence[str]) -> None:
             read_text(checked_path("prompts", arguments.prompts)).replace("\r\n", "\n").removesuffix("\n").split("\n")
         )
         run = systems.restore(arguments.run_dir)
-        texts = systems.generate_all(run, prompts, batch=arguments.batch, **options)
+        texts = generation.generate_all(run, prompts, batch=arguments.batch, **options)
         for each, text in zip(prompts, texts, strict=True):
             print(json.dumps({"prompt": each, "text": text}, ensure_ascii=False))
         return
     run, exits = systems.restore(arguments.run_dir), Exits()
-    pieces = systems.generate(run, prompt, exits=exits, **options)
+    pieces = generation.generate(run, prompt, exits=exits, **options)
     separator = SYSTEMS[run.config.system].separator
     if separator and prompt:  # the text continues the prompt
         print(prompt, end=separator, flush=True)

@@ -53,8 +53,8 @@ def narrow(logits: jax.Array, sampling: Sampling) -> jax.Array:
 def _largest(x: jax.Array, weights: jax.Array, bound: float) -> jax.Array:
     """The numbers of `x` before which, from the largest on, the sum of the weights is below a bound; the others -inf.
 
-    The least number that stays is found four bits at a time, each from 15 sums. Sorting 49,152 numbers takes a CPU ten
-    times as long, and bit by bit would be 32 kernels one after the other on a GPU.
+    The least number that stays is found four bits at a time, each from 15 sums. Sorting takes a CPU longer, and bit by
+    bit would be 32 kernels one after the other on a GPU.
     """
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
     # In the order of the numbers: the sign bit set where it was not, and all bits turned round in negative ones.

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from newllm_jax.config import FinetuneConfig, Precision
+from newllm_jax.config import FinetuneConfig
+from newllm_jax.decoding.batches import Batches
 from newllm_jax.decoding.exits import Exits
 from newllm_jax.decoding.sampling import Sampling
 from newllm_jax.finetuning.adaptation import choose_adaptation
@@ -19,7 +20,8 @@ from newllm_jax.records.stored_config import stored_config
 from newllm_jax.smollm.adapter_file import read_adapter
 from newllm_jax.smollm.alpaca import load_alpaca
 from newllm_jax.smollm.base import fingerprints, load_base
-from newllm_jax.smollm.generate import at_precision, generate_answers, generate_tokens, prompt_ids, stream_text
+from newllm_jax.smollm.generate import generate_answers, generate_tokens, prompt_ids, stream_text
+from newllm_jax.smollm.generate import in_precision as in_precision
 from newllm_jax.smollm.model import SmolLM2
 from newllm_jax.smollm.pretrained import Pretrained, load_folder
 from newllm_jax.training.loop import evaluate
@@ -97,22 +99,12 @@ def generate(
     seed: int = 0,
     sampling: Sampling | None = None,
     exits: Exits | None = None,
-    precision: Precision = "fp32",
 ) -> Iterator[str]:
-    """Streams the answer to a prompt; arguments and errors of `systems.generate`. The model has no exits."""
-    base, ids = at_precision(run.base, precision), prompt_ids(run.base.tokenizer, prompt)
-    return stream_text(base.tokenizer, generate_tokens(base, ids, max_words, sampling or Sampling(), seed))
+    """Streams the answer to a prompt; arguments and errors of `generation.generate`. The model has no exits."""
+    ids = prompt_ids(run.base.tokenizer, prompt)
+    return stream_text(run.base.tokenizer, generate_tokens(run.base, ids, max_words, sampling or Sampling(), seed))
 
 
-def generate_all(
-    run: FinetuneRun,
-    prompts: Sequence[str],
-    *,
-    max_words: int,
-    seed: int,
-    sampling: Sampling,
-    batch: int,
-    precision: Precision,
-) -> list[str]:
-    """The answer to each of many prompts; arguments and errors of `systems.generate_all`."""
-    return generate_answers(at_precision(run.base, precision), prompts, max_words, sampling, seed, batch)
+def generate_all(run: FinetuneRun, prompts: Sequence[str], asked: Batches) -> list[str]:
+    """The answer to each of many prompts; errors of `generation.generate_all`."""
+    return generate_answers(run.base, prompts, asked)

@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from newllm_jax.bars import progress_bar
 from newllm_jax.config import Precision
-from newllm_jax.decoding.batches import texts_of_prompts
+from newllm_jax.decoding.batches import Batches, texts_of_prompts
 from newllm_jax.decoding.exits import Exits
 from newllm_jax.decoding.loop import generated_tokens
 from newllm_jax.decoding.sampling import Sampling
@@ -69,14 +68,13 @@ def generate(
     seed: int = 0,
     sampling: Sampling | None = None,
     exits: Exits | None = None,
-    precision: Precision = "fp32",
 ) -> Iterator[str]:
-    """Streams the words that follow a prompt; arguments of `systems.generate`. The model has no exits.
+    """Streams the words that follow a prompt; arguments of `generation.generate`. The model has no exits.
 
     Any prompt will do: unknown words are read as `<UNK>`, an empty one starts a text. Memory does not grow with length.
     A model of a stream, packed too, goes on after the end of a text, with a new line.
     """
-    run, end, key = _at_precision(run, precision), _end(run), jax.random.key(seed)[None]
+    end, key = _end(run), jax.random.key(seed)[None]
     for words, _ in _pieces(run, np.asarray([prompt_ids(run, prompt)]), key, max_words, sampling or Sampling()):
         for word in words[0].tolist():
             if word == end:
@@ -84,36 +82,25 @@ def generate(
             yield _text(run, word)
 
 
-def generate_all(
-    run: NewLLMRun,
-    prompts: Sequence[str],
-    *,
-    max_words: int,
-    seed: int,
-    sampling: Sampling,
-    batch: int,
-    precision: Precision,
-) -> list[str]:
-    """The continuation of each of many prompts; arguments of `systems.generate_all`."""
-    run = _at_precision(run, precision)
+def generate_all(run: NewLLMRun, prompts: Sequence[str], asked: Batches) -> list[str]:
+    """The continuation of each of many prompts."""
 
     def make(ids: np.ndarray, keys: jax.Array) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        return _pieces(run, ids, keys, max_words, sampling)
+        return _pieces(run, ids, keys, asked.max_words, asked.sampling)
 
-    ids = [prompt_ids(run, prompt) for prompt in prompts]
-    with progress_bar("texts", len(prompts)) as advance:
-        texts = texts_of_prompts(ids, make, seed, _end(run), batch, advance)
+    texts = texts_of_prompts([prompt_ids(run, prompt) for prompt in prompts], make, _end(run), asked)
     return [" ".join(_text(run, word) for word in text) for text in texts]
+
+
+def in_precision(run: NewLLMRun, precision: Precision) -> NewLLMRun:
+    """The run with a model whose products are in a precision."""
+    return replace(run, model=run.model.clone(precision=precision))
 
 
 def prompt_ids(run: NewLLMRun, prompt: str) -> list[int]:
     """The ids of a prompt and of what begins a text; in a stream, a text begins where the one before ends."""
     ids = run.tokenizer.encode_prompt(prompt)
     return ids if run.config.text == "windows" else [EOS, *ids[1:]]
-
-
-def _at_precision(run: NewLLMRun, precision: Precision) -> NewLLMRun:
-    return replace(run, model=run.model.clone(precision=precision))
 
 
 def _end(run: NewLLMRun) -> int | None:

@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from newllm_jax.bars import progress_bar
 from newllm_jax.config import Precision, check
-from newllm_jax.decoding.batches import texts_of_prompts
+from newllm_jax.decoding.batches import Batches, texts_of_prompts
 from newllm_jax.decoding.exits import Exits
 from newllm_jax.decoding.loop import Decoder, generated_tokens
 from newllm_jax.decoding.sampling import Sampling
@@ -63,23 +62,19 @@ def generate_tokens(
 def generate_answers(
     base: Pretrained,
     prompts: Sequence[str],
-    max_tokens: int,
-    sampling: Sampling,
-    seed: int,
-    batch: int,
+    asked: Batches,
     *,
     decoder: Decoder | None = None,
     params: Any = None,
 ) -> list[str]:
-    """The whole answer to each of many prompts, see `systems.generate_all`; other arguments as `generate_tokens`."""
+    """The whole answer to each of many prompts, see `generation.generate_all`; other arguments as `generate_tokens`."""
     decoder = decoder or BaseDecoder(base.model)
 
     def make(ids: np.ndarray, keys: jax.Array) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        return _pieces(base, ids, keys, max_tokens, sampling, decoder, params)
+        return _pieces(base, ids, keys, asked.max_words, asked.sampling, decoder, params)
 
     ids = [prompt_ids(base.tokenizer, prompt) for prompt in prompts]
-    with progress_bar("texts", len(prompts)) as advance:
-        texts = texts_of_prompts(ids, make, seed, base.tokenizer.eos_id, batch, advance)
+    texts = texts_of_prompts(ids, make, base.tokenizer.eos_id, asked)
     return ["".join(stream_text(base.tokenizer, iter(text))) for text in texts]
 
 
@@ -107,11 +102,12 @@ def _pieces(
     )  # fmt: skip
 
 
-def at_precision(base: Pretrained, precision: Precision) -> Pretrained:
-    """The base with a model that computes in a precision. In half precision its weights and caches are, too."""
+def in_precision(run: Any, precision: Precision) -> Any:
+    """A run with a base, whose model computes in a precision; in half precision weights and caches are in it, too."""
     half = {"bf16": jnp.bfloat16, "fp16": jnp.float16}
-    model = base.model.clone(dtype=half[precision]) if precision in half else base.model.clone(precision=precision)
-    return replace(base, model=model)
+    model = run.base.model
+    model = model.clone(dtype=half[precision]) if precision in half else model.clone(precision=precision)
+    return replace(run, base=replace(run.base, model=model))
 
 
 def stream_text(tokenizer: Tokenizer, ids: Iterator[int]) -> Iterator[str]:

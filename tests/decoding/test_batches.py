@@ -6,10 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from newllm_jax.decoding.batches import same_lengths, texts_of_prompts
+from newllm_jax.decoding.batches import Batches, same_lengths, texts_of_prompts
+from newllm_jax.decoding.sampling import Sampling
 
 pytestmark = pytest.mark.quick
 END = 9
+
+
+def asked(seed, batch):
+    return Batches(3, seed, Sampling(), batch)
 
 
 def test_prompts_of_one_length_are_together_and_none_is_lost():
@@ -20,7 +25,7 @@ def test_prompts_of_one_length_are_together_and_none_is_lost():
 
 
 def test_each_text_is_that_of_its_prompt_and_its_seed_up_to_its_end():
-    shapes, told = [], []
+    shapes = []
 
     def make(ids, keys):
         """Three tokens: the first and the last of the prompt, then what the key says; in two pieces."""
@@ -30,14 +35,15 @@ def test_each_text_is_that_of_its_prompt_and_its_seed_up_to_its_end():
         yield np.asarray(drawn)[:, None], None
 
     prompts = [[1, 2], [3], [1, 5], [4, END], [6, 7], [8]]
-    texts = texts_of_prompts(prompts, make, 40, END, 3, told.append)
+    texts = texts_of_prompts(prompts, make, END, asked(40, 3))
     drawn = [int(jax.random.randint(jax.random.key(40 + number), (), 10, 10**6)) for number in range(6)]
     whole = [[prompt[0], prompt[-1], drawn[number]] for number, prompt in enumerate(prompts)]
     whole[3] = [4]
     assert texts == whole and len({*drawn}) == 6
-    assert shapes == [(2, 1), (4, 2), (1, 2)] and told == [2, 3, 1]  # three rows are filled up to four
-    assert texts_of_prompts([[4, END]], make, 43, None, 3) == [[4, END, drawn[3]]]
+    assert shapes == [(2, 1), (3, 2), (1, 2)]  # a power of two, but never more than asked for
+    assert texts_of_prompts(prompts, make, END, asked(40, 5)) == whole and shapes[3:] == [(2, 1), (4, 2)]
+    assert texts_of_prompts([[4, END]], make, None, asked(43, 3)) == [[4, END, drawn[3]]]
 
 
 def test_no_tokens_at_all():
-    assert texts_of_prompts([[1], [2]], lambda ids, keys: iter(()), 0, END, 8) == [[], []]
+    assert texts_of_prompts([[1], [2]], lambda ids, keys: iter(()), END, asked(0, 8)) == [[], []]

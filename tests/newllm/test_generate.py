@@ -12,11 +12,11 @@ import pytest
 from newllm_jax.config import NewLLMConfig
 from newllm_jax.decoding.sampling import Sampling, narrow
 from newllm_jax.errors import InputError
+from newllm_jax.generation import generate, generate_all
 from newllm_jax.newllm.generate import ContextDecoder
 from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.run import NewLLMRun, init_params
 from newllm_jax.newllm.tokenizer import BOS, EOS, PAD, UNK, WordTokenizer
-from newllm_jax.systems import generate, generate_all
 
 pytestmark = pytest.mark.quick
 

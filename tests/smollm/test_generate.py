@@ -9,13 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from newllm_jax.config import FinetuneConfig
+from newllm_jax.decoding.batches import Batches
 from newllm_jax.decoding.exits import Exits
 from newllm_jax.decoding.loop import NO_EXIT, generated_tokens, padded_length
 from newllm_jax.decoding.sampling import Sampling, choose, narrow
 from newllm_jax.errors import InputError
+from newllm_jax.finetuning.run import FinetuneRun
+from newllm_jax.records.directory import RunDir
 from newllm_jax.smollm import decoder as decoder_file
 from newllm_jax.smollm.decoder import BaseDecoder
-from newllm_jax.smollm.generate import at_precision, generate_answers, generate_tokens, prompt_ids, stream_text
+from newllm_jax.smollm.generate import generate_answers, generate_tokens, in_precision, prompt_ids, stream_text
 from newllm_jax.smollm.model import SmolLM2
 from newllm_jax.smollm.pretrained import load_smollm2
 
@@ -256,7 +260,7 @@ def test_a_prompt_is_a_turn_of_a_conversation(base):
 
 def test_many_prompts_are_answered_as_each_by_itself(base):
     prompts, sampling = ["a", "bc", "d", "efghi", "j"], Sampling(1.0)
-    found = generate_answers(base, prompts, 12, sampling, 3, 2)
+    found = generate_answers(base, prompts, Batches(12, 3, sampling, 2))
     for number, prompt in enumerate(prompts):
         tokens = generate_tokens(base, prompt_ids(base.tokenizer, prompt), 12, sampling, 3 + number)
         assert found[number] == "".join(stream_text(base.tokenizer, tokens))
@@ -265,7 +269,7 @@ def test_many_prompts_are_answered_as_each_by_itself(base):
 
 @pytest.mark.parametrize(("precision", "kind"), [("bf16", jnp.bfloat16), ("fp16", jnp.float16), ("fp32", jnp.float32)])
 @BF16
-def test_half_precision_holds_weights_and_caches_in_it(base, precision, kind):
+def test_half_precision_holds_weights_and_caches_in_it(base, tmp_path, precision, kind):
     def read(model):
         """The weights, the cache after a prompt, and the logits after one more token."""
         decoder = BaseDecoder(model)
@@ -273,7 +277,8 @@ def test_half_precision_holds_weights_and_caches_in_it(base, precision, kind):
         cache = decoder.start(base.params, jnp.array([random_ids(5)]), jnp.int32(5), 8)
         return weights, cache, np.asarray(decoder.step(weights, cache, jnp.array([3]))[1])
 
-    weights, cache, logits = read(at_precision(base, precision).model)
+    run = FinetuneRun(base, FinetuneConfig(), 1, RunDir(tmp_path, {}))
+    weights, cache, logits = read(in_precision(run, precision).base.model)
     _, _, exact = read(base.model)
     assert {leaf.dtype for leaf in jax.tree.leaves(cache.layers)} == {jnp.dtype(kind)}
     assert weights.embedding.dtype == weights.layers[0].gate_up.dtype == kind
