@@ -24,9 +24,6 @@ from newllm_jax.smollm.model import SmolLM2
 from newllm_jax.smollm.pretrained import load_smollm2
 
 pytestmark = pytest.mark.quick
-BF16 = pytest.mark.skipif(
-    jax.__version_info__ < (0, 10), reason="older JAX has no products of bf16 to float32 on some CPUs"
-)
 
 GREEDY = Sampling(temperature=0, top_p=1)
 LONGEST = 320  # of the texts that the plain loop reads
@@ -111,7 +108,7 @@ def test_head_of_its_own(golden):
     assert texts[1] == expected != texts[-1]
 
 
-@BF16
+@pytest.mark.usefixtures("bf16_on_a_cpu")
 def test_half_precision(golden):
     """A model that computes in bfloat16 does so here too: parameters, cache and activations."""
     model, ids = SmolLM2(golden.config, dtype=jnp.bfloat16), golden["ids"]
@@ -268,7 +265,7 @@ def test_many_prompts_are_answered_as_each_by_itself(base):
 
 
 @pytest.mark.parametrize(("precision", "kind"), [("bf16", jnp.bfloat16), ("fp16", jnp.float16), ("fp32", jnp.float32)])
-@BF16
+@pytest.mark.usefixtures("bf16_on_a_cpu")
 def test_half_precision_holds_weights_and_caches_in_it(base, tmp_path, precision, kind):
     def read(model):
         """The weights, the cache after a prompt, and the logits after one more token."""
