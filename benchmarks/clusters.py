@@ -13,6 +13,7 @@ from benchmarks.tables.benchmark import benchmark_tables
 
 EXCHANGES = (  # how a block gets the others' columns
     "device memory",  # each block writes its columns, the cluster waits, each block loads all
+    "device memory, multicast",  # each writes its columns, and loads them for all
     "shared memory",  # each block stores its columns in the shared memory of all others
     "none",  # results are wrong, and the time is that of product, weights and stored states
     "none, weights stay",  # that of product and stored states

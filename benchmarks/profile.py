@@ -15,12 +15,12 @@ from benchmarks.harness.program import Program, positive, run_program
 from benchmarks.harness.trace import read_trace, summary
 from newllm_jax.report.tables import markdown_table
 
-WHATS = ("newllm:baseline", "newllm:advanced", "cascade:stage", "cascade:extraction")
+WHATS = ("newllm:baseline", "newllm:advanced", "newllm:wikitext2", "cascade:stage", "cascade:extraction")
 
 
 def options() -> Program:
     """The program with its options; nothing is parsed or measured yet."""
-    program = Program("profile", "Print the kernels of an update, from a trace of JAX's profiler.", "PART-")
+    program = Program("profile", "Print the kernels of an update, from a trace of JAX's profiler.", "PART-[PRECISION-]")
     add = program.parser.add_argument
     add("--what", choices=WHATS, default=WHATS[1], help="system and part to trace (default %(default)s)")
     add("--updates", type=positive, help="number of updates to trace, or of batches of chunks (default 5; on a CPU 1)")
@@ -35,6 +35,8 @@ def main(argv: Sequence[str]) -> None:
     program = options().parse(argv)
     arguments = program.arguments
     program.name = f"profile-{arguments.what.split(':')[1]}"
+    if arguments.precision != "auto":
+        program.name += f"-{arguments.precision}"
     with program:
         environment = program.start(arguments.precision, ceilings=False)
         folder = Path(arguments.trace).absolute() if arguments.trace else program.folder / "trace"

@@ -77,7 +77,7 @@ def forms(program: Program, configs: Configs) -> None:
         rows = []
         for precision in precisions(program):
             asked = config.override({"precision": precision})
-            task = {**_counts(program), "vocabulary": VOCABULARY, "config": asked.to_dict()}
+            task = {**_counts(program), "config": asked.to_dict()}
             what = f"{name}: forms of the time loop, {precision}"
             rows += program.measure("benchmarks.subjects.jax_newllm:measure_forms", task, what, fatal=True)["rows"]
         _store(program, name, config, rows)

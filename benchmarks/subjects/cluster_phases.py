@@ -57,6 +57,7 @@ def phases(clusters: int, rows: int, layers: int, steps: int, exchange: str) -> 
     """(x `[clusters R, H]`, weights `[L, H, H]`) -> the states of all phases, `[steps L, clusters R, H]`, bf16."""
     count, kind = steps * layers, jnp.bfloat16
     by_memory, stay = exchange == "device memory", exchange == "none, weights stay"
+    multicast = exchange == "device memory, multicast"  # states are [steps L, clusters, H, R] there
     minor = 64 if by_memory else rows
     transforms = plgpu.TilingTransform((8, minor)), plgpu.SwizzleTransform(2 * minor)
 
@@ -99,12 +100,23 @@ def phases(clusters: int, rows: int, layers: int, steps: int, exchange: str) -> 
                     number_of_peer = {"cluster_idx": jnp.int32(peer), "cluster_dim": "rank"}
                     plgpu.async_store_smem(h, theirs, arrived.at[other], **number_of_peer)
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the copy before has read the tile
-            tile.transpose((1, 0))[...] = h
-            plgpu.commit_smem()
-            here = pl.ds((number * clusters + cluster) * rows, rows)
-            plgpu.copy_smem_to_gmem(tile, states.at[here, mine])
-            if by_memory:
+            place = number * clusters + cluster
+            here = pl.ds(place * rows, rows)
+            if multicast:
+                tile[...] = h
+                plgpu.commit_smem()
+                first = pl.multiple_of(place * WIDTH + rank * COLUMNS, COLUMNS)
+                plgpu.copy_smem_to_gmem(tile, states.at[pl.ds(first, COLUMNS), :])
+            else:
+                tile.transpose((1, 0))[...] = h
+                plgpu.commit_smem()
+                plgpu.copy_smem_to_gmem(tile, states.at[here, mine])
+            if by_memory or multicast:
                 plgpu.wait_smem_to_gmem(0)
+            if multicast:  # a copy for all is divided by rows among the blocks: each loads what it has just written
+                all_rows = states.at[pl.ds(pl.multiple_of(place * WIDTH, WIDTH), WIDTH), :]
+                plgpu.copy_gmem_to_smem(all_rows, held.at[other], loaded.at[other], collective_axes="rank")
+            if by_memory:
                 plgpu.barrier_arrive(all_came.at[other])
             if not stay:
 
@@ -115,6 +127,8 @@ def phases(clusters: int, rows: int, layers: int, steps: int, exchange: str) -> 
             if by_memory:
                 plgpu.barrier_wait(all_came.at[other])
                 plgpu.copy_gmem_to_smem(states.at[here, :], held.at[other], loaded.at[other])
+                plgpu.barrier_wait(loaded.at[other])
+            elif multicast:
                 plgpu.barrier_wait(loaded.at[other])
             elif exchange == "shared memory":
                 plgpu.barrier_wait(arrived.at[other])
@@ -128,12 +142,14 @@ def phases(clusters: int, rows: int, layers: int, steps: int, exchange: str) -> 
 
     launch = plgpu.kernel(
         kernel,
-        out_type=jax.ShapeDtypeStruct((count * clusters * rows, WIDTH), kind),
+        out_type=jax.ShapeDtypeStruct(
+            (count * clusters * WIDTH, rows) if multicast else (count * clusters * rows, WIDTH), kind
+        ),
         grid=(clusters,), grid_names=("cluster",), cluster=(BLOCKS,), cluster_names=("rank",),
         scratch_types=[
             plgpu.SMEM((2, rows, WIDTH) if by_memory else (2, WIDTH, rows), kind, transforms=transforms),
             plgpu.SMEM((2, COLUMNS, WIDTH), kind, transforms=transforms),
-            plgpu.SMEM((rows, COLUMNS), kind, transforms=transforms),
+            plgpu.SMEM((COLUMNS, rows) if multicast else (rows, COLUMNS), kind, transforms=transforms),
             plgpu.Barrier(num_arrivals=BLOCKS, num_barriers=2),
             plgpu.Barrier(num_arrivals=1, num_barriers=2),
             plgpu.Barrier(num_arrivals=1, num_barriers=2),
@@ -144,6 +160,9 @@ def phases(clusters: int, rows: int, layers: int, steps: int, exchange: str) -> 
     def run(x: Any, weights: Any) -> jax.Array:
         if not by_memory:
             x = x.reshape(clusters, rows, WIDTH).swapaxes(1, 2).reshape(clusters * WIDTH, rows)
-        return launch(x, weights.reshape(layers * WIDTH, WIDTH)).reshape(count, clusters * rows, WIDTH)
+        states = launch(x, weights.reshape(layers * WIDTH, WIDTH))
+        if multicast:
+            states = states.reshape(count, clusters, WIDTH, rows).swapaxes(2, 3)
+        return states.reshape(count, clusters * rows, WIDTH)
 
     return run

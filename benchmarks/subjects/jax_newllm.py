@@ -14,10 +14,8 @@ from benchmarks.subjects.jax_training import JaxTraining, write_weights
 from newllm_jax.config import NewLLMConfig
 from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.recurrence.cell import Form
-from newllm_jax.newllm.run import init_params
-from newllm_jax.newllm.updates import build_training, training_model, training_precision
+from newllm_jax.newllm.updates import build_training, initial_state, training_model, training_precision
 from newllm_jax.training.split import epoch_order
-from newllm_jax.training.step import init_state
 
 
 def orders(seed: int, examples: int, batch: int, updates: int) -> np.ndarray:
@@ -56,7 +54,7 @@ def training(
     model = training_model(config, vocabulary, training_precision(config))
     model = model if form is None else with_form(model, form)
     compiled, optimizer = build_training(config, model, steps_per_epoch(config, len(sequences)))
-    state = init_state(init_params(model, config.seed), optimizer)
+    state = initial_state(config, model, optimizer)
     order = orders(config.seed, len(sequences), config.batch_size, updates)
     return JaxTraining(compiled.updates, state, sequences, order, seed)
 
@@ -87,6 +85,11 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
+def words(config: NewLLMConfig) -> int:
+    """The size of a configuration's vocabulary; of one without a bound, all words of WikiText-2."""
+    return config.vocabulary_size or 33_278
+
+
 def random_ids(config: NewLLMConfig, vocabulary: int) -> np.ndarray:
     """Two batches of ids `[2 B, T]`, drawn at random, none of them padding."""
     shape = (config.batch_size * 2, config.sequence_length)
@@ -95,8 +98,8 @@ def random_ids(config: NewLLMConfig, vocabulary: int) -> np.ndarray:
 
 def measure_forms(task: dict[str, Any]) -> dict[str, Any]:
     """A row for each form of the time loop: the same updates on random ids, the forms taking turns."""
-    config, vocabulary = NewLLMConfig.from_dict(task["config"]), task["vocabulary"]
-    updates, repeats = task["updates"], task["repeats"]
+    config = NewLLMConfig.from_dict(task["config"])
+    vocabulary, updates, repeats = words(config), task["updates"], task["repeats"]
     sequences, needed, forms = random_ids(config, vocabulary), updates_needed(updates, repeats), loop_forms(config)
     trainings = [training(config, vocabulary, sequences, needed, form=form) for form in forms]
     measured = time_in_turns(trainings, updates, repeats)

@@ -9,14 +9,12 @@ from typing import Any
 import jax
 
 from benchmarks.subjects.jax_cascade import base_and_chunks, stage_training, synthetic_tokens
-from benchmarks.subjects.jax_newllm import random_ids, training
+from benchmarks.subjects.jax_newllm import random_ids, training, words
 from newllm_jax.cascade.extraction import batch_chunks, extract
 from newllm_jax.config import CascadeConfig, load_config
 from newllm_jax.newllm.updates import training_precision
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.training.precision import resolve_precision
-
-VOCABULARY = 1000
 
 
 def measure(task: dict[str, Any]) -> dict[str, Any]:
@@ -38,7 +36,8 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
 def newllm(name: str, task: dict[str, Any]) -> tuple[Callable[[], Any], int, str, str]:
     """The updates of a configuration."""
     config, updates = load_config(name, {"precision": task["precision"]}), task["updates"]
-    trained = training(config, VOCABULARY, random_ids(config, VOCABULARY), 2 * updates)
+    vocabulary = words(config)
+    trained = training(config, vocabulary, random_ids(config, vocabulary), 2 * updates)
     trained.prepare()
     return lambda: trained.run(updates), config.sequence_length - 1, "time step", training_precision(config)
 
