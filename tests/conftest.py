@@ -177,6 +177,7 @@ def fp16_on_a_cpu(monkeypatch):
         return loss_scale.unscale(rounded, scale)
 
     monkeypatch.setitem(precision.PRECISIONS, "fp16", jax.lax.Precision.HIGHEST)
+    monkeypatch.delitem(precision.OPERANDS, "fp16")
     monkeypatch.setattr(precision, "CAPABILITY_MAJOR", {})
     monkeypatch.setattr(step, "unscale", unscale)
     monkeypatch.setattr(loss_scale, "INITIAL", loss_scale.LARGEST)
@@ -200,12 +201,15 @@ def products():
         lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",))
         lines = [line for line in lowered.as_text().splitlines() if "stablehlo.dot_general" in line]
         assert all(line.endswith("xf32>") for line in lines)  # the results
-        of_bf16 = re.compile(r": \(tensor<[0-9x]+xbf16>, tensor<[0-9x]+xbf16>\)")  # nothing is left to round
+        halves = {name: name.replace("fp", "f") for name in ("bf16", "fp16")}
+        rounded = {  # operands of that type: nothing is left to round
+            name: re.compile(rf": \(tensor<[0-9x]+x{kind}>, tensor<[0-9x]+x{kind}>\)") for name, kind in halves.items()
+        }
         return [
             name
             for line in lines
             for name, said in PRODUCTS.items()
-            if said in line or (name == "bf16" and of_bf16.search(line))
+            if said in line or (name in rounded and rounded[name].search(line))
         ]
 
     return find

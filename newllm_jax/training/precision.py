@@ -27,14 +27,24 @@ PRECISIONS: dict[Precision, Any] = {
 CAPABILITY_MAJOR = {"tf32": 8, "bf16": 8, "fp16": 7}
 
 
+OPERANDS: dict[Precision, Any] = {"bf16": jnp.bfloat16, "fp16": jnp.float16}  # of those that round them
+
+
+def operand_type(precision: Precision) -> Any:
+    """The type to which the products round their operands, float32 where they round fewer bits than a type has."""
+    return OPERANDS.get(precision, jnp.float32)
+
+
 def storage_type(precision: Precision) -> Any:
     """The type in which activations and their gradients may be stored: the one in which the products read them."""
     return jnp.bfloat16 if precision == "bf16" else jnp.float32
 
 
 def dot(left: jax.Array, right: jax.Array, precision: Precision) -> jax.Array:
-    """`left @ right` of two float32 arrays."""
-    return jnp.dot(left, right, precision=PRECISIONS[precision])
+    """`left @ right` in float32, of float32 arrays; the right one may have been rounded to `operand_type` before."""
+    if right.dtype == jnp.float32:
+        return jnp.dot(left, right, precision=PRECISIONS[precision])
+    return jnp.dot(left.astype(right.dtype), right, preferred_element_type=jnp.float32)
 
 
 def product(

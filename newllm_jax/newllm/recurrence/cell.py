@@ -30,7 +30,7 @@ import jax.numpy as jnp
 
 from newllm_jax.config import Cell, Precision
 from newllm_jax.newllm.dropout import Dropout
-from newllm_jax.training.precision import dot
+from newllm_jax.training.precision import dot, operand_type
 
 CONTEXT_BOUND = 10.0
 NORM_EPSILON = 1e-5
@@ -74,6 +74,15 @@ class CellParams(NamedTuple):
     hidden: tuple[tuple[jax.Array, jax.Array], ...]
     gates: tuple[jax.Array, jax.Array]
     norm: tuple[jax.Array, jax.Array]
+
+    def rounded(self, precision: Precision) -> CellParams:
+        """With the kernels as the products read them: rounded once, where each step would round them again."""
+        kind = operand_type(precision)
+        return self._replace(
+            context_in=self.context_in.astype(kind),
+            hidden=tuple((kernel.astype(kind), bias) for kernel, bias in self.hidden),
+            gates=(self.gates[0].astype(kind), self.gates[1]),
+        )
 
 
 class CellDropout(NamedTuple):

@@ -64,6 +64,7 @@ def forward(
     spec: CellSpec, params: CellParams, context: jax.Array, tokens: jax.Array, dropout: CellDropout
 ) -> tuple[tuple[jax.Array, jax.Array], Residuals]:
     """The results of `scan_plain`, and what the backward pass needs."""
+    params = params.rounded(spec.precision)
 
     def body(context: jax.Array, inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, Residuals]:
         (token, time), results = inputs, list[jax.Array]()
@@ -93,6 +94,7 @@ def backward(
     Args:
       d_last, d_outputs: gradients of the results of `forward`, like them.
     """
+    params = params.rounded(spec.precision)
 
     # 1. The time loop.
     def body(d_context: jax.Array, inputs: tuple[Residuals, jax.Array]) -> tuple[jax.Array, Any]:

@@ -182,6 +182,57 @@ def test_the_plain_form_follows_the_step_whatever_it_computes(kinds, inputs, mon
         np.testing.assert_allclose(ours, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("precision", "half"), [("fp16", jnp.float16), ("bf16", jnp.bfloat16), ("fp32", None)])
+def test_kernels_are_rounded_before_the_time_loops(precision, half):
+    """A matrix converted at every step took a fifth of an update in fp16 (docs/results, "What a T4 would take")."""
+    context, tokens = jnp.zeros((5, CONTEXT)), jnp.zeros((TIME, 5, HIDDEN))
+    spec, params = replace(SPEC, precision=precision), random_params()
+    kernels = {params.context_in.shape, (HIDDEN, HIDDEN), params.gates[0].shape}
+
+    def objective(params, context, tokens):
+        return sum(jnp.sum(x) for x in scan(spec, params, context, tokens, dropout_of("step")))
+
+    def rounds(jaxpr) -> list[tuple[int, ...]]:
+        return [
+            each.invars[0].aval.shape
+            for each in jaxpr.eqns
+            if each.primitive.name == "convert_element_type" and each.params["new_dtype"] == half
+        ]
+
+    whole = jax.make_jaxpr(jax.grad(objective))(params, context, tokens).jaxpr
+    loops = [each.params["jaxpr"].jaxpr for each in whole.eqns if each.primitive.name == "scan"]
+    assert len(loops) == 2  # forward and backward
+    for loop in loops:
+        assert kernels.isdisjoint(rounds(loop))
+        assert bool(rounds(loop)) == bool(half)  # of activations and gradients
+    assert set(rounds(whole)) >= kernels if half else not rounds(whole)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.usefixtures("bf16_on_a_cpu")
+def test_half_precision_rounds_what_the_products_read_and_nothing_else(cell, inputs):
+    dropout, params, (context, tokens) = dropout_of("step"), random_params(), inputs
+    spec = replace(SPEC, cell=cell)
+
+    def rounded(x: jax.Array) -> jax.Array:
+        return x.astype(jnp.bfloat16).astype(jnp.float32)
+
+    def body(context, given):
+        token, time = given
+
+        def layer(number, x, kernel, bias):
+            return compute_layer(spec, time, dropout, number, rounded(x), rounded(kernel), bias)
+
+        return step(spec, params, context, token, time, dropout, layer)
+
+    found = scan(replace(spec, precision="bf16"), params, context, tokens, dropout)
+    expected = jax.lax.scan(body, context, (tokens, jnp.arange(len(tokens))))
+    strict = scan_plain(spec, params, context, tokens, dropout)
+    for ours, theirs, other in zip(found, expected, strict, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+        assert float(jnp.abs(ours - other).max()) > 1e-3
+
+
 BASELINE = CellSpec(512, 256, 6, precision="tf32")
 
 
