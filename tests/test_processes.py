@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import time
@@ -50,6 +51,11 @@ def test_one_process_agrees_with_itself():
     assert host_copies({"a": np.arange(3)})["a"].tolist() == [0, 1, 2]
 
 
+def simulated(devices: int) -> dict[str, str]:
+    """The variable that has a CPU be so many devices."""
+    return {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"}
+
+
 class Processes:
     """Two processes of two simulated devices each, which run one command."""
 
@@ -59,7 +65,7 @@ class Processes:
             address = f"127.0.0.1:{free.getsockname()[1]}"
         common = environment(folder) | {
             "JAX_COORDINATOR_ADDRESS": address, "JAX_COORDINATOR_BIND_ADDRESS": address, "JAX_NUM_PROCESSES": "2",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "NEWLLM_PROCESS_TIMEOUT": "10",
+            **simulated(2), "NEWLLM_PROCESS_TIMEOUT": "10",
         }  # fmt: skip
         self.logs = [folder / f"{number}.log" for number in range(2)]
         self.running = []
@@ -92,10 +98,9 @@ def folder(tmp_path) -> Path:
 
 def alone(folder: Path, devices: int, *arguments: str) -> subprocess.CompletedProcess:
     """A command in one process."""
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     return subprocess.run(
-        [*NEWLLM, *arguments], env=environment(folder) | flags, capture_output=True, text=True, timeout=SECONDS,
-        cwd=folder,
+        [*NEWLLM, *arguments], env=environment(folder) | simulated(devices), capture_output=True, text=True,
+        timeout=SECONDS, cwd=folder,
     )  # fmt: skip
 
 
