@@ -20,11 +20,12 @@ from benchmarks.tables.reliability import RELIABILITY_TABLES
 from benchmarks.tables.results import RESULTS_TABLES
 from benchmarks.tables.settings import SETTINGS_TABLES
 from benchmarks.tables.speed import SPEED_TABLES
+from benchmarks.tables.t4 import T4_TABLES
 
 PAGES = (ROOT / "README.md", ROOT / "README.ja.md", *sorted((ROOT / "docs").rglob("*.md")))
 TABLES = (
     RESULTS_TABLES | SPEED_TABLES | RELIABILITY_TABLES | EXPERIMENT_TABLES | DESIGN_TABLES | FRONTIER_TABLES
-    | DEVICE_TABLES | LEADERBOARD_TABLES | SETTINGS_TABLES | peer_tables(load_all("peers"))
+    | DEVICE_TABLES | T4_TABLES | LEADERBOARD_TABLES | SETTINGS_TABLES | peer_tables(load_all("peers"))
     | file_tables((load_all("benchmarks") | load_all("ablation")).items())
 )  # fmt: skip
 TABLES |= japanese_tables(TABLES)
