@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from newllm_jax.config import NewLLMConfig, Precision
 from newllm_jax.newllm.dropout import Rate
-from newllm_jax.newllm.model import ContextVectorLM
+from newllm_jax.newllm.model import IMPOSSIBLE, ContextVectorLM
 from newllm_jax.newllm.recurrence.gradients import kernel_gradient
 from newllm_jax.newllm.tokenizer import PAD
 from newllm_jax.training.gradient import LossFn, Part
@@ -27,6 +27,7 @@ from newllm_jax.training.step import Params
 
 LOGITS_AT_ONCE = 2**25  # 128 MiB; those of the published models are fewer
 PARTS_SCALE = 2.0**10  # so that in fp16 no probability above 1e-10 becomes 0
+COLUMNS = 64  # a multiple of so many columns is what a GPU's matrix products are fast with
 
 
 def initial_carry(config: NewLLMConfig, rows: int) -> Carry:
@@ -162,6 +163,7 @@ def cross_entropy_in_parts(
     counted: jax.Array,
 ) -> Sums:
     """`cross_entropy`, of so many equal parts of the steps one after the other."""
+    kernel, bias = _filled_up(kernel, bias, states.dtype)
 
     def add(sums: Sums, part: Any) -> tuple[Sums, None]:
         return sums + _forward(precision, kernel, bias, *part)[0], None
@@ -177,6 +179,8 @@ def _forward_in_parts(
     Args:
       by_step: states, targets and what is counted.
     """
+    words = len(bias)
+    kernel, bias = _filled_up(kernel, bias, by_step[0].dtype)
 
     def add(total: Any, part: Any) -> tuple[Any, jax.Array]:
         sums, saved = _forward(precision, kernel, bias, *part)
@@ -187,7 +191,14 @@ def _forward_in_parts(
     zero = Sums.zero(), jnp.zeros(kernel.shape), jnp.zeros(bias.shape)
     (sums, d_kernel, d_bias), d_states = jax.lax.scan(add, zero, _cut(parts, *by_step))
     steps, *shape = by_step[0].shape
-    return sums, (d_kernel, d_bias, d_states.reshape(-1, *shape)[:steps])
+    return sums, (d_kernel[:, :words], d_bias[:words], d_states.reshape(-1, *shape)[:steps])
+
+
+def _filled_up(kernel: jax.Array, bias: jax.Array, kind: Any) -> tuple[jax.Array, jax.Array]:
+    """Kernel and bias with words that never follow, up to a multiple of `COLUMNS`; rounded once for all parts."""
+    missing = -len(bias) % COLUMNS
+    kernel = jnp.pad(kernel.astype(kind), [(0, 0), (0, missing)])
+    return kernel, jnp.pad(bias, (0, missing), constant_values=IMPOSSIBLE)
 
 
 def _backward_in_parts(parts: int, precision: Precision, gradients: Any, cotangents: Sums) -> tuple[Any, ...]:
