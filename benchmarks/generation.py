@@ -128,12 +128,12 @@ class Rows:
         self.program.save()
 
     def compared(self, row: dict[str, Any]) -> dict[str, Any]:
-        """How many tokens begin as in the first row, and the share of the memory rate that the base's weights take."""
+        """How many tokens begin as in the first row, and the share of the reading rate that the base's weights take."""
         pairs = zip(row["ids"], self.rows[0].get("ids", []), strict=False)
         same = next((number for number, (ours, first) in enumerate(pairs) if ours != first), len(row["ids"]))
         size = row["base_parameters"] * (2 if row["precision"] == "bf16" else 4)
         steps = row["tokens_per_second"]["median"] / row["batch"]
-        rate = size * steps / self.program.results["ceilings"]["bytes_per_second"]
+        rate = size * steps / self.program.results["ceilings"]["read_bytes_per_second"]
         return {"same_tokens": same, "bytes_fraction": rate}
 
 

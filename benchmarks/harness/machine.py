@@ -1,4 +1,4 @@
-"""What this machine is and can do: versions, device, and the two ceilings that a rate is a share of."""
+"""What this machine is and can do: versions, device, and the ceilings that a rate is a share of."""
 
 from __future__ import annotations
 
@@ -49,12 +49,16 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def ceilings() -> dict[str, Any]:
-    """Operations a second of a large product in each precision, and bytes a second of a large copy (read and write)."""
+    """Operations a second of a large product in each precision, and bytes a second through memory.
+
+    Those are of a large copy, read and written, and of a product of one row, which only reads the matrix.
+    """
     size, floats = (2048, 2**25) if on_cpu() else (8192, 2**28)
     names = ["fp32"] if on_cpu() else list(PRODUCTS)
     return {
         "flops_per_second": {name: 2 * size**3 / _product_seconds(name, size) for name in names},
         "bytes_per_second": 2 * 4 * floats / _copy_seconds(floats),
+        "read_bytes_per_second": 4 * floats / _read_seconds(floats),
         "product_size": size,
         "copied_bytes": 4 * floats,
     }
@@ -71,6 +75,12 @@ def _copy_seconds(floats: int) -> float:
     source = jax.random.normal(jax.random.key(0), (floats,))
     copy = jax.jit(lambda x: x + 1)  # a plain copy would be an alias
     return _median(lambda: copy(source).block_until_ready())
+
+
+def _read_seconds(floats: int, width: int = 2**11) -> float:
+    matrix, row = jnp.ones((floats // width, width)), jnp.ones((1, width))
+    product = jax.jit(lambda row, matrix: row @ matrix.T)
+    return _median(lambda: product(row, matrix).block_until_ready())
 
 
 def _median(action: Any) -> float:

@@ -32,12 +32,14 @@ def machine_table(results: dict[str, Any]) -> str:
     """Device, versions, ceilings."""
     environment, ceilings = results["environment"], results["ceilings"]
     torch = environment.get("torch") or "absent"
+    read = ceilings.get("read_bytes_per_second")  # older files have none
     rates = ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in ceilings["flops_per_second"].items())
     return markdown_table(["machine", "value"], [
         ["device", f"{environment['device']}, {environment['cores']} cores"],
         ["versions", f"jax {environment['jax']}, torch {torch}, Python {environment['python']}"],
         ["large product, TFLOP/s", rates],
         ["large copy, GB/s", f"{ceilings['bytes_per_second'] / 1e9:.4g}"],
+        *([["one row times a matrix, GB/s", f"{read / 1e9:.4g}"]] if read else []),
         ["load when it began", f"{environment['load_average']:.1f}"],
     ])  # fmt: skip
 

@@ -19,7 +19,7 @@ RATES = {"dots": 900.0, "sums of rows": 2000.0, "sums, attention too": 5000.0}  
 def rows(monkeypatch):
     """Measures nothing, but finds `RATES`; a graph of the loop is faster, and crashes for one form."""
     program = options().parse([])
-    program.results = {"rows": [], "ceilings": {"bytes_per_second": 1e12}}
+    program.results = {"rows": [], "ceilings": {"read_bytes_per_second": 1e12}}
     monkeypatch.setattr(program, "save", lambda: None)
 
     def measure(function, task, what, limit):
