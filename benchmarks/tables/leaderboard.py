@@ -67,7 +67,10 @@ UPDATES = (
     Entry("`baseline`", ("benchmarks/newllm-baseline-h200.json",), "e1372a9", "2026-11-22"),
     Entry("CASCADE stage 1 at 0.6", ("benchmarks/cascade-h200.json",), "e1372a9", "2026-11-22"),
 )
-GENERATION = Entry("", ("benchmarks/generation-h200.json",), "21d2f4a", "2026-11-26")
+GENERATION = (
+    Entry("", ("benchmarks/generation-h200.json",), "21d2f4a", "2026-11-26"),
+    Entry("", ("benchmarks/generation-transformers-h200.json",), "fe901a7", "2026-11-27"),
+)
 FRONTIER = Entry("", ("cascade/frontier.json",), "0904796", "2026-11-26")
 TRAINED_BY = {  # what trains a model of the frontier, by the beginning of its name there
     "full": "newllm finetune --config smollm2_135m --num_epochs 2 --patience 1",
@@ -151,15 +154,29 @@ def updates() -> str:
 
 
 def generation() -> str:
-    """SmolLM2-135M making text greedily in float32: tokens a second of one text and of 32."""
-    measured = [row for row in GENERATION.loaded[0]["rows"] if row["precision"] == "fp32" and "error" not in row]
+    """SmolLM2-135M making text greedily, by number of texts and precision: the fastest form of each file."""
+    found: dict[tuple[int, str], list[tuple[Entry, dict[str, Any]]]] = {}
+    for entry in GENERATION:
+        for row in entry.loaded[0]["rows"]:
+            ours = row["form"] != "transformers" and row["sampling"] == "greedy" and not row.get("stage_layers")
+            if ours and "error" not in row:
+                found.setdefault((row["batch"], row["precision"]), []).append((entry, row))
     rows = []
-    for batch in (1, 32):
-        rates = {row["form"]: row["tokens_per_second"]["median"] for row in measured if row["batch"] == batch}
-        for form, rate in sorted(rates.items(), key=lambda item: item[1]):
-            cells = GENERATION.cells(str(batch), form, _bold(f"{rate:,.0f}", rate == max(rates.values())))
-            rows.append([*cells[:2], *cells[3:]])
-    return markdown_table(["day", "commit", "texts", "form", "tokens/s", *WHERE], rows)
+    for (batch, precision), measured in sorted(found.items(), key=lambda item: (item[0][0], item[0][1] != "fp32")):
+        most = max(_rate(row) for _, row in measured)
+        for entry in GENERATION:
+            of_entry = [row for each, row in measured if each is entry]
+            if not of_entry:
+                continue
+            best = max(of_entry, key=_rate)
+            rate = _bold(f"{_rate(best):,.0f}", _rate(best) == most)
+            day, commit, _, *figures, _, command = entry.cells(str(batch), precision, best["form"], rate)
+            rows.append([day, commit, *figures, entry.loaded[0]["environment"]["device"], command])
+    return markdown_table(["day", "commit", "texts", "precision", "form", "tokens/s", *WHERE], rows)
+
+
+def _rate(row: dict[str, Any]) -> float:
+    return row["tokens_per_second"]["median"]
 
 
 def _epoch(entry: Entry) -> float:
