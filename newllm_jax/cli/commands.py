@@ -146,13 +146,14 @@ def compare(argv: Sequence[str]) -> None:
     parser.add_argument("--published", action="store_true", help="add the published CASCADE runs")
     parser.add_argument("--output", metavar="DIR", help="folder for it (default: comparison, beside the runs)")
     arguments = parser.parse_all(argv)
-    from newllm_jax.report.compare import comparison_folder, read_results, write_comparison
+    from newllm_jax.report.compare import check_distinct, comparison_folder, read_results, write_comparison
     from newllm_jax.report.published import PUBLISHED_RUNS
 
     if arguments.output is not None:
         folder = checked_path("output", arguments.output)
         check("output", arguments.output, "a folder or a new name", folder.is_dir() or not folder.exists())
     results = [read_results(run) for run in arguments.runs]
+    check_distinct(arguments.runs)
     if arguments.published and all(run["system"] == "new-llm" for run in results):
         raise InputError("published: only CASCADE has published runs here, and these are runs of New-LLM")
     folder = comparison_folder(arguments.runs) if arguments.output is None else Path(arguments.output)

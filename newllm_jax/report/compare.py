@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from newllm_jax.config import checked_path
-from newllm_jax.errors import InputError
+from newllm_jax.errors import InputError, shown
 from newllm_jax.records.directory import RunDir, read_sealed
 from newllm_jax.records.shape import check_results
 from newllm_jax.report.cascade_drawings import compared_ensembles
@@ -43,17 +43,31 @@ def read_results(path: str | Path) -> dict[str, Any]:
     return results
 
 
+def check_distinct(paths: Sequence[str | Path]) -> None:
+    """Raises InputError where two paths name one run, by its directory or its `results.json`."""
+    runs = [_run_of(path) for path in paths]
+    for index, run in enumerate(runs):
+        if run in runs[:index]:
+            raise InputError(f"runs: {shown(str(paths[index]))} is named twice")
+
+
 def comparison_folder(paths: Sequence[str | Path]) -> Path:
     """The folder `comparison` beside the runs, in the deepest folder that holds them all.
 
     Raises:
       InputError: they have none in common but the root of the disk.
     """
-    runs = [path.parent if path.name == RESULTS else path for path in (Path(path).resolve() for path in paths)]
+    runs = [_run_of(path) for path in paths]
     common = Path(os.path.commonpath([run.parent for run in runs]))
     if common == Path(common.anchor):
         raise InputError("output: the runs have no folder in common; name one for the comparison with --output")
     return common / "comparison"
+
+
+def _run_of(path: str | Path) -> Path:
+    """The directory of a run; of a file of results by another name the file."""
+    resolved = Path(path).resolve()
+    return resolved.parent if resolved.name == RESULTS else resolved
 
 
 def write_comparison(folder: Path, runs: Sequence[dict[str, Any]]) -> Path:

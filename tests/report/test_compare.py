@@ -39,6 +39,14 @@ def test_it_is_written_beside_the_runs(newllm, small_run, tmp_path):
     assert {path.name for path in Path("elsewhere/new").iterdir()} == WRITTEN
 
 
+def test_a_run_that_is_named_twice_is_refused(refused, small_run, tmp_path):
+    for name in ("one", "two"):
+        shutil.copytree(small_run, tmp_path / "runs" / name)
+    assert refused("compare", "runs/one", "runs/two", "runs/one/") == "runs: 'runs/one/' is named twice"
+    assert refused("compare", "runs/one", "runs/one/results.json").endswith("results.json' is named twice")
+    assert not (tmp_path / "runs" / "comparison").exists()
+
+
 def test_the_folder_is_the_deepest_that_holds_all_runs():
     assert comparison_folder(["runs/a", "runs/b"]) == Path("runs/comparison").resolve()
     assert comparison_folder(["runs/a", "runs/more/b"]) == Path("runs/comparison").resolve()

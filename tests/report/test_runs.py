@@ -8,7 +8,7 @@ import pytest
 
 from newllm_jax.errors import InputError
 from newllm_jax.records.directory import RunDir
-from newllm_jax.report.runs import list_runs, runs_text
+from newllm_jax.report.runs import _bytes, list_runs, runs_text
 
 
 def unfinished(root, name, config, *metrics):
@@ -107,3 +107,12 @@ def test_a_cascade_has_the_ensemble_beside_its_base(tmp_path):
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(InputError, match="folder: must be a folder of run directories that exists"):
         list_runs(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (20 * 1024, "20 KiB"), (3 * 2**20, "3.0 MiB"),
+     (5 * 2**30, "5.0 GiB"), (2**42, "4096 GiB")],
+)  # fmt: skip
+def test_sizes_are_in_the_largest_unit_that_they_fill(count, said):
+    assert _bytes(count) == said
