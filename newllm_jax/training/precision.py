@@ -52,9 +52,9 @@ def product(
 ) -> jax.Array:
     """`jnp.einsum` of two operands of one type.
 
-    bf16 operands need no rounding; a precision argument would make XLA copy them.
+    Operands in half precision need no rounding; a precision argument would make XLA copy them.
     """
-    how = None if left.dtype == jnp.bfloat16 else PRECISIONS[precision]
+    how = PRECISIONS[precision] if left.dtype == jnp.float32 else None
     return jnp.einsum(subscripts, left, right, precision=how, preferred_element_type=result)
 
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from newllm_jax.newllm.recurrence.cell import CellDropout, CellParams, CellSpec, compute_layer, step
 from newllm_jax.newllm.recurrence.gradients import Gradients, dense_gradient, relu_backward
-from newllm_jax.training.precision import dot
+from newllm_jax.training.precision import dot, operand_type
 
 # (number of the layer, its input [B, in], its kernel [in, out], its stored result [B, out]) -> its result
 Replay: TypeAlias = Callable[[int, jax.Array, jax.Array, jax.Array], jax.Array]
@@ -34,7 +34,8 @@ class Residuals(NamedTuple):
 
     Attributes:
       contexts: `[T, B, C]`, before each step.
-      layers: the activations of each hidden layer, `[T, B, H]`, and the gates' pre-activations, `[T, B, 3 * C]`.
+      layers: the activations of each hidden layer, `[T, B, H]`, and the gates' pre-activations, `[T, B, 3 * C]`. The
+        activations of all layers but the last have the type in which products read them.
     """
 
     contexts: jax.Array
@@ -63,8 +64,11 @@ def scan_plain(
 def forward(
     spec: CellSpec, params: CellParams, context: jax.Array, tokens: jax.Array, dropout: CellDropout
 ) -> tuple[tuple[jax.Array, jax.Array], Residuals]:
-    """The results of `scan_plain`, and what the backward pass needs."""
-    params = params.rounded(spec.precision)
+    """The results of `scan_plain`, and what the backward pass needs.
+
+    In half precision, the last state of a residual cell is here a sum of activations as they are stored.
+    """
+    params, stored_type = params.rounded(spec.precision), operand_type(spec.precision)
 
     def body(context: jax.Array, inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, Residuals]:
         (token, time), results = inputs, list[jax.Array]()
@@ -74,7 +78,8 @@ def forward(
             return results[-1]
 
         after, _ = step(spec, params, context, token, time, dropout, layer)
-        return after, Residuals(context, tuple(results))
+        *below, last, gates = results
+        return after, Residuals(context, (*(x.astype(stored_type) for x in below), last, gates))
 
     last, residuals = jax.lax.scan(body, context, (tokens, jnp.arange(len(tokens))))
     _, outputs = _replay(spec, params, _stored_result, params.norm, *residuals)
@@ -94,7 +99,7 @@ def backward(
     Args:
       d_last, d_outputs: gradients of the results of `forward`, like them.
     """
-    params = params.rounded(spec.precision)
+    params, stored_type = params.rounded(spec.precision), operand_type(spec.precision)
 
     # 1. The time loop.
     def body(d_context: jax.Array, inputs: tuple[Residuals, jax.Array]) -> tuple[jax.Array, Any]:
@@ -102,7 +107,7 @@ def backward(
         layer = partial(_stored_layer, spec, dropout.scale)
         _, pullback = jax.vjp(partial(_replay, spec, params, layer, params.norm), *residuals)
         d_before, d_pre = pullback((d_context, d_output))
-        return d_before, (d_pre, d_context)
+        return d_before, ([d.astype(stored_type) for d in d_pre], d_context)
 
     d_first, (d_pre, d_contexts) = jax.lax.scan(body, d_last, (residuals, d_outputs), reverse=True)
 
@@ -111,7 +116,7 @@ def backward(
 
     def record_input(number: int, x: jax.Array, kernel: jax.Array, stored: jax.Array) -> jax.Array:
         inputs.append(x)
-        return stored
+        return stored.astype(jnp.float32)
 
     _replay(spec, params, record_input, params.norm, *residuals)
     _, pullback = jax.vjp(lambda norm: _replay(spec, params, _stored_result, norm, *residuals)[0], params.norm)
@@ -124,7 +129,7 @@ def backward(
             norm=pullback(d_contexts)[0],
         ),
         context=d_first,
-        tokens=d_pre[0],
+        tokens=d_pre[0].astype(jnp.float32),
     )
 
 
@@ -141,7 +146,7 @@ def _replay(
 
 
 def _stored_result(number: int, x: jax.Array, kernel: jax.Array, stored: jax.Array) -> jax.Array:
-    return stored
+    return stored.astype(jnp.float32)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 2))
@@ -156,13 +161,13 @@ def _stored_layer(
     Args:
       scale: `CellDropout.scale`.
     """
-    return stored
+    return stored.astype(jnp.float32)
 
 
 def _stored_layer_forward(
     spec: CellSpec, scale: Any, number: int, x: jax.Array, kernel: jax.Array, stored: jax.Array
 ) -> tuple[jax.Array, Any]:
-    return stored, (scale, kernel, stored)
+    return stored.astype(jnp.float32), (scale, kernel, stored)
 
 
 def _stored_layer_backward(
@@ -170,7 +175,7 @@ def _stored_layer_backward(
 ) -> tuple[None, jax.Array, None, jax.Array]:
     scale, kernel, stored = saved
     d_pre = d_result if number == spec.num_layers else relu_backward(stored, d_result, scale)
-    return None, dot(d_pre, kernel.T, spec.precision), None, d_pre
+    return None, dot(d_pre, kernel.T, spec.precision), None, d_pre.astype(stored.dtype)
 
 
 _stored_layer.defvjp(_stored_layer_forward, _stored_layer_backward)

@@ -228,9 +228,35 @@ def test_half_precision_rounds_what_the_products_read_and_nothing_else(cell, inp
     found = scan(replace(spec, precision="bf16"), params, context, tokens, dropout)
     expected = jax.lax.scan(body, context, (tokens, jnp.arange(len(tokens))))
     strict = scan_plain(spec, params, context, tokens, dropout)
-    for ours, theirs, other in zip(found, expected, strict, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    # The states of a residual cell that are given back are sums of activations as they are stored.
+    tolerances = 1e-5, 1e-5 if cell == "plain" else 0.02
+    for ours, theirs, other, tolerance in zip(found, expected, strict, tolerances, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)
         assert float(jnp.abs(ours - other).max()) > 1e-3
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.usefixtures("bf16_on_a_cpu")
+def test_half_precision_has_the_gradients_of_float32_but_for_rounding(cell, inputs):
+    def gradients(precision):
+        def objective(params, context, tokens):
+            last, outputs = scan(
+                replace(SPEC, cell=cell, precision=precision), params, context, tokens, dropout_of("step")
+            )
+            return jnp.sum(jnp.sin(last)) + jnp.sum(jnp.cos(outputs))
+
+        return jax.jit(jax.grad(objective, (0, 1, 2)))(random_params(), *inputs)
+
+    for half, whole in zip(*map(jax.tree.leaves, (gradients("bf16"), gradients("fp32"))), strict=True):
+        assert half.dtype == whole.dtype == jnp.float32
+        assert 1e-5 < float(jnp.linalg.norm(half - whole) / jnp.linalg.norm(whole)) < 0.05
+
+
+def test_what_only_products_read_is_stored_as_they_read_it(inputs):
+    for precision, kind in (("fp16", jnp.float16), ("bf16", jnp.bfloat16), ("fp32", jnp.float32)):
+        run = partial(reference.forward, replace(SPEC, precision=precision), random_params())
+        _, stored = jax.eval_shape(run, *inputs, dropout_of("step"))
+        assert [x.dtype for x in stored.layers] == [kind] * (LAYERS - 1) + [jnp.float32] * 2
 
 
 BASELINE = CellSpec(512, 256, 6, precision="tf32")
