@@ -44,27 +44,6 @@ def newllm_update(config: NewLLMConfig, vocabulary: int) -> Work:
     )
 
 
-def newllm_plain_update(config: NewLLMConfig, vocabulary: int, operand: int) -> Work:
-    """The same with the time loop in its plain form, one kernel after the other.
-
-    Bytes are those of an update whose weights and activations do not stay in a cache between kernels. At every step
-    each pass reads the weights that are used in it. Of a number that a layer computes, the forward pass writes and
-    reads the float32 sum of the product, stores it for the backward pass, and writes and reads it as an operand; the
-    backward pass reads what was stored, and does the same with the gradient; the products over all steps, at the end,
-    read both as float32, round them and read them again.
-
-    Args:
-      operand: bytes of an operand of a product.
-    """
-    counted = newllm_update(config, vocabulary)
-    hidden, context, layers = config.hidden_dim, config.context_dim, config.num_layers
-    steps = config.sequence_length - 1
-    numbers = config.batch_size * steps * (hidden * layers + 3 * context)
-    kernels = hidden * (context + (layers - 1) * hidden + 3 * context)
-    passes = (3 * FLOAT + 2 * operand) + (4 * FLOAT + 2 * operand) + 2 * (FLOAT + 2 * operand)
-    return Work(counted.flops, counted.bytes + numbers * passes + 2 * steps * kernels * operand)
-
-
 def block_kernels(llama: LlamaConfig) -> tuple[int, int]:
     """Of a Llama block: the query and key projections, and all its other kernels."""
     heads, kv_heads = llama.num_heads * llama.head_dim, llama.num_kv_heads * llama.head_dim

@@ -1,4 +1,4 @@
-"""The estimate for a T4: which of three times bounds an update, and how near the model is to what was measured."""
+"""The estimate for a T4: which of three times bounds an update, and what the table makes of counts."""
 
 from __future__ import annotations
 
@@ -6,32 +6,35 @@ import re
 
 import pytest
 
-from benchmarks.harness.work import Work
-from benchmarks.tables.t4 import T4, Card, check, estimates
+from benchmarks.harness.t4 import Bounds
+from benchmarks.tables.files import load
+from benchmarks.tables.t4 import PUBLISHED_STAGES as STAGES
+from benchmarks.tables.t4 import UPDATES, estimates, stages
 
 pytestmark = pytest.mark.quick
 
 
 def test_the_longest_time_and_the_sum():
-    card = Card(flops=10.0, bytes=100.0, kernel=0.5)
-    assert card.times(Work(flops=20.0, bytes=100.0), 2) == (2.0, 4.0)
-    assert card.times(Work(flops=10.0, bytes=300.0), 2) == (3.0, 5.0)
-    assert card.times(Work(flops=10.0, bytes=100.0), 8) == (4.0, 6.0)
+    bounds = Bounds.of("fp16", flops=65e12, moved=640e9, kernels=100_000)
+    assert (bounds.products, bounds.memory, bounds.launches) == pytest.approx((1, 2, 0.5))
+    assert (bounds.least, bounds.most) == pytest.approx((2, 3.5))
+    assert Bounds.of("fp32", 8.1e12, 0, 0).least == pytest.approx(1)
 
 
-def test_the_model_is_near_the_time_that_was_measured():
-    """On the card that the kernels were counted on, the sum is within a fifth."""
-    lines = [line.split("|")[2:4] for line in check().splitlines()[2:]]
-    assert len(lines) == 2
-    for model, measured in lines:
-        _, most = map(float, model.split(" to "))
-        assert 0.8 < most / float(measured) < 1.25
+def seconds(table: str) -> list[tuple[int, int]]:
+    return [tuple(map(int, found)) for found in re.findall(r"\*\*(\d+) to (\d+) s\*\*", table)]
 
 
-def test_half_precision_moves_less_and_every_line_names_what_was_published():
-    lines = estimates().splitlines()[2:]
-    ranges = [tuple(map(int, re.search(r"\*\*(\d+) to (\d+) s\*\*", line).groups())) for line in lines]
-    assert all(least < most for least, most in ranges)
-    assert ranges[0][1] < ranges[1][1]  # advanced in fp16, in fp32
-    assert T4["fp16"].flops > T4["fp32"].flops
-    assert [line.split("|")[-2].strip() for line in lines] == ["36 to 42 s", "36 to 42 s", "-", "-", "852.7 s"]
+def test_an_epoch_is_its_updates():
+    row = {"config": "advanced", "precision": "fp16", "planned_memory_bytes": 2**30, "bytes": 32e9, "kernels": 4000}
+    (line,) = estimates([row]).splitlines()[2:]
+    assert seconds(line) == [(10, 13)]  # 100 updates of 100 ms for the bytes, 13 for the products, 20 for the kernels
+    assert "1.00" in line and line.rstrip(" |").endswith("36 to 42 s")
+    assert "36 to 42" not in estimates([row | {"config": "baseline"}])
+
+
+def test_updates_are_those_that_were_measured_and_the_stages_those_of_the_run():
+    for name, updates in UPDATES.items():
+        assert load(f"benchmarks/newllm-{name}-h200.json")["configs"][name]["updates_per_epoch"] == updates
+    least, most = seconds(stages())[0]
+    assert 0 < least < most < float(STAGES.removesuffix(" s"))
