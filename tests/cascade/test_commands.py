@@ -127,7 +127,7 @@ def test_generate_tells_the_exits(newllm, finished):
 
 
 def test_compare(newllm, refused, finished, small_run, tmp_path):
-    code, out, _ = newllm("compare", finished, finished / "results.json", "--published", "--output", "both")
+    code, out, _ = newllm("compare", finished / "results.json", "--published", "--output", "both")
     assert code == 0
     assert finished.name in out
     assert (tmp_path / "both" / "comparison.md").read_text() in out
