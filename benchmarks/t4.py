@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from benchmarks.harness.program import RESULTS, Program, configurations, names, run_program
 from benchmarks.harness.t4 import FLOPS
 from benchmarks.tables.t4 import estimates
+from newllm_jax.errors import InputError
 
 
 def options() -> Program:
@@ -27,6 +28,8 @@ def main(argv: Sequence[str]) -> None:
     """Compiles what the command line asks for, writes and prints the estimates."""
     program = options().parse(argv)
     precisions = names(program.arguments.precision, list(FLOPS), "precision")
+    if not precisions:
+        raise InputError("precision: names no precision")
     configs = configurations(program.arguments.config or "advanced,baseline", {"precision": "fp32"})
     with program:
         program.start("fp32", ceilings=False)

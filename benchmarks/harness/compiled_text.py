@@ -2,7 +2,7 @@
 
 A kernel is an instruction outside of fusions that is more than a view. Those in the body of a loop run as often as the
 loop does, once where XLA does not know. What a kernel moves is the sizes of its operands and its result; of an
-operand that it only reads slices of, those slices; of a result that it writes in place, what it writes.
+operand that a fusion only reads slices of, those slices; of a result that it writes in place, what it writes.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ VIEWS = {
 SLICES = ("dynamic-slice", "slice", "gather")  # they read a part of their first operand
 IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}  # the operand that they write into their first
 
-COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\{$")
+COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%(?P<name>[\w.\-]+) \(.*\{$")
 INSTRUCTION = re.compile(
-    r"^\s+(?P<root>ROOT )?%?(?P<name>[\w.\-]+) = (?P<shape>.*?) (?P<opcode>[a-z][\w\-]*)\((?P<rest>.*)$"
+    r"^\s+(?P<root>ROOT )?%(?P<name>[\w.\-]+) = (?P<shape>.*?) (?P<opcode>[a-z][\w\-]*)\((?P<rest>.*)$"
 )
 ARRAY = re.compile(r"\b(?P<kind>pred|[a-z]+(?P<bits>\d+)[a-z0-9]*)\[(?P<sizes>[\d,]*)\]")
 TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
@@ -49,7 +49,7 @@ class Instruction:
 
 @dataclass
 class Computation:
-    """Instructions by name, in their order; the last one is the root unless another is marked."""
+    """Instructions by name, in their order."""
 
     lines: dict[str, Instruction] = field(default_factory=dict)
     root: str = ""
@@ -82,7 +82,7 @@ class CompiledText:
                 self.entry = found["name"] if found["entry"] else self.entry
             elif found := INSTRUCTION.match(line):
                 current.lines[found["name"]] = _instruction(found)
-                current.root = found["name"] if found["root"] or not current.root else current.root
+                current.root = found["name"] if found["root"] else current.root
 
     def kernels(self) -> Iterator[Kernel]:
         """All kernels, loops and branches followed. Of a branch the one with the most kernels is taken."""
@@ -114,7 +114,7 @@ class CompiledText:
 
 def _instruction(found: re.Match[str]) -> Instruction:
     inside, attributes = _split(found["rest"])
-    called = dict(re.findall(r"(calls|body|to_apply)=%?([\w.\-]+)", attributes))
+    called = dict(re.findall(r"(calls|body|to_apply|true_computation|false_computation)=%?([\w.\-]+)", attributes))
     if branches := re.search(r"branch_computations=\{(.*?)\}", attributes):
         called |= {f"branch {number}": name.strip(" %") for number, name in enumerate(branches[1].split(","))}
     trips = TRIPS.search(attributes)

@@ -60,6 +60,6 @@ class Bounds:
         return max(self.products, self.memory, self.launches)
 
     @property
-    def most(self) -> float:
-        """Their sum: nothing overlaps."""
+    def total(self) -> float:
+        """Their sum: nothing overlaps, but everything runs at the rates of the data sheet."""
         return self.products + self.memory + self.launches

@@ -48,6 +48,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     kernels = list(CompiledText(compiled.as_text()).kernels())
     memory = compiled.memory_analysis()
     return {
+        "vocabulary": words(config),
         "device": card.devices[0].device_kind,
         "kernels": sum(kernel.runs for kernel in kernels),
         "bytes": sum(kernel.runs * kernel.bytes for kernel in kernels),

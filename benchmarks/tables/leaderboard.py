@@ -159,7 +159,7 @@ def generation() -> str:
     for entry in GENERATION:
         for row in entry.loaded[0]["rows"]:
             ours = row["form"] != "transformers" and row["sampling"] == "greedy" and not row.get("stage_layers")
-            if ours and "error" not in row:
+            if ours and "error" not in row and (row["precision"] != "fp32" or row["same_tokens"] == len(row["ids"])):
                 found.setdefault((row["batch"], row["precision"]), []).append((entry, row))
     rows = []
     for (batch, precision), measured in sorted(found.items(), key=lambda item: (item[0][0], item[0][1] != "fp32")):

@@ -22,9 +22,9 @@ def estimates(rows: Sequence[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
         config, updates = load_config(row["config"]), UPDATES.get(row["config"])
-        flops = newllm_update(config, config.vocabulary_size or 0).flops
+        flops = newllm_update(config, row["vocabulary"]).flops
         bounds = Bounds.of(row["precision"], flops, row["bytes"], row["kernels"])
-        epoch = f"**{updates * bounds.least:.0f} to {updates * bounds.most:.0f} s**" if updates else "-"
+        epoch = f"**{updates * bounds.least:.0f} to {updates * bounds.total:.0f} s**" if updates else "-"
         lines.append([
             f"`{row['config']}`", row["precision"], f"{flops / 1e9:,.0f}", f"{row['bytes'] / 1e9:.1f}",
             f"{row['kernels']:,}", *(f"{1e3 * each:.0f}" for each in (bounds.products, bounds.memory, bounds.launches)),
@@ -45,7 +45,7 @@ def stages() -> str:
     header = ["updates of all stages", "GFLOP an update", "GB", "all updates, estimate", "published"]
     return markdown_table(header, [[
         f"{updates:,}", f"{work.flops / 1e9:.0f}", f"{work.bytes / 1e9:.1f}",
-        f"**{updates * bounds.least:.0f} to {updates * bounds.most:.0f} s**", PUBLISHED_STAGES,
+        f"**{updates * bounds.least:.0f} to {updates * bounds.total:.0f} s**", PUBLISHED_STAGES,
     ]])  # fmt: skip
 
 

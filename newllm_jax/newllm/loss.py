@@ -195,7 +195,7 @@ def _forward_in_parts(
 
 
 def _filled_up(kernel: jax.Array, bias: jax.Array, kind: Any) -> tuple[jax.Array, jax.Array]:
-    """Kernel and bias with words that never follow, up to a multiple of `COLUMNS`; rounded once for all parts."""
+    """Kernel and bias with words that never follow, up to a multiple of `COLUMNS`, once for all parts."""
     missing = -len(bias) % COLUMNS
     kernel = jnp.pad(kernel.astype(kind), [(0, 0), (0, missing)])
     return kernel, jnp.pad(bias, (0, missing), constant_values=IMPOSSIBLE)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from newllm_jax.config import AskedPrecision, Precision, RunConfig
 from newllm_jax.errors import InputError
 
-# bf16 and fp16 round the float32 operands inside each product; its sums are float32, and so is its result unless
+# bf16 and fp16 round float32 operands inside each product; its sums are float32, and so is its result unless
 # `storage_type` says that it may be stored in fewer bits.
 PRECISIONS: dict[Precision, Any] = {
     "fp32": jax.lax.Precision.HIGHEST,
@@ -27,16 +27,19 @@ PRECISIONS: dict[Precision, Any] = {
 CAPABILITY_MAJOR = {"tf32": 8, "bf16": 8, "fp16": 7}
 
 
-OPERANDS: dict[Precision, Any] = {"bf16": jnp.bfloat16, "fp16": jnp.float16}  # of those that round them
+OPERANDS: dict[Precision, Any] = {"bf16": jnp.bfloat16, "fp16": jnp.float16}  # of those that have a type of their own
 
 
 def operand_type(precision: Precision) -> Any:
-    """The type to which the products round their operands, float32 where they round fewer bits than a type has."""
+    """The type to which the products round their operands: float32 for fp32, and for tf32, which is no type."""
     return OPERANDS.get(precision, jnp.float32)
 
 
 def storage_type(precision: Precision) -> Any:
-    """The type in which activations and their gradients may be stored: the one in which the products read them."""
+    """The type in which the GPU kernels, the head and the loss store activations and gradients.
+
+    Not float16, in which small gradients of logits would be 0.
+    """
     return jnp.bfloat16 if precision == "bf16" else jnp.float32
 
 

@@ -35,7 +35,7 @@ class Residuals(NamedTuple):
     Attributes:
       contexts: `[T, B, C]`, before each step.
       layers: the activations of each hidden layer, `[T, B, H]`, and the gates' pre-activations, `[T, B, 3 * C]`. The
-        activations of all layers but the last have the type in which products read them.
+        activations of all layers but the last have the type of the products' operands.
     """
 
     contexts: jax.Array
@@ -66,7 +66,8 @@ def forward(
 ) -> tuple[tuple[jax.Array, jax.Array], Residuals]:
     """The results of `scan_plain`, and what the backward pass needs.
 
-    In half precision, the last state of a residual cell is here a sum of activations as they are stored.
+    In half precision, the outputs of a residual cell are sums of activations as they are stored; gates and contexts
+    come from the unrounded ones.
     """
     params, stored_type = params.rounded(spec.precision), operand_type(spec.precision)
 

@@ -86,3 +86,26 @@ ENTRY %main (a: f32[2], p: s32[]) -> f32[2] {
 }
 """
     assert list(CompiledText(text).kernels()) == [Kernel("negate", 1, 16)]
+
+
+def test_of_what_is_gathered_and_scattered_only_that_moves():
+    text = """
+%fused (p0: f32[100,4], p1: s32[3], p2: f32[3,4], p3: f32[100,4]) -> f32[100,4] {
+  %p0 = f32[100,4]{1,0} parameter(0)
+  %p1 = s32[3]{0} parameter(1)
+  %p2 = f32[3,4]{1,0} parameter(2)
+  %p3 = f32[100,4]{1,0} parameter(3)
+  %rows = f32[3,4]{1,0} gather(%p0, %p1), slice_sizes={1,4}
+  %added = f32[3,4]{1,0} add(%rows, %p2)
+  ROOT %out = f32[100,4]{1,0} scatter(%p3, %p1, %added), to_apply=%sum
+}
+
+ENTRY %main (a: f32[100,4], i: s32[3], b: f32[3,4]) -> f32[100,4] {
+  %a = f32[100,4]{1,0} parameter(0)
+  %i = s32[3]{0} parameter(1)
+  %b = f32[3,4]{1,0} parameter(2)
+  ROOT %scatter_fusion = f32[100,4]{1,0} fusion(%a, %i, %b, %a), kind=kInput, calls=%fused
+}
+"""
+    # The rows of the first, ids, what is added; in place, what is written.
+    assert list(CompiledText(text).kernels()) == [Kernel("scatter_fusion", 1, 48 + 12 + 48 + 48)]

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.quick
 def test_the_longest_time_and_the_sum():
     bounds = Bounds.of("fp16", flops=65e12, moved=640e9, kernels=100_000)
     assert (bounds.products, bounds.memory, bounds.launches) == pytest.approx((1, 2, 0.5))
-    assert (bounds.least, bounds.most) == pytest.approx((2, 3.5))
+    assert (bounds.least, bounds.total) == pytest.approx((2, 3.5))
     assert Bounds.of("fp32", 8.1e12, 0, 0).least == pytest.approx(1)
 
 
@@ -26,10 +26,18 @@ def seconds(table: str) -> list[tuple[int, int]]:
 
 
 def test_an_epoch_is_its_updates():
-    row = {"config": "advanced", "precision": "fp16", "planned_memory_bytes": 2**30, "bytes": 32e9, "kernels": 4000}
+    row = {
+        "config": "advanced",
+        "precision": "fp16",
+        "planned_memory_bytes": 2**30,
+        "bytes": 32e9,
+        "kernels": 4000,
+        "vocabulary": 1000,
+    }
     (line,) = estimates([row]).splitlines()[2:]
     assert seconds(line) == [(10, 13)]  # 100 updates of 100 ms for the bytes, 13 for the products, 20 for the kernels
     assert "1.00" in line and line.rstrip(" |").endswith("36 to 42 s")
+    assert "1,068" in estimates([row | {"config": "wikitext2", "vocabulary": 33_278}])  # GFLOP, most of them the head's
     assert "36 to 42" not in estimates([row | {"config": "baseline"}])
 
 

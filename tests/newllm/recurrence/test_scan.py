@@ -210,7 +210,7 @@ def test_kernels_are_rounded_before_the_time_loops(precision, half):
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.usefixtures("bf16_on_a_cpu")
-def test_half_precision_rounds_what_the_products_read_and_nothing_else(cell, inputs):
+def test_half_precision_rounds_what_the_products_read(cell, inputs):
     dropout, params, (context, tokens) = dropout_of("step"), random_params(), inputs
     spec = replace(SPEC, cell=cell)
 
@@ -252,7 +252,7 @@ def test_half_precision_has_the_gradients_of_float32_but_for_rounding(cell, inpu
         assert 1e-5 < float(jnp.linalg.norm(half - whole) / jnp.linalg.norm(whole)) < 0.05
 
 
-def test_what_only_products_read_is_stored_as_they_read_it(inputs):
+def test_activations_are_stored_in_the_type_of_the_products(inputs):
     for precision, kind in (("fp16", jnp.float16), ("bf16", jnp.bfloat16), ("fp32", jnp.float32)):
         run = partial(reference.forward, replace(SPEC, precision=precision), random_params())
         _, stored = jax.eval_shape(run, *inputs, dropout_of("step"))
