@@ -127,8 +127,7 @@ def phases(clusters: int, rows: int, layers: int, steps: int, exchange: str) -> 
             if by_memory:
                 plgpu.barrier_wait(all_came.at[other])
                 plgpu.copy_gmem_to_smem(states.at[here, :], held.at[other], loaded.at[other])
-                plgpu.barrier_wait(loaded.at[other])
-            elif multicast:
+            if by_memory or multicast:
                 plgpu.barrier_wait(loaded.at[other])
             elif exchange == "shared memory":
                 plgpu.barrier_wait(arrived.at[other])
