@@ -46,24 +46,28 @@ def obstacle(spec: CellSpec, batch: int, steps: int) -> str:
     return triton_obstacle()
 
 
-def tiling_for(batch: int, storage: Any, members: int = 1) -> Tiling:
-    """The tiling that measured best on an H200 (of several members: on an H100), where 8 groups fill the card.
+def tiling_for(batch: int, storage: Any, width: int, members: int = 1) -> Tiling:
+    """The tiling that measured best on an H200 (of several members: on an H100), where 128 blocks fill the card.
 
     Args:
       storage: the type in which activations are stored.
-      members: of several in one launch, whose batches are filled up to whole groups of `tiling_for(batch, storage)`.
+      width: the smaller one of `hidden_dim` and `context_dim`. Of a small batch, wide layers have more blocks a group:
+        otherwise half of the multiprocessors are idle, and the others take long to load their columns.
+      members: of several in one launch, whose batches are filled up to whole groups of `tiling_for(batch, ...)`. The
+        blocks of a group do not depend on it.
     """
     from newllm_jax.newllm.recurrence.gpu_group import Tiling
 
+    blocks = 32 if width >= 1024 and storage == jnp.bfloat16 and batch <= 64 else 16
     power_of_two = 1 << (members * batch - 1).bit_length()
     largest = 128 if members > 1 and storage == jnp.bfloat16 else 64
-    rows = min(max(power_of_two // 8, 16), largest)
+    rows = min(max(power_of_two * blocks // 128, 16), largest)
     while members > 1 and batch % rows:
         rows //= 2
     if rows == 128:
-        return Tiling(rows, blocks=16, depth=64, warps=8, stages=4)
+        return Tiling(rows, blocks, depth=64, warps=8, stages=4)
     wide = storage == jnp.float32 and rows > 16
-    return Tiling(rows, blocks=16, depth=64 if wide else 128, warps=4, stages=3)
+    return Tiling(rows, blocks, depth=64 if wide else 128, warps=4, stages=3)
 
 
 def forward(
@@ -85,7 +89,8 @@ def forward(
 
     (steps, batch, hidden), width = tokens.shape, context.shape[-1]
     storage, layers, residual = storage_type(spec.precision), spec.num_layers, spec.cell == "residual"
-    given, tiling = tiling, tiling or tiling_for(batch, storage)
+    narrowest = min(hidden, width)
+    given, tiling = tiling, tiling or tiling_for(batch, storage, narrowest)
     context, tokens = _pad_batch(context, tiling.rows), _pad_batch(tokens, tiling.rows)
     rows, texts = context.shape[0], batch if spec.mask_texts is None else spec.mask_texts
     drawn = [jnp.append(each.seeds, jnp.uint32(each.rate.least)) for each in dropout if each]
@@ -111,7 +116,7 @@ def forward(
         forward_kernel, texts=texts, kinds=(bool(dropout.step), bool(dropout.text)),
         precision=PRECISIONS[spec.precision], alone=interpret,
     )  # fmt: skip
-    results = _call(kernel, inputs, shapes, _tilings(given, rows, storage), interpret)
+    results = _call(kernel, inputs, shapes, _tilings(given, rows, storage, narrowest), interpret)
     return (results.last[:batch], results.outputs[:, :batch]), results._replace(mixed=None, means=None, squares=None)
 
 
@@ -129,7 +134,8 @@ def backward(
     from newllm_jax.newllm.recurrence.gpu_backward_kernel import Inputs, Results, backward_kernel
 
     (steps, batch, _), width, storage = d_outputs.shape, d_last.shape[-1], storage_type(spec.precision)
-    given, tiling, residual = tiling, tiling or tiling_for(batch, storage), spec.cell == "residual"
+    residual, narrowest = spec.cell == "residual", min(d_outputs.shape[-1], width)
+    given, tiling = tiling, tiling or tiling_for(batch, storage, narrowest)
     rows = stored.gates.shape[1]
     inputs = Inputs(
         _pad_batch(d_last, tiling.rows), _pad_batch(d_outputs, tiling.rows), _scale(dropout), stored.contexts,
@@ -147,7 +153,7 @@ def backward(
         along=((*stored.states.shape[:3], tiling.blocks), jnp.float32) if residual else None,
     )
     kernel = partial(backward_kernel, precision=PRECISIONS[spec.precision], alone=interpret)
-    found = _call(kernel, inputs, shapes, _tilings(given, rows, storage), interpret)
+    found = _call(kernel, inputs, shapes, _tilings(given, rows, storage, narrowest), interpret)
     read = rms_norm(stored.states.astype(jnp.float32)).astype(storage) if residual else stored.states
     kernels = product("ltbi,ltbo->lio", read, found.d_pre, spec.precision)
     biases = jnp.sum(found.d_pre, (1, 2), dtype=jnp.float32)
@@ -163,9 +169,9 @@ def backward(
     )
 
 
-def _tilings(given: Tiling | None, batch: int, storage: Any) -> Callable[[int], Tiling]:
+def _tilings(given: Tiling | None, batch: int, storage: Any, width: int) -> Callable[[int], Tiling]:
     """The tiling by number of members: the given one, or that for the padded batch."""
-    return lambda members: given or tiling_for(batch, storage, members)
+    return lambda members: given or tiling_for(batch, storage, width, members)
 
 
 def _scale(dropout: CellDropout) -> jax.Array:

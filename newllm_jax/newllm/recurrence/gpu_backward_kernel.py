@@ -99,8 +99,8 @@ def backward_kernel(
       3. d_z_0.
       4. d_c_t, its own columns. While waiting: what phase 5 reads of the forward pass, and its own sums in `d_norm`.
       5. The gates' gradients and direct_(t-1) from d_c_t, for t > 0. LayerNorm's means are over whole rows, so here a
-         block has rows of its own, with all their columns. While waiting: d_outputs_(t-1) and what was stored of the
-         last layer.
+         block has rows of its own, with all their columns; with more blocks than rows, the last blocks have none. While
+         waiting: d_outputs_(t-1) and what was stored of the last layer.
 
     Args:
       counters: of the barriers, see `Group`.
@@ -228,11 +228,14 @@ def backward_kernel(
         arrivals, zero, prefetched = group.barrier(arrivals, lambda: prefetch_norm(earlier))
 
         # Phase 5. Of t = 0 nothing is left to do, but every step has the same barriers.
-        @pl.when(t > 0)
+        @pl.when((t > 0) & group.has_rows)
         def _():
             norm_backward(d_contexts[t + zero, own_rows, :], earlier, prefetched)
 
         return group.barrier(arrivals, lambda: prefetch_step(earlier))
 
-    norm_backward(d_last[own_rows, :], steps - 1, prefetch_norm(steps - 1))
+    @pl.when(group.has_rows)
+    def _():
+        norm_backward(d_last[own_rows, :], steps - 1, prefetch_norm(steps - 1))
+
     jax.lax.fori_loop(0, steps, step, group.barrier(jnp.int32(0), lambda: prefetch_step(steps - 1)))

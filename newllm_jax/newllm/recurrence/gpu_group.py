@@ -33,7 +33,7 @@ class Tiling(NamedTuple):
     """How the work is divided among thread blocks.
 
     Attributes:
-      rows: rows of the batch in a group, a multiple of `blocks`.
+      rows: rows of the batch in a group; `blocks` divides them, or they divide `blocks`.
       blocks: thread blocks in a group; each computes 1 / blocks of the columns.
       depth: columns of a product's inner dimension that are loaded at a time, at most.
       warps: of a thread block.
@@ -72,7 +72,8 @@ class Group:
       member: whose rows it computes.
       rank: this block's number in the group.
       first_row, rows: the group's rows of the batch.
-      own_rows: this block's share of those, for phases that need whole rows.
+      own_rows: this block's share of those, for phases that need whole rows; at least one.
+      has_rows: whether that share is this block's alone. With more blocks than rows, the last blocks have none.
     """
 
     def __init__(self, tiling: Tiling, counters: Any, alone: bool, precision: Any, members: int, batch: int) -> None:
@@ -90,12 +91,13 @@ class Group:
           members, batch: how many there are, and the rows of each, which are whole groups.
         """
         self.tiling, self.counters, self.alone, self.precision = tiling, counters, alone, precision
-        groups, share = batch // tiling.rows, tiling.rows // tiling.blocks
+        groups, share = batch // tiling.rows, max(tiling.rows // tiling.blocks, 1)
         ticket = plgpu.atomic_add(counters, (jnp.int32(members * groups),), jnp.int32(1))
         self.index, self.rank = ticket // tiling.blocks, ticket % tiling.blocks
         self.member, self.first_row = self.index // groups, self.index % groups * tiling.rows
         self.rows = pl.ds(self.first_row, tiling.rows)
-        self.own_rows = pl.ds(self.first_row + self.rank * share, share)
+        self.own_rows = pl.ds(self.first_row + jnp.minimum(self.rank * share, tiling.rows - share), share)
+        self.has_rows = self.rank * share < tiling.rows
 
     def member_references(self, references: Any) -> Any:
         """References of its member, from a named tuple of those of all members; None stays."""

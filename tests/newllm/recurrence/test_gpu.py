@@ -144,9 +144,23 @@ def test_what_members_share_is_not_of_the_last_one_only(inputs):
 
 @pytest.mark.parametrize("batch, members, rows", [(128, 1, 16), (128, 2, 32), (128, 8, 128), (48, 8, 16), (16, 8, 16)])
 def test_groups_of_members_are_whole(batch, members, rows):
-    assert gpu.tiling_for(batch, jnp.bfloat16, members).rows == rows
+    assert gpu.tiling_for(batch, jnp.bfloat16, 512, members).rows == rows
 
 
 @pytest.mark.parametrize("batch, rows", [(1, 16), (32, 16), (256, 32), (300, 64), (4096, 64)])
 def test_groups_fill_the_card_but_have_rows_enough(batch, rows):
-    assert gpu.tiling_for(batch, jnp.bfloat16).rows == rows
+    assert gpu.tiling_for(batch, jnp.bfloat16, 512).rows == rows
+
+
+@pytest.mark.parametrize("batch, members, rows, blocks", [(64, 1, 16, 32), (64, 3, 64, 32), (128, 1, 16, 16)])
+def test_wide_layers_of_a_small_batch_are_shared_out_among_more_blocks(batch, members, rows, blocks):
+    tiling = gpu.tiling_for(batch, jnp.bfloat16, 1024, members)
+    assert (tiling.rows, tiling.blocks) == (rows, blocks)
+    assert members * batch // rows * blocks <= 128  # one wave
+
+
+def test_the_blocks_of_a_group_do_not_depend_on_the_members():
+    """Results have an axis of blocks, whose shape is fixed before `jax.vmap` says how many members there are."""
+    for batch in (16, 48, 64, 128):
+        for width in (256, 1024):
+            assert len({gpu.tiling_for(batch, jnp.bfloat16, width, members).blocks for members in range(1, 20)}) == 1

@@ -187,7 +187,7 @@ def blocks_as_threads(monkeypatch) -> list[int]:
     return launches
 
 
-def both_ways(cell: Cell, blocks: int, interpret: bool) -> tuple[Any, Any]:
+def both_ways(cell: Cell, blocks: int, interpret: bool, rows: int = 16) -> tuple[Any, Any, Any]:
     """All steps forward and backward, with dropout."""
     draw = np.random.default_rng(0)
 
@@ -201,12 +201,18 @@ def both_ways(cell: Cell, blocks: int, interpret: bool) -> tuple[Any, Any]:
         norm=(1 + 20 * array(CONTEXT), array(CONTEXT)),
     )
     context, tokens = array(BATCH, CONTEXT) + jnp.arange(CONTEXT), array(TIME, BATCH, HIDDEN)
-    tiling = Tiling(rows=16, blocks=blocks, depth=16, warps=4, stages=1)
+    tiling = Tiling(rows, blocks, depth=16, warps=4, stages=1)
     spec, options = CellSpec(HIDDEN, CONTEXT, LAYERS, cell), {"tiling": tiling, "interpret": interpret}
     results, stored = gpu.forward(spec, params, context, tokens, DROPOUT, **options)
     d_last, d_outputs = array(BATCH, CONTEXT), array(TIME, BATCH, HIDDEN)
     gradients = gpu.backward(spec, params, stored, DROPOUT, d_last, d_outputs, **options)
     return results, stored._replace(state_squares=None), gradients  # of which each block has its share
+
+
+def assert_equal(together: Any, alone: Any) -> None:
+    for ours, reference in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+        largest = float(jnp.abs(reference).max())
+        np.testing.assert_allclose(ours, reference, rtol=1e-4, atol=5e-6 * largest)
 
 
 @pytest.mark.parametrize("cell", ["plain", "residual"])
@@ -215,6 +221,12 @@ def test_four_blocks_that_share_the_columns_compute_what_one_alone_does(cell, re
     launches = request.getfixturevalue("blocks_as_threads")
     together = both_ways(cell, 4, interpret=False)
     assert launches == [2 * 4] * 2  # two groups of 16 rows for a batch of 20, each way
-    for ours, reference in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
-        largest = float(jnp.abs(reference).max())
-        np.testing.assert_allclose(ours, reference, rtol=1e-4, atol=5e-6 * largest)
+    assert_equal(together, alone)
+
+
+def test_blocks_without_rows_of_their_own_leave_those_of_others_alone(request):
+    """Four blocks share two rows: two of them have none in the phase in which a block has whole rows."""
+    alone = both_ways("residual", 1, interpret=True, rows=2)
+    launches = request.getfixturevalue("blocks_as_threads")
+    assert_equal(both_ways("residual", 4, interpret=False, rows=2), alone)
+    assert launches == [10 * 4] * 2
