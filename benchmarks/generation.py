@@ -4,7 +4,8 @@ Beside them, where PyTorch is installed, `generate` of transformers with the sam
 
 The weights are random, in the shapes of SmolLM2-135M: the time does not depend on them. Each form of the products is
 measured in processes of its own, with XLA's options for CUDA graphs varied; then the fastest form is, with other
-numbers of tokens a call, with sampling and with stages. The file is written anew after every process.
+numbers of tokens a call, with sampling, and with batches and stages where it has those. The file is written anew after
+every process.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from benchmarks.harness.program import Program, has_torch, names, positive, run_program
-from benchmarks.subjects.jax_generation import FORMS
+from benchmarks.subjects.jax_generation import FORMS, ONE_KERNEL
 from benchmarks.tables.benchmark import benchmark_tables
 from newllm_jax.config import CascadeConfig
 from newllm_jax.smollm.llama_config import LlamaConfig
@@ -26,6 +27,7 @@ CASE = {"precision": "fp32", "batch": 1, "per_call": 16, "graphs": "XLA's choice
 HOST_LOOP, FORM = (f"benchmarks.subjects.jax_generation:{name}" for name in ("measure_host_loop", "measure"))
 PEER = "benchmarks.subjects.torch_generation:measure"
 BATCH = 32
+ALL_FORMS = *FORMS, ONE_KERNEL
 ENOUGH = 32  # tokens that are the same: a near tie may part two right texts at last
 LONGEST_PROCESS = 150  # seconds, where the time is nearly up; one that is ended leaves no row
 
@@ -34,7 +36,7 @@ def options() -> Program:
     """The program with its options; nothing is parsed or measured yet."""
     program = Program("generation", "Time SmolLM2 and CASCADE making text, by form of the products and CUDA graphs.")
     add = program.parser.add_argument
-    add("--forms", metavar="NAMES", default=",".join(name.replace(",", ";") for name in FORMS), help="forms of the "
+    add("--forms", metavar="NAMES", default=",".join(name.replace(",", ";") for name in ALL_FORMS), help="forms of the "
         "products to measure (default %(default)s; a semicolon stands for a comma)")  # fmt: skip
     add("--tokens", type=positive, help="tokens of a text (default 256; on a CPU 32)")
     add("--repeats", type=positive, help="number of timed texts (default 3; on a CPU 1)")
@@ -48,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     """Measures what the command line asks for, writes and prints it."""
     started, program = time.monotonic(), options().parse(argv)
     arguments = program.arguments
-    forms = [name.replace(";", ",") for name in names(arguments.forms, [each.replace(",", ";") for each in FORMS],
+    forms = [name.replace(";", ",") for name in names(arguments.forms, [each.replace(",", ";") for each in ALL_FORMS],
                                                       "forms")]  # fmt: skip
     with program:
         cpu = program.start("fp32")["platform"] == "cpu"
@@ -83,28 +85,32 @@ class Rows:
         layers = CascadeConfig().stage_layers
         if cpu:
             for form in forms:
-                self.add_form(form, {})
-            if best := self.fastest():
+                if form != ONE_KERNEL:
+                    self.add_form(form, {})
+            if best := self.fastest(FORMS):
                 self.add_form(best["form"], {"per_call": 4}, {"sampling": "top_p"}, {"stage_layers": layers})
             return
         for form in forms:
-            self.add_form(form, {}, {"graphs": "every kernel"}, {"precision": "bf16"}, {"batch": BATCH})
+            batches = [] if form == ONE_KERNEL else [{"batch": BATCH}]
+            self.add_form(form, {}, {"graphs": "every kernel"}, {"precision": "bf16"}, *batches)
         for form in forms:  # apart, for some versions of XLA crash here
             self.add_form(form, {"graphs": "the loop"})
-        if best := self.fastest():
+        if best := self.fastest(ALL_FORMS):
             form, graphs = best["form"], {"graphs": best["graphs"]}
-            changes = [*({"per_call": count} for count in (4, 8, 64)), {"sampling": "top_p"}, {"precision": "bf16"},
-                       {"batch": BATCH}, {"precision": "bf16", "batch": BATCH}]  # fmt: skip
+            changes = *({"per_call": count} for count in (4, 8, 64)), {"sampling": "top_p"}, {"precision": "bf16"}
             self.add_form(form, *(graphs | change for change in changes))
+        if best := self.fastest(FORMS):  # those that have batches and stages
+            form, graphs = best["form"], {"graphs": best["graphs"]}
+            self.add_form(form, *(graphs | {"batch": BATCH} | change for change in ({}, {"precision": "bf16"})))
             self.add_form(form, {"graphs": "every kernel", "stage_layers": layers})
             self.add_form(form, {"graphs": "conditionals", "stage_layers": layers})
             self.add_form(form, {"graphs": "nothing"}, {"graphs": "the loop, unrolled"})
 
-    def fastest(self) -> dict[str, Any] | None:
-        """The row with the most tokens a second at batch 1 in strict float32 whose text begins as the first row's."""
+    def fastest(self, forms: Collection[str]) -> dict[str, Any] | None:
+        """The row of these forms with the most tokens a second for one text in strict float32, which begins as the first."""
         found = [
             row for row in self.rows
-            if row.get("same_tokens", 0) >= min(ENOUGH, self.task["tokens"]) and row["form"] in FORMS
+            if row.get("same_tokens", 0) >= min(ENOUGH, self.task["tokens"]) and row["form"] in forms
             and all(row[key] == CASE[key] for key in ("precision", "batch", "per_call", "sampling"))
         ]  # fmt: skip
         return max(found, key=lambda row: row["tokens_per_second"]["median"], default=None)

@@ -25,6 +25,7 @@ from newllm_jax.decoding.sampling import Sampling, choose, narrow
 from newllm_jax.smollm import decoder as smollm_decoder
 from newllm_jax.smollm import token_step
 from newllm_jax.smollm.decoder import BaseDecoder
+from newllm_jax.smollm.fused_decoder import FusedDecoder, kernel_obstacle, multiprocessors
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.smollm.model import KVCache, SmolLM2, empty_cache
 from newllm_jax.training.precision import PRECISIONS
@@ -79,11 +80,12 @@ FORMS: dict[str, dict[str, Any]] = {
     "sums of rows": SUMS,
     "sums, attention too": {**SUMS, "attend": attend_by_sums},
 }
+ONE_KERNEL = "one kernel"  # all layers of a token, as the library makes one text where the GPU can
 
 
 def use_form(name: str) -> None:
     """Replaces the products of this process by those of a form."""
-    for function, replacement in FORMS[name].items():
+    for function, replacement in FORMS.get(name, {}).items():
         for module in (token_step, smollm_decoder, cascade_generate):
             if hasattr(module, function):
                 setattr(module, function, replacement)
@@ -134,6 +136,10 @@ def measure_case(llama: LlamaConfig, case: dict[str, Any], task: dict[str, Any])
     loop.GPU_OPTIONS = GRAPHS[case["graphs"]]
     loop.compiled_calls.cache_clear()
     decoder, params, size = random_decoder(llama, case["precision"], case.get("stage_layers", 0))
+    if task["form"] == ONE_KERNEL:
+        if obstacle := kernel_obstacle(decoder.model):
+            raise ValueError(obstacle)
+        decoder = FusedDecoder(decoder.model, multiprocessors())
     batch, tokens = case["batch"], task["tokens"]
     prompts = np.random.default_rng(0).integers(0, llama.vocab_size, (batch, PROMPT))
     keys = jax.random.split(jax.random.key(0), batch)

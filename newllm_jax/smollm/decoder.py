@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from newllm_jax.smollm.model import KVCache, SmolLM2, empty_cache, rms_norm
 from newllm_jax.smollm.token_step import (
-    Layer,
     LayerCache,
     multiply,
     multiply_rows,
@@ -29,13 +28,13 @@ class TokenWeights(NamedTuple):
 
     Attributes:
       embedding: `[V, H]`.
-      layers: one by one.
+      layers: one by one, each a `Layer`; of a `FusedDecoder` the `StackedLayers` of its kernel.
       norm: `[H]`, the scale of the final norm.
       head: `[H, V]` as `stored_kernel` stores it; None where the embedding is the head.
     """
 
     embedding: jax.Array
-    layers: tuple[Layer, ...]
+    layers: Any
     norm: jax.Array
     head: jax.Array | None
 
@@ -90,9 +89,15 @@ class BaseDecoder:
 
 
 def read_prompt(model: SmolLM2, params: Params, ids: jax.Array, length: jax.Array, capacity: int) -> TokenCache:
-    """The cache, with room for `capacity` tokens, after the first `length` of `ids [B, T]`; the others are padding.
+    """The cache, with room for `capacity` tokens, after the first `length` of `ids [B, T]`; the others are padding."""
+    cache = prompt_cache(model, params, ids, capacity)
+    return TokenCache(unstack_caches(cache.keys, cache.values), length)
 
-    The padding is read too, but a token sees none that come after it, and those that are generated overwrite it.
+
+def prompt_cache(model: SmolLM2, params: Params, ids: jax.Array, capacity: int) -> KVCache:
+    """The keys and values of all layers of `ids [B, T]`.
+
+    What pads a prompt is read too, but a token sees none that come after it, and those that are generated overwrite it.
     """
     batch, time = ids.shape
     piece = PROMPT_PIECE if time % PROMPT_PIECE == 0 else time
@@ -102,8 +107,7 @@ def read_prompt(model: SmolLM2, params: Params, ids: jax.Array, length: jax.Arra
         return states.cache, None
 
     pieces = ids.reshape(batch, -1, piece).swapaxes(0, 1)
-    cache, _ = jax.lax.scan(read, empty_cache(model.config, batch, capacity, model.dtype), pieces)
-    return TokenCache(unstack_caches(cache.keys, cache.values), length)
+    return jax.lax.scan(read, empty_cache(model.config, batch, capacity, model.dtype), pieces)[0]
 
 
 def token_weights(model: SmolLM2, params: Params) -> TokenWeights:

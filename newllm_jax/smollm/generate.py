@@ -19,6 +19,7 @@ from newllm_jax.decoding.exits import Exits
 from newllm_jax.decoding.loop import Decoder, generated_tokens
 from newllm_jax.decoding.sampling import Sampling
 from newllm_jax.smollm.decoder import BaseDecoder
+from newllm_jax.smollm.fused_decoder import decoder_for
 from newllm_jax.smollm.pretrained import Pretrained
 from newllm_jax.smollm.tokenizer import Tokenizer
 from newllm_jax.training.memory import FLOAT, check_memory
@@ -48,7 +49,7 @@ def generate_tokens(
     Raises:
       InputError: an empty prompt, or a text longer than the model was trained on, or than memory has room for.
     """
-    decoder, exits = decoder or BaseDecoder(base.model), exits or Exits()
+    decoder, exits = decoder or decoder_for(base.model, texts=1), exits or Exits()
     exits.counts = [0] * decoder.exits
     key = jax.random.key(seed)[None]
     for chosen, taken in _pieces(base, np.asarray([ids], int), key, max_tokens, sampling, decoder, params):

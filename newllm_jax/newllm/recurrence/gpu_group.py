@@ -3,10 +3,9 @@
 A launch computes one model, or several of the same sizes (`jax.vmap`): its *members*, each with its own batch and
 weights. A *group* is `Tiling.blocks` thread blocks of one launch. It takes `Tiling.rows` rows of the batch of a member
 through all steps, and no group ever waits for another. Within a group, the columns of every layer are shared out
-evenly. Triton has no barrier between thread blocks, so a group has one of its own: a counter in device memory to which
-each block adds 1 when it arrives, and which it then polls until all have arrived. Blocks are assigned to groups in the
-order in which they start, so the running blocks form whole groups, and a group never waits for a block that cannot
-start: no deadlock.
+evenly, and the blocks wait for each other (`training/grid_barrier.py`). Blocks are assigned to groups in the order in
+which they start, so the running blocks form whole groups, and a group never waits for a block that cannot start: no
+deadlock.
 
 Shapes follow the legend of `gpu_forward_kernel.py`. Written for Pallas's Triton back end.
 """
@@ -22,6 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from newllm_jax.newllm.recurrence.cell import CONTEXT_BOUND, NORM_EPSILON
+from newllm_jax.training.grid_barrier import wait_for_blocks
 
 
 def sigmoid(x: jax.Array) -> jax.Array:
@@ -114,40 +114,10 @@ class Group:
         return pl.ds(part * width + self.rank * share, share)
 
     def barrier(self, arrivals: Any, meanwhile: Callable[[], Any] = lambda: ()) -> tuple[Any, Any, Any]:
-        """Waits until all blocks of the group have written what the next phase reads.
-
-        All blocks take part in the same number of barriers. The counter only grows, so the n-th barrier is passed when
-        it has reached n * blocks, and it need not be reset.
-
-        The writes of a block are published by its arrival: `debug_barrier` (`__syncthreads`) waits for all of its
-        threads, and the atomic add that follows has release semantics in the whole device. The loads of the next phase
-        must not be executed before the last poll; the returned zero sees to that (below). They could still find an old
-        value in the cache of their multiprocessor, which the writes of others do not reach. So kernels read no address
-        that another block writes until the barrier after the write, and write each address once (arrays have a time
-        axis instead of being overwritten): no cache can hold an older value of it.
-
-        Args:
-          arrivals: counted by all barriers before this one.
-          meanwhile: work for the time between this block's arrival and that of the last one: it writes results that no
-            other block reads in the next phase, and prefetches inputs that no block writes. What it writes is published
-            by this block's next arrival.
-
-        Returns:
-          `arrivals`, this barrier's included; a zero derived from the polled counter, which, added to an index, keeps
-          the compiler from hoisting the loads of the next phase above the wait; and the result of `meanwhile`.
-        """
-        arrivals = arrivals + self.tiling.blocks
+        """`wait_for_blocks`, for those of the group: what the next phase reads has been written then."""
         if self.alone:
-            return arrivals, jnp.int32(0), meanwhile()
-        plgpu.debug_barrier()
-        before = plgpu.atomic_add(self.counters, (self.index,), jnp.int32(1))
-        prefetched = meanwhile()
-        counted = jax.lax.while_loop(
-            lambda counted: counted < arrivals,
-            lambda _: plgpu.load(self.counters.at[self.index], volatile=True),
-            before + 1,  # the last block to arrive need not poll
-        )
-        return arrivals, jnp.minimum(counted - arrivals, 0), prefetched
+            return arrivals + self.tiling.blocks, jnp.int32(0), meanwhile()
+        return wait_for_blocks(self.counters, self.index, self.tiling.blocks, arrivals, meanwhile)
 
     def product(
         self, left: Callable[[Any], jax.Array], rights: list[Callable[[Any], jax.Array]], inner: int, columns: int
