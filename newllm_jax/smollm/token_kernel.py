@@ -1,8 +1,8 @@
 """One token of one text through all layers of a Llama as one GPU kernel, instead of a dozen launches a layer.
 
 A token costs little more than reading the weights once: too little for launches to be hidden behind it. Here every
-layer has five phases (`layers_kernel`), in each of which every thread block computes a share, and needs what the others
-computed before (`exchange.py`). Weights do not depend on the token: a block loads them into registers ahead of time.
+layer has five phases (`layers_kernel`), between which all thread blocks of the GPU wait for each other. Weights do not
+depend on the token: while a block waits, it loads those of its next phase into registers.
 
 In shapes, L is the layers, H the hidden size, I the intermediate size, Q the query heads, K the heads of keys and
 values, D their size (64), and S the splits of attention. Numbers are float32; weights, keys and values are stored in
@@ -23,8 +23,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from newllm_jax.smollm.exchange import NOT_WRITTEN, Exchange, exchanges, whole_lines
 from newllm_jax.smollm.llama_config import LlamaConfig
+from newllm_jax.training.grid_barrier import wait_for_blocks
 
 HEAD = 64  # the size of a head; every width is a multiple of it
 WIDEST_SLICE = 1024  # columns of a matrix that are loaded at a time, at most
@@ -34,7 +34,6 @@ SPLITS = 8  # into how many parts the positions of a head of keys and values are
 WARPS = 8  # of a thread block
 LARGEST_SHARE = 96 * 1024  # bytes of a layer that a thread block prefetches into its registers at a time
 LOWEST = -1e30  # a score that counts as none; with an infinite one, the difference of two would be NaN
-SMALLEST = 1e-30  # a sum of exponentials, of a split without positions
 
 
 class StackedLayers(NamedTuple):
@@ -72,31 +71,28 @@ class Inputs(NamedTuple):
     layers: StackedLayers
 
 
-class Exchanges(NamedTuple):
-    """What the blocks hand to each other, a vector for each layer.
+class Results(NamedTuple):
+    """What the kernel writes; all but the first three are scratch.
 
     Attributes:
-      streams: `[H]`, the residual stream after the layer.
-      middles: `[H]`, after its attention.
-      query_key_value: `[(Q + 2 K) D]`, not turned yet.
-      logarithms: `[S, Q]`, of each split of a head log(sum(exp(score))).
-      mixes: `[S, Q D]`, the mix of its values, weighted by the softmax of its scores.
-      activations: `[I]`, of the feed-forward network.
+      keys, values: `[L, capacity, K, D]`, those of the positions before; at this position the kernel writes.
+      streams: `[L, H]`, the residual stream after each layer.
+      middles: `[L, H]`, after the attention of each.
+      query_key_value: `[L, (Q + 2 K) D]`, not turned yet.
+      maxima, sums: `[L, S, Q]`, of each split of a head the largest score, and the sum of exp(score - largest).
+      mixes: `[L, S, Q D]`, the sum of exp(score - largest) * value.
+      activations: `[L, I]`, of the feed-forward network.
     """
 
-    streams: Exchange
-    middles: Exchange
-    query_key_value: Exchange
-    logarithms: Exchange
-    mixes: Exchange
-    activations: Exchange
-
-    @staticmethod
-    def sizes(config: LlamaConfig) -> list[int]:
-        """Of the vectors, in their order."""
-        hidden, heads = config.hidden_size, config.num_heads
-        every = (heads + 2 * config.num_kv_heads) * config.head_dim
-        return [hidden, hidden, every, SPLITS * heads, SPLITS * heads * config.head_dim, config.intermediate_size]
+    keys: Any
+    values: Any
+    streams: Any
+    middles: Any
+    query_key_value: Any
+    maxima: Any
+    sums: Any
+    mixes: Any
+    activations: Any
 
 
 def slices_of(width: int) -> list[tuple[int, int]]:
@@ -116,11 +112,6 @@ def slices_of(width: int) -> list[tuple[int, int]]:
 def load_slices(vector: Any, *index: Any) -> list[jax.Array]:
     """The last axis of a reference in slices."""
     return [vector[*index, pl.ds(first, size)] for first, size in slices_of(vector.shape[-1])]
-
-
-def read_slices(vector: Exchange, layer: Any) -> list[jax.Array]:
-    """A layer's whole vector in slices."""
-    return vector.read(layer, *(first + jax.lax.iota(jnp.int32, size) for first, size in slices_of(vector.size)))
 
 
 def tile_rows(rows: int, blocks: int) -> tuple[int, int]:
@@ -148,10 +139,10 @@ class BlockRows:
         """Per tile the slices of its rows of a layer's matrix `[L, out, in]`, whose rows begin with `first`."""
         return [load_slices(matrix, layer, pl.ds(first + start, self.size)) for start in self.starts]
 
-    def write(self, vector: Exchange, layer: Any, parts: list[jax.Array]) -> None:
-        """Writes this block's part of a layer's vector, an array for each tile."""
+    def store(self, vector: Any, layer: Any, parts: list[jax.Array]) -> None:
+        """Writes this block's part of a layer's `[L, rows]`, an array for each tile."""
         for start, part in zip(self.starts, parts, strict=True):
-            vector.write(layer, start + jax.lax.iota(jnp.int32, self.size), part)
+            vector[layer, pl.ds(start, self.size)] = part
 
 
 def product(tiles: list[list[jax.Array]], x: list[jax.Array]) -> list[jax.Array]:
@@ -172,72 +163,67 @@ def normed(x: list[jax.Array], scale: list[jax.Array], epsilon: float) -> list[j
 
 
 def layers_kernel(*references: Any, config: LlamaConfig, blocks: int) -> None:
-    """All layers of one token. A layer has five phases:
+    """All layers of one token. Layer l has five phases; each ends with a barrier of all blocks.
 
         1. q, k, v = RMSNorm(x) W_qkv                     a block: its columns
         2. per head of keys and values, and per split of the positions: with the scores s = q k / sqrt(D) of q and k
            turned by their positions,
-             logarithm = log(sum(exp(s)));  mix = sum(exp(s - logarithm) v)
+             largest = max(s);  sum = sum(exp(s - largest));  mix = sum(exp(s - largest) v)
            The first split has the new token too, and writes its key and value to the cache.
-        3. heads = sum_splits(weight mix) / sum_splits(weight), weight = exp(logarithm - max_splits(logarithm))
+        3. head = sum_splits(exp(largest - max(largest)) mix) / sum_splits(exp(largest - max(largest)) sum)
            m = x + heads W_o                              a block: all heads, its columns
         4. a = silu(RMSNorm(m) W_gate) * RMSNorm(m) W_up
         5. x' = m + a W_down
 
-    A block waits for the numbers that a phase needs of others, not for the others. Before it waits, it loads the
-    weights of the phase after the next one.
-
     Args:
-      references: those of the inputs, of the caches and the exchange that were given, and of the results: the caches
-        and the exchange again.
+      references: those of the inputs, of the caches and counters that were given, and of the results and the counter.
       blocks: of the launch, all of which run at the same time.
     """
-    *given, _, _, _, keys, values, reference = references
-    plain = len(Inputs._fields) - 1
-    inputs = Inputs(*given[:plain], layers=StackedLayers(*given[plain:]))
-    exchange = Exchanges(*exchanges(reference, Exchanges.sizes(config)))
+    inputs, results, counter = _named(references)
     layers, rank = inputs.layers, pl.program_id(0)
-    attention = Attention(config, inputs, exchange, keys, values)
-    hidden, inner, epsilon = config.hidden_size, config.intermediate_size, config.rms_norm_eps
-    of_heads, of_stream, of_inner = (
-        BlockRows(rows, rank, blocks) for rows in (exchange.query_key_value.size, hidden, inner)
-    )
+    attention = Attention(config, inputs, results)
+    hidden, inner = config.hidden_size, config.intermediate_size
+    all_heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    of_heads, of_stream, of_inner = (BlockRows(rows, rank, blocks) for rows in (all_heads, hidden, inner))
+    barrier = partial(wait_for_blocks, counter, 0, blocks)
 
     def layer(number: Any, carry: Any) -> Any:
-        x, own, heads_tiles, scale = carry
+        arrivals, x, own, (tiles, scale) = carry
         # Phase 1.
-        of_heads.write(exchange.query_key_value, number, product(heads_tiles, normed(x, scale, epsilon)))
-        output_tiles = of_stream.load(layers.output, number)
+        of_heads.store(results.query_key_value, number, product(tiles, normed(x, scale, config.rms_norm_eps)))
+        arrivals, zero, _ = barrier(arrivals)
         # Phase 2.
         for turn in range(-(-attention.parts // blocks)):
-            attention.mix(number, rank + turn * blocks)
-        gates, ups = (of_inner.load(layers.gate_up, number, first) for first in (0, inner))
+            attention.mix(number, number + zero, rank + turn * blocks)
+        arrivals, zero, tiles = barrier(arrivals, lambda: of_stream.load(layers.output, number))
         # Phase 3.
-        own = added(own, product(output_tiles, attention.heads(number)))
-        of_stream.write(exchange.middles, number, own)
-        scale, down_tiles = load_slices(layers.mlp_norm, number), of_stream.load(layers.down, number)
+        found = product(tiles, attention.heads(number + zero))
+        own = [before + added for before, added in zip(own, found, strict=True)]
+        of_stream.store(results.middles, number, own)
+        arrivals, zero, (gates, ups, scale) = barrier(arrivals, lambda: (
+            of_inner.load(layers.gate_up, number), of_inner.load(layers.gate_up, number, inner),
+            load_slices(layers.mlp_norm, number),
+        ))  # fmt: skip
         # Phase 4.
-        middle = normed(read_slices(exchange.middles, number), scale, epsilon)
-        pairs = zip(product(gates, middle), product(ups, middle), strict=True)
-        of_inner.write(exchange.activations, number, [gate / (1.0 + jnp.exp(-gate)) * up for gate, up in pairs])
-        prefetched = prefetch(jnp.minimum(number + 1, config.num_layers - 1))  # of the last layer none follows
+        middle = normed(load_slices(results.middles, number + zero), scale, config.rms_norm_eps)
+        found = zip(product(gates, middle), product(ups, middle), strict=True)
+        of_inner.store(results.activations, number, [gate / (1.0 + jnp.exp(-gate)) * up for gate, up in found])
+        arrivals, zero, tiles = barrier(arrivals, lambda: of_stream.load(layers.down, number))
         # Phase 5.
-        own = added(own, product(down_tiles, read_slices(exchange.activations, number)))
-        of_stream.write(exchange.streams, number, own)
-        return read_slices(exchange.streams, number), own, *prefetched
+        found = product(tiles, load_slices(results.activations, number + zero))
+        own = [before + added for before, added in zip(own, found, strict=True)]
+        of_stream.store(results.streams, number, own)
+        following = jnp.minimum(number + 1, config.num_layers - 1)  # of the last layer none follows
+        arrivals, zero, prefetched = barrier(arrivals, lambda: prefetch(following))
+        return arrivals, load_slices(results.streams, number + zero), own, prefetched
 
     def prefetch(number: Any) -> Any:
-        """Weights of phase 1."""
+        """Inputs of phase 1."""
         return of_heads.load(layers.query_key_value, number), load_slices(layers.attention_norm, number)
 
     own = [inputs.x[pl.ds(start, of_stream.size)] for start in of_stream.starts]
-    carry = load_slices(inputs.x), own, *prefetch(jnp.int32(0))
+    carry = jnp.int32(0), load_slices(inputs.x), own, prefetch(jnp.int32(0))
     jax.lax.fori_loop(0, config.num_layers, layer, carry)
-
-
-def added(own: list[jax.Array], found: list[jax.Array]) -> list[jax.Array]:
-    """Sums of arrays one by one."""
-    return [before + each for before, each in zip(own, found, strict=True)]
 
 
 class Attention:
@@ -247,61 +233,62 @@ class Attention:
       parts: heads of keys and values times splits: what phase 2 shares out among the blocks.
     """
 
-    def __init__(self, config: LlamaConfig, inputs: Inputs, exchange: Exchanges, keys: Any, values: Any) -> None:
-        self.config, self.exchange, self.keys, self.values = config, exchange, keys, values
-        self.position = inputs.position[0]
+    def __init__(self, config: LlamaConfig, inputs: Inputs, results: Results) -> None:
+        self.config, self.results, self.position = config, results, inputs.position[0]
         self.shared = config.num_heads // config.num_kv_heads  # query heads of one head of keys and values
         self.group = 1 << (self.shared - 1).bit_length()  # filled up with copies of the last one
         self.parts = config.num_kv_heads * SPLITS
         self.half = config.head_dim // 2
         self.cosine, self.sine = (inputs.rotary[part, :][None, :] for part in range(2))
 
-    def turned(self, one: jax.Array, two: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Both halves of some heads `[N, D / 2]`, turned by the token's position."""
+    def turned(self, layer: Any, heads: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Some heads `[N]` of queries or keys, turned by the token's position: both halves, `[N, D / 2]`."""
+        first = heads[:, None] * self.config.head_dim + jax.lax.iota(jnp.int32, self.half)[None, :]
+        one, two = (self.results.query_key_value[layer, places] for places in (first, first + self.half))
         return one * self.cosine - two * self.sine, two * self.cosine + one * self.sine
 
-    def mix(self, layer: Any, part: Any) -> None:
-        """Phase 2, of one part."""
-        config, exchange = self.config, self.exchange
+    def mix(self, cached: Any, layer: Any, part: Any) -> None:
+        """Phase 2, of one part.
+
+        Args:
+          cached: number of the layer, for what was written before the launch.
+          layer: the same, for what other blocks wrote in phase 1.
+        """
+        config, results = self.config, self.results
         head, split = part % config.num_kv_heads, part // config.num_kv_heads
 
         @pl.when(part < self.parts)
         def _() -> None:
             queries = head * self.shared + jnp.minimum(jax.lax.iota(jnp.int32, self.group), self.shared - 1)
-            key = config.num_heads + head + jnp.zeros((1,), jnp.int32)
-            value = (config.num_heads + config.num_kv_heads + head) * config.head_dim
-            halves = jax.lax.iota(jnp.int32, self.half)[None, :]
-            first = [heads[:, None] * config.head_dim + halves for heads in (queries, key)]
-            *found, value = exchange.query_key_value.read(
-                layer, first[0], first[0] + self.half, first[1], first[1] + self.half,
-                value + jax.lax.iota(jnp.int32, config.head_dim),
-            )  # fmt: skip
-            one, two = (x * config.head_dim**-0.5 for x in self.turned(*found[:2]))
-            key_one, key_two = self.turned(*found[2:])
+            one, two = (x * config.head_dim**-0.5 for x in self.turned(layer, queries))
+            key_head = jnp.full((1,), config.num_heads, jnp.int32) + head
+            key_one, key_two = self.turned(layer, key_head)
+            value_place = (config.num_heads + config.num_kv_heads + head) * config.head_dim
+            value = results.query_key_value[layer, pl.ds(value_place, config.head_dim)]
             new, all_heads = split == 0, jnp.zeros((self.group,), jnp.float32)
             largest = jnp.where(new, jnp.sum(one * key_one + two * key_two, 1), LOWEST)
             total = jnp.where(new, all_heads + 1, all_heads)
             mixed = total[:, None] * value[None, :]
 
-            @pl.when(new & (self.position < self.keys.shape[1]))
+            @pl.when(new & (self.position < results.keys.shape[1]))
             def _() -> None:
-                places = (layer, self.position, head)
-                self.keys[*places, pl.ds(0, self.half)] = jnp.sum(key_one, 0).astype(self.keys.dtype)
-                self.keys[*places, pl.ds(self.half, self.half)] = jnp.sum(key_two, 0).astype(self.keys.dtype)
-                self.values[*places, :] = value.astype(self.values.dtype)
+                places = (cached, self.position, head)
+                results.keys[*places, pl.ds(0, self.half)] = jnp.sum(key_one, 0).astype(results.keys.dtype)
+                results.keys[*places, pl.ds(self.half, self.half)] = jnp.sum(key_two, 0).astype(results.keys.dtype)
+                results.values[*places, :] = value.astype(results.values.dtype)
 
             def add(step: Any, carry: Any) -> Any:
                 largest, total, mixed = carry
                 start = (step * SPLITS + split) * POSITIONS
                 rows = pl.ds(start, POSITIONS)
-                keys = [self.keys[layer, rows, head, pl.ds(k * self.half, self.half)] for k in range(2)]
+                keys = [results.keys[cached, rows, head, pl.ds(k * self.half, self.half)] for k in range(2)]
                 products = one[:, None, :] * keys[0].astype(jnp.float32)[None]
                 products += two[:, None, :] * keys[1].astype(jnp.float32)[None]
                 seen = (start + jax.lax.iota(jnp.int32, POSITIONS) < self.position)[None, :]
                 scores = jnp.where(seen, jnp.sum(products, 2), LOWEST)
                 larger = jnp.maximum(largest, jnp.max(scores, 1))
                 weights, kept = jnp.exp(scores - larger[:, None]), jnp.exp(largest - larger)
-                values = self.values[layer, rows, head, :].astype(jnp.float32)
+                values = results.values[cached, rows, head, :].astype(jnp.float32)
                 mixed = mixed * kept[:, None] + jnp.sum(weights[:, :, None] * values[None], 1)
                 return larger, total * kept + jnp.sum(weights, 1), mixed
 
@@ -309,23 +296,21 @@ class Attention:
             stride = SPLITS * POSITIONS
             steps = (left + stride - 1) // stride  # each of them has a position that is seen
             largest, total, mixed = jax.lax.fori_loop(0, steps, add, (largest, total, mixed))
-            total = jnp.maximum(total, SMALLEST)
-            places = split * config.num_heads + queries
-            columns = places[:, None] * config.head_dim + jax.lax.iota(jnp.int32, config.head_dim)[None, :]
-            exchange.mixes.write(layer, columns, mixed / total[:, None])
-            exchange.logarithms.write(layer, places, largest + jnp.log(total))
+            results.maxima[cached, split, queries] = largest
+            results.sums[cached, split, queries] = total
+            places = queries[:, None] * config.head_dim + jax.lax.iota(jnp.int32, config.head_dim)[None, :]
+            results.mixes[cached, split, places] = mixed
 
     def heads(self, layer: Any) -> list[jax.Array]:
         """The mixes of the values for all query heads, `[Q D]` in slices: the splits together."""
-        width, found = self.config.num_heads * self.config.head_dim, []
-        splits = jax.lax.iota(jnp.int32, SPLITS)[:, None]
-        for first, size in slices_of(width):
-            columns = (first + jax.lax.iota(jnp.int32, size))[None, :]
-            places = splits * self.config.num_heads + jax.lax.div(columns, jnp.int32(self.config.head_dim))
-            logarithms = self.exchange.logarithms.read_spread(layer, places)
-            [mixes] = self.exchange.mixes.read(layer, splits * width + columns)
-            weights = jnp.exp(logarithms - jnp.max(logarithms, 0)[None, :])
-            found.append(jnp.sum(weights * mixes, 0) / jnp.sum(weights, 0))
+        results, splits, found = self.results, jax.lax.iota(jnp.int32, SPLITS)[:, None], []
+        for first, size in slices_of(results.mixes.shape[-1]):
+            columns = first + jax.lax.iota(jnp.int32, size)
+            heads = jax.lax.div(columns, jnp.int32(self.config.head_dim))[None, :]
+            maxima = results.maxima[layer, splits, heads]
+            weights = jnp.exp(maxima - jnp.max(maxima, 0)[None, :])
+            total = jnp.sum(weights * results.sums[layer, splits, heads], 0)
+            found.append(jnp.sum(weights * results.mixes[layer, :, pl.ds(first, size)], 0) / total)
         return found
 
 
@@ -383,17 +368,32 @@ def run_layers(
     Returns:
       The residual stream `[H]` after the layers, float32, and the caches.
     """
-    numbers = sum(map(whole_lines, Exchanges.sizes(config)))
-    exchange = jnp.full((config.num_layers, numbers), NOT_WRITTEN, jnp.int32)
-    given = [position.reshape(1).astype(jnp.int32), rotary, x, *layers, *caches, exchange]
-    aliases = {len(given) - 3 + number: number for number in range(3)}
-    keys, values, exchange = pl.pallas_call(
+    count, heads = config.num_layers, (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    splits = count, SPLITS, config.num_heads
+    shapes = [(count, config.hidden_size)] * 2 + [
+        (count, heads), splits, splits, (count, SPLITS, config.num_heads * config.head_dim),
+        (count, config.intermediate_size),
+    ]  # fmt: skip
+    counter = jnp.zeros((1,), jnp.int32)
+    given = [position.reshape(1).astype(jnp.int32), rotary, x, *layers, *caches, counter]
+    results = [jax.ShapeDtypeStruct(cache.shape, cache.dtype) for cache in caches]
+    results += [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    results.append(jax.ShapeDtypeStruct(counter.shape, counter.dtype))
+    first = len(given) - 3
+    keys, values, streams, *_ = pl.pallas_call(
         partial(layers_kernel, config=config, blocks=blocks),
-        out_shape=[jax.ShapeDtypeStruct(each.shape, each.dtype) for each in given[-3:]],
+        out_shape=results,
         grid=(blocks,),
-        input_output_aliases=aliases,
+        input_output_aliases={first: 0, first + 1: 1, first + 2: len(results) - 1},
         compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=1),
         name="layers_kernel",
     )(*given)
-    last = jax.lax.bitcast_convert_type(exchange[-1, : config.hidden_size], jnp.float32)  # `Exchanges.streams`
-    return last, (keys, values)
+    return streams[-1], (keys, values)
+
+
+def _named(references: tuple[Any, ...]) -> tuple[Inputs, Results, Any]:
+    """The inputs, the results and the counter, from the references of a launch in their order."""
+    plain, parameters = len(Inputs._fields) - 1, len(StackedLayers._fields)
+    inputs = Inputs(*references[:plain], layers=StackedLayers(*references[plain : plain + parameters]))
+    *results, counter = references[plain + parameters + 3 :]
+    return inputs, Results(*results), counter
