@@ -107,7 +107,7 @@ class Rows:
             self.add_form(form, {"graphs": "nothing"}, {"graphs": "the loop, unrolled"})
 
     def fastest(self, forms: Collection[str]) -> dict[str, Any] | None:
-        """The row of these forms with the most tokens a second for one text in strict float32, which begins as the first."""
+        """The row of these forms with the most tokens a second of one text in strict float32, begun as the first is."""
         found = [
             row for row in self.rows
             if row.get("same_tokens", 0) >= min(ENOUGH, self.task["tokens"]) and row["form"] in forms

@@ -45,7 +45,7 @@ class System:
       default: the configuration that its command trains unless told otherwise.
       prefix: what the name of a run begins with, before that of the configuration.
       precision: (config) -> the resolved precision of training.
-      warning: (config) -> why this device's fast path cannot be used, or ""; None: the system has no fast path.
+      warning: (config) -> why this device's fast path, of training or of generation, cannot be used, or "".
       train: (config, name, run_root, resume, overrides, narrate, stop) -> RunResult.
       plan: (config) -> what a run would be.
       restore: (run directory or exported folder) -> the trained model.
@@ -68,7 +68,7 @@ class System:
     default: str
     prefix: str
     precision: Function
-    warning: Function | None
+    warning: Function
     train: Function
     plan: Function
     restore: Function
@@ -136,7 +136,7 @@ SYSTEMS = {
         default="published",
         prefix="finetune-",
         precision="newllm_jax.training.precision:configured_precision",
-        warning=None,
+        warning="newllm_jax.finetuning.run:slow_text_warning",
         train="newllm_jax.finetuning.experiment:finetune",
         plan="newllm_jax.finetuning.plan:plan_finetune",
         restore="newllm_jax.finetuning.run:restore_finetune",

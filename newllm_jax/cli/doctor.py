@@ -72,9 +72,7 @@ def _observe_jax() -> tuple[dict[str, Any], dict[str, Any]]:
     found = environment("auto")
     defaults = {system.command: load_config(system.default, config_class=system.config) for system in SYSTEMS.values()}
     found["precision"] = {name: call(SYSTEMS[config.system].precision, config) for name, config in defaults.items()}
-    obstacles = {
-        system.command: call(system.warning, defaults[system.command]) for system in SYSTEMS.values() if system.warning
-    }
+    obstacles = {system.command: call(system.warning, defaults[system.command]) for system in SYSTEMS.values()}
     found |= {"warnings": list(filter(None, obstacles.values())), "precisions": supported_precisions()}
     found |= {"devices": len(jax.devices())}
     memory = {name: free for name, free in (host_memory(), device_memory()) if free is not None}

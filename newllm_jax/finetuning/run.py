@@ -20,6 +20,7 @@ from newllm_jax.records.stored_config import stored_config
 from newllm_jax.smollm.adapter_file import read_adapter
 from newllm_jax.smollm.alpaca import load_alpaca
 from newllm_jax.smollm.base import fingerprints, load_base
+from newllm_jax.smollm.fused_decoder import slow_text_warning as slow_text_warning
 from newllm_jax.smollm.generate import generate_answers, generate_tokens, prompt_ids, stream_text
 from newllm_jax.smollm.generate import in_precision as in_precision
 from newllm_jax.smollm.model import SmolLM2

@@ -103,6 +103,12 @@ def kernel_obstacle(model: SmolLM2) -> str:
     return obstacle(model.config, jnp.dtype(model.dtype).itemsize, multiprocessors())
 
 
+def slow_text_warning(*_: Any) -> str:
+    """Why a GPU that could make a text with the kernel will not, whatever the configuration; "" where it will."""
+    reason = triton_obstacle() if "tf32" in supported_precisions() else ""
+    return reason and f"A text is made without a GPU kernel of its own, and more slowly: {reason}."
+
+
 def multiprocessors() -> int:
     """Of the default device; 0 where it does not say."""
     return int(getattr(jax.devices()[0], "core_count", None) or 0)

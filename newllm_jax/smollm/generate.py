@@ -5,6 +5,7 @@ What reads the tokens and predicts the next is a `Decoder`: the base itself, or 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,8 +19,9 @@ from newllm_jax.decoding.batches import Batches, texts_of_prompts
 from newllm_jax.decoding.exits import Exits
 from newllm_jax.decoding.loop import Decoder, generated_tokens
 from newllm_jax.decoding.sampling import Sampling
+from newllm_jax.errors import Note
 from newllm_jax.smollm.decoder import BaseDecoder
-from newllm_jax.smollm.fused_decoder import decoder_for
+from newllm_jax.smollm.fused_decoder import decoder_for, slow_text_warning
 from newllm_jax.smollm.pretrained import Pretrained
 from newllm_jax.smollm.tokenizer import Tokenizer
 from newllm_jax.training.memory import FLOAT, check_memory
@@ -49,6 +51,8 @@ def generate_tokens(
     Raises:
       InputError: an empty prompt, or a text longer than the model was trained on, or than memory has room for.
     """
+    if decoder is None and (slow := slow_text_warning()):
+        warnings.warn(slow, Note, stacklevel=2)
     decoder, exits = decoder or decoder_for(base.model, texts=1), exits or Exits()
     exits.counts = [0] * decoder.exits
     key = jax.random.key(seed)[None]

@@ -14,8 +14,7 @@ Written for Pallas's Triton back end. `fused_decoder.py` calls this.
 from __future__ import annotations
 
 import math
-import operator
-from functools import partial, reduce
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,12 +22,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from newllm_jax.smollm.block_rows import BlockRows, load_slices, normed, product, slices_of, tile_rows
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.training.grid_barrier import wait_for_blocks
 
 HEAD = 64  # the size of a head; every width is a multiple of it
-WIDEST_SLICE = 1024  # columns of a matrix that are loaded at a time, at most
-MOST_ROWS = 16  # of a matrix that are loaded at a time, at most
 POSITIONS = 32  # of keys and values that are loaded at a time; a cache has room for a multiple of it
 SPLITS = 8  # into how many parts the positions of a head of keys and values are divided
 WARPS = 8  # of a thread block
@@ -93,73 +91,6 @@ class Results(NamedTuple):
     sums: Any
     mixes: Any
     activations: Any
-
-
-def slices_of(width: int) -> list[tuple[int, int]]:
-    """First column and number of columns of the slices of a row: powers of two, the largest first.
-
-    Triton's arrays have no other sizes. Few large slices also compile faster than many small ones: its compiler takes
-    time in proportion to the square of the number of loads.
-    """
-    slices, first = [], 0
-    while first < width:
-        size = min(1 << (width - first).bit_length() - 1, WIDEST_SLICE)
-        slices.append((first, size))
-        first += size
-    return slices
-
-
-def load_slices(vector: Any, *index: Any) -> list[jax.Array]:
-    """The last axis of a reference in slices."""
-    return [vector[*index, pl.ds(first, size)] for first, size in slices_of(vector.shape[-1])]
-
-
-def tile_rows(rows: int, blocks: int) -> tuple[int, int]:
-    """Of how many rows each of the tiles of a block are, and how many tiles it has, to share out rows among blocks."""
-    share = -(-rows // blocks)
-    size = min(1 << (share - 1).bit_length(), MOST_ROWS)
-    return size, -(-share // size)
-
-
-class BlockRows:
-    """The rows of a matrix of which a block computes the products with a vector.
-
-    The last blocks may have the same rows as others: they compute the same, and write the same.
-
-    Attributes:
-      starts: the first row of each of the block's tiles.
-      size: rows of a tile.
-    """
-
-    def __init__(self, rows: int, rank: Any, blocks: int) -> None:
-        self.size, tiles = tile_rows(rows, blocks)
-        self.starts = [jnp.minimum((rank * tiles + tile) * self.size, rows - self.size) for tile in range(tiles)]
-
-    def load(self, matrix: Any, layer: Any, first: int = 0) -> list[list[jax.Array]]:
-        """Per tile the slices of its rows of a layer's matrix `[L, out, in]`, whose rows begin with `first`."""
-        return [load_slices(matrix, layer, pl.ds(first + start, self.size)) for start in self.starts]
-
-    def store(self, vector: Any, layer: Any, parts: list[jax.Array]) -> None:
-        """Writes this block's part of a layer's `[L, rows]`, an array for each tile."""
-        for start, part in zip(self.starts, parts, strict=True):
-            vector[layer, pl.ds(start, self.size)] = part
-
-
-def product(tiles: list[list[jax.Array]], x: list[jax.Array]) -> list[jax.Array]:
-    """Per tile the products of its rows with a vector that is given in slices."""
-
-    def of_tile(slices: list[jax.Array]) -> jax.Array:
-        sums = [jnp.sum(tile.astype(jnp.float32) * part[None, :], 1) for tile, part in zip(slices, x, strict=True)]
-        return reduce(operator.add, sums)
-
-    return [of_tile(slices) for slices in tiles]
-
-
-def normed(x: list[jax.Array], scale: list[jax.Array], epsilon: float) -> list[jax.Array]:
-    """RMSNorm of a vector in slices."""
-    mean = sum(jnp.sum(part * part) for part in x) / sum(part.size for part in x)
-    inverse = jax.lax.rsqrt(mean + epsilon)
-    return [part * inverse * weight for part, weight in zip(x, scale, strict=True)]
 
 
 def layers_kernel(*references: Any, config: LlamaConfig, blocks: int) -> None:
@@ -235,6 +166,7 @@ class Attention:
 
     def __init__(self, config: LlamaConfig, inputs: Inputs, results: Results) -> None:
         self.config, self.results, self.position = config, results, inputs.position[0]
+        self.cached = jnp.minimum(self.position, results.keys.shape[1])  # positions before, none outside the cache
         self.shared = config.num_heads // config.num_kv_heads  # query heads of one head of keys and values
         self.group = 1 << (self.shared - 1).bit_length()  # filled up with copies of the last one
         self.parts = config.num_kv_heads * SPLITS
@@ -284,7 +216,7 @@ class Attention:
                 keys = [results.keys[cached, rows, head, pl.ds(k * self.half, self.half)] for k in range(2)]
                 products = one[:, None, :] * keys[0].astype(jnp.float32)[None]
                 products += two[:, None, :] * keys[1].astype(jnp.float32)[None]
-                seen = (start + jax.lax.iota(jnp.int32, POSITIONS) < self.position)[None, :]
+                seen = (start + jax.lax.iota(jnp.int32, POSITIONS) < self.cached)[None, :]
                 scores = jnp.where(seen, jnp.sum(products, 2), LOWEST)
                 larger = jnp.maximum(largest, jnp.max(scores, 1))
                 weights, kept = jnp.exp(scores - larger[:, None]), jnp.exp(largest - larger)
@@ -292,7 +224,7 @@ class Attention:
                 mixed = mixed * kept[:, None] + jnp.sum(weights[:, :, None] * values[None], 1)
                 return larger, total * kept + jnp.sum(weights, 1), mixed
 
-            left = jnp.maximum(self.position - split * POSITIONS, 0)
+            left = jnp.maximum(self.cached - split * POSITIONS, 0)
             stride = SPLITS * POSITIONS
             steps = (left + stride - 1) // stride  # each of them has a position that is seen
             largest, total, mixed = jax.lax.fori_loop(0, steps, add, (largest, total, mixed))
@@ -361,7 +293,8 @@ def run_layers(
     Args:
       caches: keys and values `[L, capacity, K, D]`; the capacity is a multiple of `POSITIONS`.
       x: `[H]`, float32, the residual stream before the first layer.
-      position: of the token, a scalar; its keys and values are written there, and it sees those up to it.
+      position: of the token, a scalar; its keys and values are written there, and it sees those up to it. One outside
+        the cache is not written.
       rotary: cosine and sine of its angles, `[2, D / 2]`.
       blocks: thread blocks that the GPU can run at the same time.
 

@@ -1,0 +1,152 @@
+"""One text of a SmolLM2 with all layers of a token in one kernel, on a CPU: its thread blocks are threads."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+pytest.importorskip("jax.experimental.pallas.triton", reason="this JAX has no Triton back end of Pallas")
+
+from newllm_jax.config import FinetuneConfig
+from newllm_jax.decoding.sampling import Sampling
+from newllm_jax.errors import Note
+from newllm_jax.smollm import fused_decoder
+from newllm_jax.smollm.decoder import BaseDecoder
+from newllm_jax.smollm.fused_decoder import FusedDecoder, decoder_for, kernel_obstacle, slow_text_warning
+from newllm_jax.smollm.generate import generate_tokens
+from newllm_jax.smollm.llama_config import LlamaConfig
+from newllm_jax.smollm.model import SmolLM2
+from newllm_jax.smollm.pretrained import load_smollm2
+from tests.blocks_as_threads import run_blocks_as_threads
+
+pytestmark = pytest.mark.quick
+
+CONFIG = LlamaConfig(
+    vocab_size=64, hidden_size=192, intermediate_size=128, num_layers=2, num_heads=6, num_kv_heads=3, max_position=512
+)
+CAPACITY = 40  # filled up to 64 by the kernel's
+BLOCKS = 5
+
+
+def model_and_params(config, dtype=jnp.float32):
+    model = SmolLM2(config, dtype=dtype)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    return model, jax.tree.map(lambda leaf: leaf * (4 if leaf.ndim == 3 else 1), params)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_text_goes_on_as_with_the_layers_one_by_one(monkeypatch, tied):
+    model, params = model_and_params(replace(CONFIG, tie_embeddings=tied))
+    prompt, plain, fused = jnp.arange(35).reshape(1, 35) % 64, BaseDecoder(model), FusedDecoder(model, BLOCKS)
+    caches = [decoder.start(params, prompt, jnp.int32(33), CAPACITY) for decoder in (plain, fused)]
+    weights = [decoder.prepare(params) for decoder in (plain, fused)]
+    expected = []
+    for token in (5, 60):
+        caches[0], logits, _ = plain.step(weights[0], caches[0], jnp.array([token]))
+        expected.append(logits)
+    run_blocks_as_threads(monkeypatch)
+    for token, logits in zip((5, 60), expected, strict=True):
+        caches[1], found, exits = fused.step(weights[1], caches[1], jnp.array([token]))
+        assert exits.tolist() == [0]
+        np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-4)
+    assert float(jnp.abs(expected[0] - expected[1]).max()) > 0.1  # the second token sees the first
+    assert int(caches[1].length) == 35
+
+
+def test_a_token_outside_the_cache_gives_nan_and_leaves_the_cache_alone(monkeypatch):
+    model, params = model_and_params(CONFIG)
+    decoder = FusedDecoder(model, BLOCKS)
+    cache = decoder.start(params, jnp.zeros((1, 8), jnp.int32), jnp.int32(8), CAPACITY)
+    weights = decoder.prepare(params)
+    run_blocks_as_threads(monkeypatch)
+    for past in (64, 200):
+        after, logits, _ = decoder.step(weights, cache._replace(length=jnp.int32(past)), jnp.array([1]))
+        assert np.isnan(logits).all()
+        np.testing.assert_array_equal(after.keys, cache.keys)
+        np.testing.assert_array_equal(after.values, cache.values)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_kernel_can_be_lowered_for_a_gpu(monkeypatch, dtype):
+    """Whether Triton takes it; none is needed. With the sizes of SmolLM2-135M, whose layers are a loop."""
+    model = SmolLM2(LlamaConfig(vocab_size=64), dtype=dtype)
+    decoder = FusedDecoder(model, 132)
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
+    weights = jax.eval_shape(decoder.prepare, params)
+    cache = jax.eval_shape(lambda params: decoder.start(params, jnp.zeros((1, 32), jnp.int32), 3, 512), params)
+    try:
+        traced = jax.jit(decoder.step).trace(weights, cache, jax.ShapeDtypeStruct((1,), jnp.int32))
+        program = traced.lower(lowering_platforms=("cuda",)).as_text()
+    except RuntimeError as error:  # JAX 0.11 asks the GPU what it is
+        assert "No supported GPU devices" in str(error)
+        pytest.skip(str(error))
+    assert program.count('name = "layers_kernel"') == 1
+
+
+@pytest.fixture
+def hopper(monkeypatch):
+    """Pretends that the default device is a GPU with 132 multiprocessors."""
+    card = SimpleNamespace(device_kind="some GPU", platform="gpu", compute_capability="9.0", core_count=132)
+    monkeypatch.setattr(jax, "devices", lambda: [card])
+    return card
+
+
+def test_a_gpu_makes_one_text_with_the_kernel_and_several_without(hopper):
+    model = SmolLM2(LlamaConfig())
+    assert decoder_for(model, texts=1) == FusedDecoder(model, 132)
+    assert decoder_for(model, texts=2) == BaseDecoder(model)
+
+
+def test_a_cpu_makes_texts_without_the_kernel():
+    model = SmolLM2(LlamaConfig())
+    assert decoder_for(model, texts=1) == BaseDecoder(model)
+    assert "is no GPU that runs the kernel" in kernel_obstacle(model)
+
+
+@pytest.mark.parametrize(
+    "changes, dtype, reason",
+    [
+        ({}, jnp.float32, ""),
+        ({}, jnp.bfloat16, ""),
+        ({}, jnp.float16, "weights must be float32 or bfloat16, not float16"),
+        ({"head_dim": 32}, jnp.float32, "head_dim must be 64"),
+        ({"intermediate_size": 1500}, jnp.float32, "multiples of that"),
+        ({"hidden_size": 2048, "intermediate_size": 8192}, jnp.float32, "does not fit into its registers"),
+    ],
+)
+def test_models_that_the_kernel_does_not_compute_have_a_reason(hopper, changes, dtype, reason):
+    found = kernel_obstacle(SmolLM2(LlamaConfig(**changes), dtype=dtype))
+    assert found == reason if not reason else reason in found
+
+
+def test_older_cards_and_a_jax_without_triton_do_without_the_kernel(hopper, monkeypatch):
+    model = SmolLM2(LlamaConfig())
+    monkeypatch.setattr(fused_decoder, "triton_obstacle", lambda: "no Triton")
+    assert kernel_obstacle(model) == "no Triton"
+    hopper.compute_capability = "7.5"
+    assert "is no GPU that runs the kernel" in kernel_obstacle(model)
+    hopper.compute_capability, hopper.core_count = "9.0", None
+    assert "is no GPU that runs the kernel" in kernel_obstacle(model)
+
+
+def test_the_loss_of_the_kernel_is_said(hopper, monkeypatch):
+    assert slow_text_warning() == ""
+    monkeypatch.setattr(fused_decoder, "triton_obstacle", lambda: "this version of JAX has no Triton")
+    assert slow_text_warning(FinetuneConfig()).endswith("and more slowly: this version of JAX has no Triton.")
+    hopper.compute_capability = "7.5"
+    assert slow_text_warning() == ""  # a card that never had it
+
+
+def test_a_text_without_the_kernel_that_could_have_one_comes_with_a_note(tiny_base, monkeypatch):
+    base = load_smollm2(tiny_base)
+    monkeypatch.setattr("newllm_jax.smollm.generate.slow_text_warning", lambda: "slow: no Triton")
+    with pytest.warns(Note, match="slow: no Triton"):
+        list(generate_tokens(base, [1, 2], 1, Sampling(0)))
+    with warnings.catch_warnings(action="error"):
+        list(generate_tokens(base, [1, 2], 1, Sampling(0), decoder=BaseDecoder(base.model)))  # the caller's choice
