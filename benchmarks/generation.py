@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.harness.program import Program, has_torch, names, positive, run_program
 from benchmarks.subjects.jax_generation import FORMS, ONE_KERNEL
 from benchmarks.tables.benchmark import benchmark_tables
-from newllm_jax.config import CascadeConfig
+from newllm_jax.config import CascadeConfig, check
 from newllm_jax.smollm.llama_config import LlamaConfig
 
 CAPACITY = 512
@@ -59,6 +59,9 @@ def main(argv: Sequence[str]) -> None:
             "tokens": min(arguments.tokens or (32 if cpu else 256), CAPACITY - 64),
             "repeats": arguments.repeats or (1 if cpu else 3),
         }  # fmt: skip
+        if cpu:
+            forms = [form for form in forms if form != ONE_KERNEL]
+            check("forms", arguments.forms, f"more than '{ONE_KERNEL}', which needs a GPU", bool(forms))
         program.results |= {"task": task, "rows": []}
         Rows(program, task, started + arguments.limit).measure_all(forms, cpu)
         program.write(benchmark_tables(program.results))
@@ -85,8 +88,7 @@ class Rows:
         layers = CascadeConfig().stage_layers
         if cpu:
             for form in forms:
-                if form != ONE_KERNEL:
-                    self.add_form(form, {})
+                self.add_form(form, {})
             if best := self.fastest(FORMS):
                 self.add_form(best["form"], {"per_call": 4}, {"sampling": "top_p"}, {"stage_layers": layers})
             return

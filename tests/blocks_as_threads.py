@@ -2,8 +2,9 @@
 
 Pallas's interpreter runs one block after the other, so blocks that wait for each other would never end. Here a block is
 a thread, in which the kernel's own Python runs operation by operation, on NumPy arrays that all blocks share. A thread
-runs alone, and as far as it can: it hands over only where it polls the counter of its group. Memory begins as NaN. So a
-block that does not wait for another one reads NaN, every time; and a wait that never ends is found.
+runs alone, and as far as it can: it hands over only where it polls the counter of its group, and, if asked, where it is
+the last to arrive there. Memory begins as NaN. So a block that does not wait for another one reads NaN, every time; and
+a wait that never ends is found.
 """
 
 from __future__ import annotations
@@ -26,10 +27,20 @@ class Memory:
         self.array, self.shape, self.dtype = array, array.shape, array.dtype
 
     def __getitem__(self, index: Any) -> jax.Array:
-        return jnp.asarray(np.array(self.array[plain(index)]))
+        return jnp.asarray(np.array(self.array[self._checked(index)]))
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        self.array[plain(index)] = np.asarray(value)
+        self.array[self._checked(index)] = np.asarray(value)
+
+    def _checked(self, index: Any) -> Any:
+        """An index of NumPy, which would cut a slice short at the end and count from there what is negative."""
+        found = plain(index)
+        for size, each in zip(self.shape, found if isinstance(found, tuple) else (found,), strict=False):
+            if not isinstance(each, slice):
+                assert (np.asarray(each) >= 0).all() and (np.asarray(each) < size).all(), (each, size)
+            elif each.start is not None:
+                assert each.start >= 0 and each.stop <= size, (each, size)
+        return found
 
     @property
     def at(self) -> Place:
@@ -60,9 +71,14 @@ def plain(index: Any) -> Any:
 
 
 class Blocks:
-    """The thread blocks of a launch; `turn` is the one that runs. Those that have not begun begin last first."""
+    """The thread blocks of a launch; `turn` is the one that runs. Those that have not begun begin last first.
 
-    def __init__(self, count: int) -> None:
+    Attributes:
+      group: whether of so many blocks that wait for each other the last to arrive lets the others go on first; 0: no.
+    """
+
+    def __init__(self, count: int, group: int) -> None:
+        self.group = group
         self.turn, self.waiting, self.polls = count - 1, list(range(count)), 0
         self.changed, self.error = threading.Condition(), None
 
@@ -102,17 +118,23 @@ class Blocks:
         self.polls += 1
         if self.polls > 2 * len(self.waiting):
             raise RuntimeError("all blocks wait")
+        self._hand_over()
+        return place.memory[place.index]
+
+    def atomic_add(self, memory: Memory, index: Any, value: Any) -> jax.Array:
+        before = memory[index]
+        memory[index] = before + value
+        if self.group and int(memory[index]) % self.group == 0:
+            self._hand_over()
+        self.polls = 0
+        return before
+
+    def _hand_over(self) -> None:
+        """Until all others have run."""
         number = self.turn
         with self.changed:
             self._next(number)
         self._wait_for_turn(number)
-        return place.memory[place.index]
-
-    def atomic_add(self, memory: Memory, index: Any, value: Any) -> jax.Array:
-        self.polls = 0
-        before = memory[index]
-        memory[index] = before + value
-        return before
 
 
 def fori_loop(start: int, stop: int, body: Any, carry: Any) -> Any:
@@ -129,7 +151,7 @@ def while_loop(condition: Any, body: Any, carry: Any) -> Any:
     return carry
 
 
-def run_blocks_as_threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def run_blocks_as_threads(monkeypatch: pytest.MonkeyPatch, group: int = 0) -> list[int]:
     """Replaces what of Pallas the kernels use, for a test; gives the numbers of blocks of the launches so far."""
     launches: list[int] = []
 
@@ -142,7 +164,7 @@ def run_blocks_as_threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
                 np.full(shape.shape, np.nan, shape.dtype) if array is None else array
                 for shape, array in zip(out_shape, results, strict=True)
             ]
-            blocks = Blocks(int(np.prod(grid)))
+            blocks = Blocks(int(np.prod(grid)), group)
             launches.append(len(blocks.waiting))
             with monkeypatch.context() as patch:
                 patch.setattr(plgpu, "load", blocks.poll)

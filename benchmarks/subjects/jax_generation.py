@@ -25,9 +25,10 @@ from newllm_jax.decoding.sampling import Sampling, choose, narrow
 from newllm_jax.smollm import decoder as smollm_decoder
 from newllm_jax.smollm import token_step
 from newllm_jax.smollm.decoder import BaseDecoder
-from newllm_jax.smollm.fused_decoder import FusedDecoder, kernel_obstacle, multiprocessors
+from newllm_jax.smollm.fused_decoder import FusedDecoder, kernel_obstacle
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.smollm.model import KVCache, SmolLM2, empty_cache
+from newllm_jax.training.back_end import multiprocessors
 from newllm_jax.training.precision import PRECISIONS
 from newllm_jax.training.step import count_parameters
 

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from newllm_jax.smollm.kernel_shares import tile_rows
+
 WIDEST_SLICE = 1024  # columns of a matrix that are loaded at a time, at most
-MOST_ROWS = 16  # of a matrix that are loaded at a time, at most
 
 
 def slices_of(width: int) -> list[tuple[int, int]]:
@@ -35,13 +36,6 @@ def slices_of(width: int) -> list[tuple[int, int]]:
 def load_slices(vector: Any, *index: Any) -> list[jax.Array]:
     """The last axis of a reference in slices."""
     return [vector[*index, pl.ds(first, size)] for first, size in slices_of(vector.shape[-1])]
-
-
-def tile_rows(rows: int, blocks: int) -> tuple[int, int]:
-    """Of how many rows each of the tiles of a block are, and how many tiles it has, to share out rows among blocks."""
-    share = -(-rows // blocks)
-    size = min(1 << (share - 1).bit_length(), MOST_ROWS)
-    return size, -(-share // size)
 
 
 class BlockRows:

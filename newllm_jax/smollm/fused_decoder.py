@@ -14,8 +14,10 @@ import jax.numpy as jnp
 
 from newllm_jax.decoding.loop import Decoder
 from newllm_jax.smollm.decoder import BaseDecoder, TokenWeights, prompt_cache, token_logits, token_weights
+from newllm_jax.smollm.kernel_shares import obstacle
+from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.smollm.model import SmolLM2, rms_norm, rotary_embedding
-from newllm_jax.training.back_end import triton_obstacle
+from newllm_jax.training.back_end import multiprocessors, triton_obstacle
 from newllm_jax.training.precision import supported_precisions
 from newllm_jax.training.step import Params
 
@@ -96,19 +98,15 @@ def kernel_obstacle(model: SmolLM2) -> str:
         return f"{jax.devices()[0].device_kind} is no GPU that runs the kernel"
     if model.dtype not in (jnp.float32, HALF_PRECISION):
         return f"weights must be float32 or bfloat16, not {jnp.dtype(model.dtype).name}"
-    if obstacle := triton_obstacle():
-        return obstacle
-    from newllm_jax.smollm.token_kernel import obstacle
-
-    return obstacle(model.config, jnp.dtype(model.dtype).itemsize, multiprocessors())
+    return obstacle(model.config, jnp.dtype(model.dtype).itemsize, multiprocessors()) or triton_obstacle()
 
 
-def slow_text_warning(*_: Any) -> str:
-    """Why a GPU that could make a text with the kernel will not, whatever the configuration; "" where it will."""
-    reason = triton_obstacle() if "tf32" in supported_precisions() else ""
-    return reason and f"A text is made without a GPU kernel of its own, and more slowly: {reason}."
+def slow_text_warning(_: Any = None, model: SmolLM2 = SmolLM2(LlamaConfig())) -> str:  # noqa: B008 (frozen)
+    """Why this version of JAX makes a text without the kernel that the device could run; "" where nothing is lost.
 
-
-def multiprocessors() -> int:
-    """Of the default device; 0 where it does not say."""
-    return int(getattr(jax.devices()[0], "core_count", None) or 0)
+    Args:
+      model: by default SmolLM2-135M, whatever the configuration.
+    """
+    reason = triton_obstacle()
+    lost = reason and kernel_obstacle(model) == reason
+    return f"A text is made without a GPU kernel of its own, and more slowly: {reason}." if lost else ""

@@ -20,7 +20,6 @@ from newllm_jax.decoding.exits import Exits
 from newllm_jax.decoding.loop import Decoder, generated_tokens
 from newllm_jax.decoding.sampling import Sampling
 from newllm_jax.errors import Note
-from newllm_jax.smollm.decoder import BaseDecoder
 from newllm_jax.smollm.fused_decoder import decoder_for, slow_text_warning
 from newllm_jax.smollm.pretrained import Pretrained
 from newllm_jax.smollm.tokenizer import Tokenizer
@@ -51,7 +50,7 @@ def generate_tokens(
     Raises:
       InputError: an empty prompt, or a text longer than the model was trained on, or than memory has room for.
     """
-    if decoder is None and (slow := slow_text_warning()):
+    if decoder is None and (slow := slow_text_warning(model=base.model)):
         warnings.warn(slow, Note, stacklevel=2)
     decoder, exits = decoder or decoder_for(base.model, texts=1), exits or Exits()
     exits.counts = [0] * decoder.exits
@@ -73,10 +72,10 @@ def generate_answers(
     params: Any = None,
 ) -> list[str]:
     """The whole answer to each of many prompts, see `generation.generate_all`; other arguments as `generate_tokens`."""
-    decoder = decoder or BaseDecoder(base.model)
 
     def make(ids: np.ndarray, keys: jax.Array) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        return _pieces(base, ids, keys, asked.max_words, asked.sampling, decoder, params)
+        chosen = decoder or decoder_for(base.model, texts=len(ids))
+        return _pieces(base, ids, keys, asked.max_words, asked.sampling, chosen, params)
 
     ids = [prompt_ids(base.tokenizer, prompt) for prompt in prompts]
     texts = texts_of_prompts(ids, make, base.tokenizer.eos_id, asked)

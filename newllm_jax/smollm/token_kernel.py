@@ -13,7 +13,6 @@ Written for Pallas's Triton back end. `fused_decoder.py` calls this.
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,16 +21,14 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from newllm_jax.smollm.block_rows import BlockRows, load_slices, normed, product, slices_of, tile_rows
+from newllm_jax.smollm.block_rows import BlockRows, load_slices, normed, product, slices_of
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.training.grid_barrier import wait_for_blocks
 
-HEAD = 64  # the size of a head; every width is a multiple of it
 POSITIONS = 32  # of keys and values that are loaded at a time; a cache has room for a multiple of it
-SPLITS = 8  # into how many parts the positions of a head of keys and values are divided
+SPLITS = 8  # of the positions of a head of keys and values; a multiple of 8, so that layers share no sector of a cache
 WARPS = 8  # of a thread block
-LARGEST_SHARE = 96 * 1024  # bytes of a layer that a thread block prefetches into its registers at a time
-LOWEST = -1e30  # a score that counts as none; with an infinite one, the difference of two would be NaN
+LOWEST = -1e30  # a score that counts as none
 
 
 class StackedLayers(NamedTuple):
@@ -246,18 +243,6 @@ class Attention:
         return found
 
 
-def obstacle(config: LlamaConfig, number_bytes: int, blocks: int) -> str:
-    """Why the kernel cannot compute a model, whose weights have so many bytes each; "" where it can."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    if config.head_dim != HEAD or hidden % HEAD or inner % HEAD:
-        return f"head_dim must be {HEAD}, and hidden_size and intermediate_size multiples of that"
-    gates_and_ups, down = 2 * math.prod(tile_rows(inner, blocks)) * hidden, math.prod(tile_rows(hidden, blocks)) * inner
-    share = max(gates_and_ups, down) * number_bytes
-    if share > LARGEST_SHARE:
-        return f"a thread block's share of a layer, {share} bytes, does not fit into its registers"
-    return ""
-
-
 def stack_layers(blocks: Any, dtype: Any = jnp.float32) -> StackedLayers:
     """The layers as the kernel reads them, from the parameters of `Backbone`'s blocks.
 
@@ -300,7 +285,12 @@ def run_layers(
 
     Returns:
       The residual stream `[H]` after the layers, float32, and the caches.
+
+    Raises:
+      ValueError: a cache of another capacity.
     """
+    if caches[0].shape[1] % POSITIONS:
+        raise ValueError(f"the cache has room for {caches[0].shape[1]} tokens, no multiple of {POSITIONS}")
     count, heads = config.num_layers, (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     splits = count, SPLITS, config.num_heads
     shapes = [(count, config.hidden_size)] * 2 + [

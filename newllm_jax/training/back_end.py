@@ -1,8 +1,10 @@
-"""Whether JAX still has the back end in which the GPU kernels are written; deprecated since JAX 0.11."""
+"""What GPU kernels need: a back end that JAX has deprecated since 0.11, and multiprocessors."""
 
 from __future__ import annotations
 
 import importlib.util
+
+import jax
 
 TRITON = "jax.experimental.pallas.triton"
 
@@ -14,3 +16,8 @@ def triton_obstacle() -> str:
     except ModuleNotFoundError:  # a package above it is gone too
         found = None
     return "" if found else f"this version of JAX has no {TRITON}"
+
+
+def multiprocessors() -> int:
+    """Of the default device; 0 where it does not say."""
+    return int(getattr(jax.devices()[0], "core_count", None) or 0)

@@ -27,9 +27,9 @@ def wait_for_blocks(
     The writes of a block are published by its arrival: `debug_barrier` (`__syncthreads`) waits for all of its threads,
     and the atomic add that follows has release semantics in the whole device. The loads of the next phase must not be
     executed before the last poll; the returned zero sees to that (below). They could still find an old value in the
-    cache of their multiprocessor, which the writes of others do not reach. So kernels read no address that another
-    block writes until the barrier after the write, and write each address once (arrays have an axis of steps or layers
-    instead of being overwritten): no cache can hold an older value of it.
+    cache of their multiprocessor, which the writes of others do not reach. So kernels use no value that another block
+    writes until the barrier after the write, do not load from its sector of 32 bytes before, and write one value only
+    to each address (arrays have an axis of steps or layers instead of being overwritten): no cache can hold another.
 
     Args:
       counters: int32, in device memory, zeros at the launch.

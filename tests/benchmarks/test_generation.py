@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from benchmarks.generation import CASE, Rows, options
-from benchmarks.subjects.jax_generation import FORMS
+from benchmarks.generation import CASE, Rows, main, options
+from benchmarks.subjects.jax_generation import FORMS, ONE_KERNEL
+from newllm_jax.errors import InputError
 
 pytestmark = pytest.mark.quick
 
@@ -42,7 +43,7 @@ def rows(monkeypatch):
 
 def test_the_fastest_with_the_right_text_is_varied(rows):
     rows.measure_all(list(FORMS), cpu=False)
-    best = rows.fastest()
+    best = rows.fastest(FORMS)
     assert (best["form"], best["graphs"]) == ("sums of rows", "the loop")
     assert best["bytes_fraction"] == pytest.approx(4 * 1e9 * 3000 / 1e12)
     assert [row["error"] for row in rows.rows if "error" in row] == ["ended with code -6"]
@@ -55,3 +56,19 @@ def test_when_the_time_is_up_nothing_more_is_started(rows, capsys):
     rows.end = 0
     rows.measure_all(list(FORMS), cpu=False)
     assert rows.rows == [] and "dots, 4 cases: left out" in capsys.readouterr().err
+
+
+def test_one_kernel_makes_one_text_and_the_others_batches_and_stages(rows, monkeypatch):
+    monkeypatch.setitem(RATES, ONE_KERNEL, 4000.0)
+    rows.measure_all([*FORMS, ONE_KERNEL], cpu=False)
+    kernels = [row for row in rows.rows if row["form"] == ONE_KERNEL]
+    assert {row["batch"] for row in kernels} == {1} and not any(row.get("stage_layers") for row in kernels)
+    assert 64 in {row["per_call"] for row in kernels}  # the fastest of all is varied
+    assert {row["batch"] for row in rows.rows if row["form"] == "sums of rows"} == {1, 32}
+    assert {row["form"] for row in rows.rows if row.get("stage_layers")} == {"sums of rows"}
+
+
+def test_a_cpu_does_not_have_one_kernel(monkeypatch, tmp_path):
+    monkeypatch.setattr("benchmarks.harness.program.Program.start", lambda *_: {"platform": "cpu"})
+    with pytest.raises(InputError, match="forms: must be more than 'one kernel', which needs a GPU"):
+        main(["--forms", ONE_KERNEL, "--output", str(tmp_path / "x.json")])

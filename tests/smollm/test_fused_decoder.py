@@ -14,12 +14,13 @@ import pytest
 pytest.importorskip("jax.experimental.pallas.triton", reason="this JAX has no Triton back end of Pallas")
 
 from newllm_jax.config import FinetuneConfig
+from newllm_jax.decoding.batches import Batches
 from newllm_jax.decoding.sampling import Sampling
 from newllm_jax.errors import Note
 from newllm_jax.smollm import fused_decoder
 from newllm_jax.smollm.decoder import BaseDecoder
 from newllm_jax.smollm.fused_decoder import FusedDecoder, decoder_for, kernel_obstacle, slow_text_warning
-from newllm_jax.smollm.generate import generate_tokens
+from newllm_jax.smollm.generate import generate_answers, generate_tokens
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.smollm.model import SmolLM2
 from newllm_jax.smollm.pretrained import load_smollm2
@@ -40,9 +41,10 @@ def model_and_params(config, dtype=jnp.float32):
     return model, jax.tree.map(lambda leaf: leaf * (4 if leaf.ndim == 3 else 1), params)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_text_goes_on_as_with_the_layers_one_by_one(monkeypatch, tied):
-    model, params = model_and_params(replace(CONFIG, tie_embeddings=tied))
+@pytest.mark.parametrize("tied, dtype", [(True, jnp.float32), (False, jnp.float32), (True, jnp.bfloat16)])
+def test_a_text_goes_on_as_with_the_layers_one_by_one(monkeypatch, tied, dtype):
+    model, params = model_and_params(replace(CONFIG, tie_embeddings=tied), dtype)
+    allowed = 1e-4 if dtype == jnp.float32 else 0.05
     prompt, plain, fused = jnp.arange(35).reshape(1, 35) % 64, BaseDecoder(model), FusedDecoder(model, BLOCKS)
     caches = [decoder.start(params, prompt, jnp.int32(33), CAPACITY) for decoder in (plain, fused)]
     weights = [decoder.prepare(params) for decoder in (plain, fused)]
@@ -54,7 +56,9 @@ def test_a_text_goes_on_as_with_the_layers_one_by_one(monkeypatch, tied):
     for token, logits in zip((5, 60), expected, strict=True):
         caches[1], found, exits = fused.step(weights[1], caches[1], jnp.array([token]))
         assert exits.tolist() == [0]
-        np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-4)
+        assert found.dtype == logits.dtype
+        np.testing.assert_allclose(found, logits, rtol=allowed, atol=allowed)
+    assert {leaf.dtype for leaf in weights[1].layers if leaf.ndim == 3} == {jnp.dtype(dtype)}
     assert float(jnp.abs(expected[0] - expected[1]).max()) > 0.1  # the second token sees the first
     assert int(caches[1].length) == 35
 
@@ -117,12 +121,20 @@ def test_a_cpu_makes_texts_without_the_kernel():
         ({}, jnp.float16, "weights must be float32 or bfloat16, not float16"),
         ({"head_dim": 32}, jnp.float32, "head_dim must be 64"),
         ({"intermediate_size": 1500}, jnp.float32, "multiples of that"),
+        ({"hidden_size": 600}, jnp.float32, "multiples of that"),
+        ({"num_heads": 64, "num_kv_heads": 64}, jnp.float32, "221184 bytes, does not fit into its registers"),
         ({"hidden_size": 2048, "intermediate_size": 8192}, jnp.float32, "does not fit into its registers"),
     ],
 )
 def test_models_that_the_kernel_does_not_compute_have_a_reason(hopper, changes, dtype, reason):
     found = kernel_obstacle(SmolLM2(LlamaConfig(**changes), dtype=dtype))
     assert found == reason if not reason else reason in found
+
+
+def test_a_smaller_card_has_room_for_half_precision_only(hopper):
+    hopper.core_count = 80
+    assert "does not fit" in kernel_obstacle(SmolLM2(LlamaConfig()))
+    assert kernel_obstacle(SmolLM2(LlamaConfig(), dtype=jnp.bfloat16)) == ""
 
 
 def test_older_cards_and_a_jax_without_triton_do_without_the_kernel(hopper, monkeypatch):
@@ -139,14 +151,28 @@ def test_the_loss_of_the_kernel_is_said(hopper, monkeypatch):
     assert slow_text_warning() == ""
     monkeypatch.setattr(fused_decoder, "triton_obstacle", lambda: "this version of JAX has no Triton")
     assert slow_text_warning(FinetuneConfig()).endswith("and more slowly: this version of JAX has no Triton.")
+    assert slow_text_warning(model=SmolLM2(LlamaConfig(head_dim=32))) == ""  # a model that never had it
     hopper.compute_capability = "7.5"
     assert slow_text_warning() == ""  # a card that never had it
 
 
 def test_a_text_without_the_kernel_that_could_have_one_comes_with_a_note(tiny_base, monkeypatch):
     base = load_smollm2(tiny_base)
-    monkeypatch.setattr("newllm_jax.smollm.generate.slow_text_warning", lambda: "slow: no Triton")
+    monkeypatch.setattr("newllm_jax.smollm.generate.slow_text_warning", lambda model: "slow: no Triton")
     with pytest.warns(Note, match="slow: no Triton"):
         list(generate_tokens(base, [1, 2], 1, Sampling(0)))
     with warnings.catch_warnings(action="error"):
         list(generate_tokens(base, [1, 2], 1, Sampling(0), decoder=BaseDecoder(base.model)))  # the caller's choice
+
+
+def test_texts_are_made_by_the_decoder_for_their_number(tiny_base, monkeypatch):
+    base, asked = load_smollm2(tiny_base), []
+
+    def choose(model, texts):
+        asked.append(texts)
+        return BaseDecoder(model)
+
+    monkeypatch.setattr("newllm_jax.smollm.generate.decoder_for", choose)
+    list(generate_tokens(base, [1, 2], 1, Sampling(0)))
+    generate_answers(base, ["one", "one"], Batches(1, 0, Sampling(0), 2))
+    assert asked == [1, 2]

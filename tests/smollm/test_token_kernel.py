@@ -28,8 +28,11 @@ CAPACITY = 320  # more than SPLITS * POSITIONS: the first splits have two pieces
 def test_blocks_that_wait_for_each_other_compute_the_layers(monkeypatch, position, blocks):
     model = SmolLM2(CONFIG)
     params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    blocks_params = jax.tree.map(lambda leaf: leaf * (4 if leaf.ndim == 3 else 1), params["backbone"]["blocks"])
     draw = np.random.default_rng(0)
+    blocks_params = jax.tree.map(  # scales that tell the norms apart
+        lambda leaf: leaf * 4 if leaf.ndim == 3 else jnp.asarray(draw.uniform(0.5, 2, leaf.shape), jnp.float32),
+        params["backbone"]["blocks"],
+    )
     shape = (CONFIG.num_layers, 1, CAPACITY, CONFIG.num_kv_heads, CONFIG.head_dim)
     keys, values = (jnp.asarray(draw.standard_normal(shape), jnp.float32) for _ in range(2))
     x = jnp.asarray(draw.standard_normal((1, CONFIG.hidden_size)), jnp.float32)
@@ -47,3 +50,9 @@ def test_blocks_that_wait_for_each_other_compute_the_layers(monkeypatch, positio
     for layer, (key, value) in enumerate(caches):
         np.testing.assert_allclose(new_keys[layer], key[0], rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(new_values[layer], value[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_cache_of_another_capacity_is_refused():
+    cache = jnp.zeros((CONFIG.num_layers, 40, CONFIG.num_kv_heads, CONFIG.head_dim))
+    with pytest.raises(ValueError, match="room for 40 tokens, no multiple of 32"):
+        token_kernel.run_layers(CONFIG, None, (cache, cache), jnp.zeros(192), jnp.int32(0), jnp.zeros((2, 32)), 3)

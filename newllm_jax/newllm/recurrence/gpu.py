@@ -15,13 +15,14 @@ import jax.numpy as jnp
 
 from newllm_jax.newllm.recurrence.cell import CellDropout, CellParams, CellSpec, rms_norm
 from newllm_jax.newllm.recurrence.gradients import Gradients, bias_gradient, kernel_gradient
-from newllm_jax.training.back_end import triton_obstacle
+from newllm_jax.training.back_end import multiprocessors, triton_obstacle
 from newllm_jax.training.precision import PRECISIONS, product, storage_type
 
 if TYPE_CHECKING:
     from newllm_jax.newllm.recurrence.gpu_forward_kernel import Results
     from newllm_jax.newllm.recurrence.gpu_group import Tiling
 
+SMALLEST_GROUP = 16  # thread blocks that wait for each other, and so must run at the same time
 SMALLEST_WIDTH = 256  # cut into 16 shares of 16 columns, the smallest that the tensor cores multiply
 
 
@@ -33,7 +34,8 @@ def supports(spec: CellSpec, batch: int, steps: int) -> bool:
 def obstacle(spec: CellSpec, batch: int, steps: int) -> str:
     """Why this form does not compute a cell; "" where it does.
 
-    It says nothing of the device: only GPUs that can run the kernels have the precisions tf32 and bf16.
+    Of the device it says no more than whether it is too small: only GPUs that can run the kernels have the precisions
+    tf32 and bf16.
     """
     if spec.precision not in ("tf32", "bf16"):
         return f"its products are in tf32 or bf16, not in {spec.precision}"
@@ -43,22 +45,26 @@ def obstacle(spec: CellSpec, batch: int, steps: int) -> str:
         return "num_layers must be 2 or more"
     if spec.num_layers * (steps + 1) * (batch + 64) * spec.hidden_dim >= 2**31:
         return "32 bits cannot number the activations; use a smaller micro_batch or sequence_length"
+    if 0 < multiprocessors() < SMALLEST_GROUP:
+        return f"{SMALLEST_GROUP} thread blocks that wait for each other need as many multiprocessors"
     return triton_obstacle()
 
 
 def tiling_for(batch: int, storage: Any, width: int, members: int = 1) -> Tiling:
-    """The tiling that measured best on an H200 (of several members: on an H100), where 128 blocks fill the card.
+    """The tiling for cards that 128 blocks fill: the best measured on an H200, of several members on an H100.
 
     Args:
       storage: the type in which activations are stored.
-      width: the smaller one of `hidden_dim` and `context_dim`. Of a small batch, wide layers have more blocks a group:
-        otherwise half of the multiprocessors are idle, and the others take long to load their columns.
+      width: the smaller one of `hidden_dim` and `context_dim`. Of a small batch, wide layers have more blocks a group
+        where the card has room for them: otherwise half of the multiprocessors are idle, and the others take long to
+        load their columns.
       members: of several in one launch, whose batches are filled up to whole groups of `tiling_for(batch, ...)`. The
         blocks of a group do not depend on it.
     """
     from newllm_jax.newllm.recurrence.gpu_group import Tiling
 
-    blocks = 32 if width >= 1024 and storage == jnp.bfloat16 and batch <= 64 else 16
+    wide = width >= 1024 and storage == jnp.bfloat16 and batch <= 64 and multiprocessors() >= 128
+    blocks = 32 if wide else SMALLEST_GROUP
     power_of_two = 1 << (members * batch - 1).bit_length()
     largest = 128 if members > 1 and storage == jnp.bfloat16 else 64
     rows = min(max(power_of_two * blocks // 128, 16), largest)
@@ -66,8 +72,8 @@ def tiling_for(batch: int, storage: Any, width: int, members: int = 1) -> Tiling
         rows //= 2
     if rows == 128:
         return Tiling(rows, blocks, depth=64, warps=8, stages=4)
-    wide = storage == jnp.float32 and rows > 16
-    return Tiling(rows, blocks, depth=64 if wide else 128, warps=4, stages=3)
+    large = storage == jnp.float32 and rows > 16
+    return Tiling(rows, blocks, depth=64 if large else 128, warps=4, stages=3)
 
 
 def forward(

@@ -58,7 +58,7 @@ class Results(NamedTuple):
       d_direct: direct_t, the part of d_c_t that does not come through the layers, `[T, B, C]`.
       d_contexts: d_c_t, `[T, B, C]`.
       d_norm: of scale and bias of the LayerNorm by row, `[2, B, C]`. The one array that is overwritten: only the block
-        that wrote a sum reads it.
+        that wrote a sum uses what it reads of it.
       along: of each block's columns the sum of d_z_l * (x_l W_l), `[L - 1, T, B, N]`; None in a plain cell.
     """
 

@@ -152,15 +152,55 @@ def test_groups_fill_the_card_but_have_rows_enough(batch, rows):
     assert gpu.tiling_for(batch, jnp.bfloat16, 512).rows == rows
 
 
+@pytest.fixture
+def card(monkeypatch):
+    """Pretends that the GPU has some multiprocessors."""
+    return lambda count: monkeypatch.setattr(gpu, "multiprocessors", lambda: count)
+
+
 @pytest.mark.parametrize("batch, members, rows, blocks", [(64, 1, 16, 32), (64, 3, 64, 32), (128, 1, 16, 16)])
-def test_wide_layers_of_a_small_batch_are_shared_out_among_more_blocks(batch, members, rows, blocks):
+def test_wide_layers_of_a_small_batch_are_shared_out_among_more_blocks(card, batch, members, rows, blocks):
+    card(132)
     tiling = gpu.tiling_for(batch, jnp.bfloat16, 1024, members)
     assert (tiling.rows, tiling.blocks) == (rows, blocks)
     assert members * batch // rows * blocks <= 128  # one wave
+    card(108)
+    assert gpu.tiling_for(batch, jnp.bfloat16, 1024, members).blocks == 16
 
 
-def test_the_blocks_of_a_group_do_not_depend_on_the_members():
+def test_other_layers_are_not(card):
+    card(132)
+    assert gpu.tiling_for(64, jnp.float32, 1024).blocks == gpu.tiling_for(64, jnp.bfloat16, 512).blocks == 16
+
+
+@pytest.mark.parametrize("hidden, width", [(512, 256), (256, 512)])
+def test_the_narrower_layers_count(monkeypatch, hidden, width):
+    asked, tiling_for = [], gpu.tiling_for
+    monkeypatch.setattr(gpu, "tiling_for", lambda *sizes: asked.append(sizes[2]) or tiling_for(*sizes))
+    spec = CellSpec(hidden, width, 2, "plain", "bf16", "gpu")
+    params = CellParams(
+        jnp.zeros((width, hidden)), ((jnp.zeros((hidden, hidden)), jnp.zeros(hidden)),),
+        (jnp.zeros((hidden, 3 * width)), jnp.zeros(3 * width)), (jnp.ones(width), jnp.zeros(width)),
+    )  # fmt: skip
+
+    def both(context, tokens):
+        results, stored = gpu.forward(spec, params, context, tokens, CellDropout())
+        return gpu.backward(spec, params, stored, CellDropout(), *results)
+
+    jax.eval_shape(both, jnp.zeros((4, width)), jnp.zeros((2, 4, hidden)))
+    assert len(asked) == 4 and set(asked) == {256}
+
+
+def test_a_card_on_which_a_group_cannot_run_is_an_obstacle(card):
+    spec = CellSpec(512, 256, 2, "plain", "bf16", "gpu")
+    for count, found in ((14, "need as many multiprocessors"), (16, ""), (0, "")):  # 0: unknown
+        card(count)
+        assert (found in gpu.obstacle(spec, 64, 63)) if found else gpu.obstacle(spec, 64, 63) == ""
+
+
+def test_the_blocks_of_a_group_do_not_depend_on_the_members(card):
     """Results have an axis of blocks, whose shape is fixed before `jax.vmap` says how many members there are."""
+    card(132)
     for batch in (16, 48, 64, 128):
         for width in (256, 1024):
             assert len({gpu.tiling_for(batch, jnp.bfloat16, width, members).blocks for members in range(1, 20)}) == 1
