@@ -176,12 +176,12 @@ class Attention:
         one, two = (self.results.query_key_value[layer, places] for places in (first, first + self.half))
         return one * self.cosine - two * self.sine, two * self.cosine + one * self.sine
 
-    def mix(self, cached: Any, layer: Any, part: Any) -> None:
+    def mix(self, number: Any, layer: Any, part: Any) -> None:
         """Phase 2, of one part.
 
         Args:
-          cached: number of the layer, for what was written before the launch.
-          layer: the same, for what other blocks wrote in phase 1.
+          number: of the layer.
+          layer: the same, for what other blocks wrote in phase 1: loads with it come after the wait.
         """
         config, results = self.config, self.results
         head, split = part % config.num_kv_heads, part // config.num_kv_heads
@@ -201,7 +201,7 @@ class Attention:
 
             @pl.when(new & (self.position < results.keys.shape[1]))
             def _() -> None:
-                places = (cached, self.position, head)
+                places = (number, self.position, head)
                 results.keys[*places, pl.ds(0, self.half)] = jnp.sum(key_one, 0).astype(results.keys.dtype)
                 results.keys[*places, pl.ds(self.half, self.half)] = jnp.sum(key_two, 0).astype(results.keys.dtype)
                 results.values[*places, :] = value.astype(results.values.dtype)
@@ -210,14 +210,14 @@ class Attention:
                 largest, total, mixed = carry
                 start = (step * SPLITS + split) * POSITIONS
                 rows = pl.ds(start, POSITIONS)
-                keys = [results.keys[cached, rows, head, pl.ds(k * self.half, self.half)] for k in range(2)]
+                keys = [results.keys[number, rows, head, pl.ds(k * self.half, self.half)] for k in range(2)]
                 products = one[:, None, :] * keys[0].astype(jnp.float32)[None]
                 products += two[:, None, :] * keys[1].astype(jnp.float32)[None]
                 seen = (start + jax.lax.iota(jnp.int32, POSITIONS) < self.cached)[None, :]
                 scores = jnp.where(seen, jnp.sum(products, 2), LOWEST)
                 larger = jnp.maximum(largest, jnp.max(scores, 1))
                 weights, kept = jnp.exp(scores - larger[:, None]), jnp.exp(largest - larger)
-                values = results.values[cached, rows, head, :].astype(jnp.float32)
+                values = results.values[number, rows, head, :].astype(jnp.float32)
                 mixed = mixed * kept[:, None] + jnp.sum(weights[:, :, None] * values[None], 1)
                 return larger, total * kept + jnp.sum(weights, 1), mixed
 
@@ -225,10 +225,10 @@ class Attention:
             stride = SPLITS * POSITIONS
             steps = (left + stride - 1) // stride  # each of them has a position that is seen
             largest, total, mixed = jax.lax.fori_loop(0, steps, add, (largest, total, mixed))
-            results.maxima[cached, split, queries] = largest
-            results.sums[cached, split, queries] = total
+            results.maxima[number, split, queries] = largest
+            results.sums[number, split, queries] = total
             places = queries[:, None] * config.head_dim + jax.lax.iota(jnp.int32, config.head_dim)[None, :]
-            results.mixes[cached, split, places] = mixed
+            results.mixes[number, split, places] = mixed
 
     def heads(self, layer: Any) -> list[jax.Array]:
         """The mixes of the values for all query heads, `[Q D]` in slices: the splits together."""
