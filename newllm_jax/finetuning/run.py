@@ -20,9 +20,10 @@ from newllm_jax.records.stored_config import stored_config
 from newllm_jax.smollm.adapter_file import read_adapter
 from newllm_jax.smollm.alpaca import load_alpaca
 from newllm_jax.smollm.base import fingerprints, load_base
-from newllm_jax.smollm.fused_decoder import slow_text_warning as slow_text_warning
+from newllm_jax.smollm.fused_decoder import slow_text_warning
 from newllm_jax.smollm.generate import generate_answers, generate_tokens, prompt_ids, stream_text
 from newllm_jax.smollm.generate import in_precision as in_precision
+from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.smollm.model import SmolLM2
 from newllm_jax.smollm.pretrained import Pretrained, load_folder
 from newllm_jax.training.loop import evaluate
@@ -90,6 +91,11 @@ def evaluate_run(run_dir: str | Path) -> dict[str, Any]:
     evaluation = make_evaluation(sequence_loss(run.base.model))
     validation = Split.from_arrays(data.validation)
     return {"validation": evaluate(evaluation, run.base.params, validation, run.config.examples_at_once)}
+
+
+def slow_generation_warning(config: FinetuneConfig) -> str:
+    """Why texts of SmolLM2-135M are made without its GPU kernel; no configuration says how large its base is."""
+    return slow_text_warning(SmolLM2(LlamaConfig()))
 
 
 def generate(

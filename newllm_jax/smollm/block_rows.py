@@ -65,11 +65,11 @@ class BlockRows:
 def product(tiles: list[list[jax.Array]], x: list[jax.Array]) -> list[jax.Array]:
     """Per tile the products of its rows with a vector that is given in slices."""
 
-    def of_tile(slices: list[jax.Array]) -> jax.Array:
+    def tile_product(slices: list[jax.Array]) -> jax.Array:
         sums = [jnp.sum(tile.astype(jnp.float32) * part[None, :], 1) for tile, part in zip(slices, x, strict=True)]
         return reduce(operator.add, sums)
 
-    return [of_tile(slices) for slices in tiles]
+    return [tile_product(slices) for slices in tiles]
 
 
 def normed(x: list[jax.Array], scale: list[jax.Array], epsilon: float) -> list[jax.Array]:

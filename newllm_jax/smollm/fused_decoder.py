@@ -15,13 +15,10 @@ import jax.numpy as jnp
 from newllm_jax.decoding.loop import Decoder
 from newllm_jax.smollm.decoder import BaseDecoder, TokenWeights, prompt_cache, token_logits, token_weights
 from newllm_jax.smollm.kernel_shares import obstacle
-from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.smollm.model import SmolLM2, rms_norm, rotary_embedding
 from newllm_jax.training.back_end import multiprocessors, triton_obstacle
 from newllm_jax.training.precision import supported_precisions
 from newllm_jax.training.step import Params
-
-HALF_PRECISION = jnp.bfloat16
 
 
 class FusedCache(NamedTuple):
@@ -53,11 +50,12 @@ class FusedDecoder:
     exits = 1
 
     def prepare(self, params: Params) -> TokenWeights:
-        """The model's parameters as `step` reads them, its layers as `StackedLayers`."""
-        from newllm_jax.smollm.token_kernel import stack_layers
+        """The model's parameters as `step` reads them, its layers as one."""
+        from newllm_jax.smollm.token_kernel import transposed_layers
 
         backbone: Any = params["backbone"]
-        return token_weights(self.model, params)._replace(layers=stack_layers(backbone["blocks"], self.model.dtype))
+        layers = transposed_layers(backbone["blocks"], self.model.dtype)
+        return token_weights(self.model, params)._replace(layers=layers)
 
     def start(self, params: Params, ids: jax.Array, length: jax.Array, capacity: int) -> FusedCache:
         """The cache after the first `length` of `ids [1, T]`."""
@@ -96,17 +94,13 @@ def kernel_obstacle(model: SmolLM2) -> str:
     """Why `FusedDecoder` cannot make a text with a model on the default device; "" where it can."""
     if "tf32" not in supported_precisions() or not multiprocessors():
         return f"{jax.devices()[0].device_kind} is no GPU that runs the kernel"
-    if model.dtype not in (jnp.float32, HALF_PRECISION):
+    if model.dtype not in (jnp.float32, jnp.bfloat16):
         return f"weights must be float32 or bfloat16, not {jnp.dtype(model.dtype).name}"
     return obstacle(model.config, jnp.dtype(model.dtype).itemsize, multiprocessors()) or triton_obstacle()
 
 
-def slow_text_warning(_: Any = None, model: SmolLM2 = SmolLM2(LlamaConfig())) -> str:  # noqa: B008 (frozen)
-    """Why this version of JAX makes a text without the kernel that the device could run; "" where nothing is lost.
-
-    Args:
-      model: by default SmolLM2-135M, whatever the configuration.
-    """
+def slow_text_warning(model: SmolLM2) -> str:
+    """Why this version of JAX makes a text without the kernel that the device could run; "" where nothing is lost."""
     reason = triton_obstacle()
     lost = reason and kernel_obstacle(model) == reason
     return f"A text is made without a GPU kernel of its own, and more slowly: {reason}." if lost else ""

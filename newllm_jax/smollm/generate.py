@@ -50,7 +50,7 @@ def generate_tokens(
     Raises:
       InputError: an empty prompt, or a text longer than the model was trained on, or than memory has room for.
     """
-    if decoder is None and (slow := slow_text_warning(model=base.model)):
+    if decoder is None and (slow := slow_text_warning(base.model)):
         warnings.warn(slow, Note, stacklevel=2)
     decoder, exits = decoder or decoder_for(base.model, texts=1), exits or Exits()
     exits.counts = [0] * decoder.exits

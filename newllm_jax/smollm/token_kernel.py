@@ -23,31 +23,13 @@ from jax.experimental.pallas import triton as plgpu
 
 from newllm_jax.smollm.block_rows import BlockRows, load_slices, normed, product, slices_of
 from newllm_jax.smollm.llama_config import LlamaConfig
+from newllm_jax.smollm.token_step import Layer, stacked_layers
 from newllm_jax.training.grid_barrier import wait_for_blocks
 
 POSITIONS = 32  # of keys and values that are loaded at a time; a cache has room for a multiple of it
 SPLITS = 8  # of the positions of a head of keys and values; a multiple of 8, so that layers share no sector of a cache
 WARPS = 8  # of a thread block
 LOWEST = -1e30  # a score that counts as none
-
-
-class StackedLayers(NamedTuple):
-    """The parameters of all layers; the kernels as `[out, in]`, so that a block reads whole rows.
-
-    Attributes:
-      attention_norm, mlp_norm: scales `[L, H]`.
-      query_key_value: `[L, (Q + 2 K) D, H]`.
-      output: `[L, H, Q D]`.
-      gate_up: `[L, 2 I, H]`.
-      down: `[L, H, I]`.
-    """
-
-    attention_norm: Any
-    query_key_value: Any
-    output: Any
-    mlp_norm: Any
-    gate_up: Any
-    down: Any
 
 
 class Inputs(NamedTuple):
@@ -57,13 +39,13 @@ class Inputs(NamedTuple):
       position: of the token in its text, `[1]`.
       rotary: cosine and sine of its angles, `[2, D / 2]`.
       x: `[H]`, the residual stream before the first layer.
-      layers: the parameters.
+      layers: the parameters, see `transposed_layers`.
     """
 
     position: Any
     rotary: Any
     x: Any
-    layers: StackedLayers
+    layers: Layer
 
 
 class Results(NamedTuple):
@@ -243,30 +225,15 @@ class Attention:
         return found
 
 
-def stack_layers(blocks: Any, dtype: Any = jnp.float32) -> StackedLayers:
-    """The layers as the kernel reads them, from the parameters of `Backbone`'s blocks.
-
-    Args:
-      dtype: of the kernels; scales stay float32.
-    """
-
-    def rows(part: str, *names: str) -> jax.Array:
-        kernels = [jnp.swapaxes(blocks[part][name]["kernel"], 1, 2) for name in names]
-        return jnp.concatenate(kernels, axis=1).astype(dtype)
-
-    return StackedLayers(
-        attention_norm=blocks["attention_norm"]["scale"],
-        query_key_value=rows("attention", "q_proj", "k_proj", "v_proj"),
-        output=rows("attention", "o_proj"),
-        mlp_norm=blocks["mlp_norm"]["scale"],
-        gate_up=rows("mlp", "gate_proj", "up_proj"),
-        down=rows("mlp", "down_proj"),
-    )
+def transposed_layers(blocks: Any, dtype: Any = jnp.float32) -> Layer:
+    """`stacked_layers` as the kernel reads them: its kernels are `[L, out, in]`, so that a block reads whole rows."""
+    leaves = stacked_layers(blocks, dtype)
+    return Layer(*(jnp.swapaxes(leaf, 1, 2) if leaf.ndim == 3 else leaf for leaf in leaves))
 
 
 def run_layers(
     config: LlamaConfig,
-    layers: StackedLayers,
+    layers: Layer,
     caches: tuple[jax.Array, jax.Array],
     x: jax.Array,
     position: jax.Array,
@@ -316,7 +283,7 @@ def run_layers(
 
 def _named(references: tuple[Any, ...]) -> tuple[Inputs, Results, Any]:
     """The inputs, the results and the counter, from the references of a launch in their order."""
-    plain, parameters = len(Inputs._fields) - 1, len(StackedLayers._fields)
-    inputs = Inputs(*references[:plain], layers=StackedLayers(*references[plain : plain + parameters]))
+    plain, parameters = len(Inputs._fields) - 1, len(Layer._fields)
+    inputs = Inputs(*references[:plain], layers=Layer(*references[plain : plain + parameters]))
     *results, counter = references[plain + parameters + 3 :]
     return inputs, Results(*results), counter

@@ -42,17 +42,17 @@ class Layer(NamedTuple):
     down: jax.Array
 
 
-def unstack_layers(blocks: Any, dtype: Any = jnp.float32) -> tuple[Layer, ...]:
-    """The layers one by one, from the parameters of `Backbone`'s blocks, which have a leading layer axis.
+def stacked_layers(blocks: Any, dtype: Any = jnp.float32) -> Layer:
+    """All layers as one, from the parameters of `Backbone`'s blocks: leaves have a leading layer axis.
 
     Args:
-      dtype: of the kernels; scales stay float32.
+      dtype: of the kernels `[L, in, out]`; scales stay float32.
     """
 
     def kernels(part: str, *names: str) -> jax.Array:
         return jnp.concatenate([blocks[part][name]["kernel"] for name in names], axis=-1).astype(dtype)
 
-    stacked = Layer(
+    return Layer(
         attention_norm=blocks["attention_norm"]["scale"],
         query_key_value=kernels("attention", "q_proj", "k_proj", "v_proj"),
         output=kernels("attention", "o_proj"),
@@ -60,6 +60,11 @@ def unstack_layers(blocks: Any, dtype: Any = jnp.float32) -> tuple[Layer, ...]:
         gate_up=kernels("mlp", "gate_proj", "up_proj"),
         down=kernels("mlp", "down_proj"),
     )
+
+
+def unstack_layers(blocks: Any, dtype: Any = jnp.float32) -> tuple[Layer, ...]:
+    """The layers one by one, their kernels as `stored_kernel` stores them; arguments of `stacked_layers`."""
+    stacked = stacked_layers(blocks, dtype)
     count = len(stacked.attention_norm)
     layers = (Layer(*(leaf[number] for leaf in stacked)) for number in range(count))
     return tuple(Layer(*(stored_kernel(leaf) if leaf.ndim == 2 else leaf for leaf in layer)) for layer in layers)

@@ -17,6 +17,7 @@ from newllm_jax.config import FinetuneConfig
 from newllm_jax.decoding.batches import Batches
 from newllm_jax.decoding.sampling import Sampling
 from newllm_jax.errors import Note
+from newllm_jax.finetuning.run import slow_generation_warning
 from newllm_jax.smollm import fused_decoder
 from newllm_jax.smollm.decoder import BaseDecoder
 from newllm_jax.smollm.fused_decoder import FusedDecoder, decoder_for, kernel_obstacle, slow_text_warning
@@ -148,12 +149,14 @@ def test_older_cards_and_a_jax_without_triton_do_without_the_kernel(hopper, monk
 
 
 def test_the_loss_of_the_kernel_is_said(hopper, monkeypatch):
-    assert slow_text_warning() == ""
+    model = SmolLM2(LlamaConfig())
+    assert slow_text_warning(model) == slow_generation_warning(FinetuneConfig()) == ""
     monkeypatch.setattr(fused_decoder, "triton_obstacle", lambda: "this version of JAX has no Triton")
-    assert slow_text_warning(FinetuneConfig()).endswith("and more slowly: this version of JAX has no Triton.")
-    assert slow_text_warning(model=SmolLM2(LlamaConfig(head_dim=32))) == ""  # a model that never had it
+    assert slow_text_warning(model).endswith("and more slowly: this version of JAX has no Triton.")
+    assert slow_generation_warning(FinetuneConfig()) == slow_text_warning(model)
+    assert slow_text_warning(SmolLM2(LlamaConfig(head_dim=32))) == ""  # a model that never had it
     hopper.compute_capability = "7.5"
-    assert slow_text_warning() == ""  # a card that never had it
+    assert slow_text_warning(model) == ""  # a card that never had it
 
 
 def test_a_text_without_the_kernel_that_could_have_one_comes_with_a_note(tiny_base, monkeypatch):

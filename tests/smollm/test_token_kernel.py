@@ -39,7 +39,7 @@ def test_blocks_that_wait_for_each_other_compute_the_layers(monkeypatch, positio
     at = jnp.int32(position)
     expected, caches = run_layers(CONFIG, "fp32", unstack_layers(blocks_params), unstack_caches(keys, values), x, at)
     rotary = jnp.stack([part[0] for part in rotary_embedding(at[None], CONFIG.head_dim, CONFIG.rope_theta)])
-    stacked = token_kernel.stack_layers(blocks_params)
+    stacked = token_kernel.transposed_layers(blocks_params)
 
     launches = run_blocks_as_threads(monkeypatch)
     found, (new_keys, new_values) = token_kernel.run_layers(

@@ -51,7 +51,7 @@ def obstacle(spec: CellSpec, batch: int, steps: int) -> str:
 
 
 def tiling_for(batch: int, storage: Any, width: int, members: int = 1) -> Tiling:
-    """The tiling for cards that 128 blocks fill: within 3 % of the best on an H200, of several members on an H100.
+    """The tiling for cards that 128 blocks fill, chosen by measuring on an H200, of several members on an H100.
 
     Args:
       storage: the type in which activations are stored.
