@@ -112,8 +112,11 @@ class Blocks:
         self.turn = max((other for other in self.waiting if other < number), default=max(self.waiting, default=-1))
         self.changed.notify_all()
 
-    def poll(self, place: Place, volatile: bool) -> jax.Array:
-        """`plgpu.load` of a counter: all others run first."""
+    def load(self, place: Place, volatile: bool = False, mask: Any = None, other: Any = None) -> jax.Array:
+        """`plgpu.load` of some elements, or of a counter: then all others run first."""
+        if mask is not None:
+            index = tuple(np.where(mask, each, 0) if np.ndim(each) == np.ndim(mask) else each for each in place.index)
+            return jnp.where(mask, place.memory[index], other)
         assert volatile  # or a GPU would read its own cache for ever
         self.polls += 1
         if self.polls > 2 * len(self.waiting):
@@ -167,7 +170,7 @@ def run_blocks_as_threads(monkeypatch: pytest.MonkeyPatch, group: int = 0) -> li
             blocks = Blocks(int(np.prod(grid)), group)
             launches.append(len(blocks.waiting))
             with monkeypatch.context() as patch:
-                patch.setattr(plgpu, "load", blocks.poll)
+                patch.setattr(plgpu, "load", blocks.load)
                 patch.setattr(plgpu, "atomic_add", blocks.atomic_add)
                 patch.setattr(plgpu, "debug_barrier", lambda: None)
                 patch.setattr(pl, "program_id", lambda axis: jnp.int32(blocks.turn))

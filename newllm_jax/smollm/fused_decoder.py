@@ -51,10 +51,10 @@ class FusedDecoder:
 
     def prepare(self, params: Params) -> TokenWeights:
         """The model's parameters as `step` reads them, its layers as one."""
-        from newllm_jax.smollm.token_kernel import transposed_layers
+        from newllm_jax.smollm.token_kernel import kernels_of
 
         backbone: Any = params["backbone"]
-        layers = transposed_layers(backbone["blocks"], self.model.dtype)
+        layers = kernels_of(backbone["blocks"], self.model.dtype)
         return token_weights(self.model, params)._replace(layers=layers)
 
     def start(self, params: Params, ids: jax.Array, length: jax.Array, capacity: int) -> FusedCache:

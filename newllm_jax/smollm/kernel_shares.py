@@ -7,8 +7,14 @@ import math
 from newllm_jax.smollm.llama_config import LlamaConfig
 
 HEAD = 64  # the size of a head; every width is a multiple of it
+CHUNK = 128  # columns of a row that a warp reads at a time, 4 a thread; rows of weights are filled up to whole chunks
 MOST_ROWS = 16  # of a matrix that are loaded at a time, at most
 LARGEST_SHARE = 96 * 1024  # bytes of a layer that a thread block prefetches into its registers at a time
+
+
+def padded(width: int) -> int:
+    """The columns of whole chunks that hold so many."""
+    return -(-width // CHUNK) * CHUNK
 
 
 def tile_rows(rows: int, blocks: int) -> tuple[int, int]:
@@ -24,7 +30,9 @@ def obstacle(config: LlamaConfig, number_bytes: int, blocks: int) -> str:
     if config.head_dim != HEAD or hidden % HEAD or inner % HEAD:
         return f"head_dim must be {HEAD}, and hidden_size and intermediate_size multiples of that"
     queries, all_heads = config.num_heads * HEAD, (config.num_heads + 2 * config.num_kv_heads) * HEAD
-    matrices = (all_heads, hidden), (hidden, queries), (inner, 2 * hidden), (hidden, inner)  # rows, and numbers of each
+    matrices = (
+        (all_heads, padded(hidden)), (hidden, padded(queries)), (inner, 2 * padded(hidden)), (hidden, padded(inner)),
+    )  # fmt: skip  # rows, and numbers of each
     share = max(math.prod(tile_rows(rows, blocks)) * numbers for rows, numbers in matrices) * number_bytes
     if share > LARGEST_SHARE:
         return f"a thread block's share of a layer, {share} bytes, does not fit into its registers"

@@ -2,7 +2,9 @@
 
 A token costs little more than reading the weights once: too little for launches to be hidden behind it. Here every
 layer has five phases (`layers_kernel`), between which all thread blocks of the GPU wait for each other. Weights do not
-depend on the token: while a block waits, it loads those of its next phase into registers.
+depend on the token: while a block waits, it loads those of a later phase into registers. What is left is the time in
+which numbers go from one block to another through device memory, so a phase has as few steps in a row as possible:
+warps wait for each other only where they must (`block_rows.py`).
 
 In shapes, L is the layers, H the hidden size, I the intermediate size, Q the query heads, K the heads of keys and
 values, D their size (64), and S the splits of attention. Numbers are float32; weights, keys and values are stored in
@@ -21,15 +23,36 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from newllm_jax.smollm.block_rows import BlockRows, load_slices, normed, product, slices_of
+from newllm_jax.smollm.block_rows import BlockRows, columns_of, inverse_rms, load_filled, products
+from newllm_jax.smollm.kernel_shares import padded
 from newllm_jax.smollm.llama_config import LlamaConfig
-from newllm_jax.smollm.token_step import Layer, stacked_layers
+from newllm_jax.smollm.token_step import stacked_layers
 from newllm_jax.training.grid_barrier import wait_for_blocks
 
 POSITIONS = 32  # of keys and values that are loaded at a time; a cache has room for a multiple of it
-SPLITS = 8  # of the positions of a head of keys and values; a multiple of 8, so that layers share no sector of a cache
+SPLITS = 8  # of the positions of a head of keys and values
 WARPS = 8  # of a thread block
-LOWEST = -1e30  # a score that counts as none
+LOWEST = -1e30  # a score that counts as none; with an infinite one, the difference of two would be NaN
+SMALLEST = 1e-30  # a sum of exponentials, of a split without positions
+
+
+class Kernels(NamedTuple):
+    """The parameters of all layers as the kernel reads them.
+
+    A block reads whole rows of a kernel, so they are `[L, out, in]`, and filled up with zeros to whole chunks. The
+    scales of RMSNorm are multiplied into the kernels that read its result.
+
+    Attributes:
+      query_key_value: `[L, (Q + 2 K) D, H]`.
+      output: `[L, H, Q D]`.
+      gate_up: `[L, 2 I, H]`.
+      down: `[L, H, I]`.
+    """
+
+    query_key_value: Any
+    output: Any
+    gate_up: Any
+    down: Any
 
 
 class Inputs(NamedTuple):
@@ -37,15 +60,15 @@ class Inputs(NamedTuple):
 
     Attributes:
       position: of the token in its text, `[1]`.
-      rotary: cosine and sine of its angles, `[2, D / 2]`.
+      rotary: cosine and sine of its angles, `[2, D]`, the sine of the first half negative.
       x: `[H]`, the residual stream before the first layer.
-      layers: the parameters, see `transposed_layers`.
+      kernels: the parameters, see `kernels_of`.
     """
 
     position: Any
     rotary: Any
     x: Any
-    layers: Layer
+    kernels: Kernels
 
 
 class Results(NamedTuple):
@@ -56,8 +79,8 @@ class Results(NamedTuple):
       streams: `[L, H]`, the residual stream after each layer.
       middles: `[L, H]`, after the attention of each.
       query_key_value: `[L, (Q + 2 K) D]`, not turned yet.
-      maxima, sums: `[L, S, Q]`, of each split of a head the largest score, and the sum of exp(score - largest).
-      mixes: `[L, S, Q D]`, the sum of exp(score - largest) * value.
+      logarithms: `[L, S, Q D]`, of each split of a head log(sum(exp(score))), as often as the head has columns.
+      mixes: `[L, S, Q D]`, of each split the mix of its values, weighted by the softmax of its scores.
       activations: `[L, I]`, of the feed-forward network.
     """
 
@@ -66,74 +89,81 @@ class Results(NamedTuple):
     streams: Any
     middles: Any
     query_key_value: Any
-    maxima: Any
-    sums: Any
+    logarithms: Any
     mixes: Any
     activations: Any
 
 
 def layers_kernel(*references: Any, config: LlamaConfig, blocks: int) -> None:
-    """All layers of one token. Layer l has five phases; each ends with a barrier of all blocks.
+    """All layers of one token. A layer has five phases; each ends with a barrier of all blocks.
 
         1. q, k, v = RMSNorm(x) W_qkv                     a block: its columns
         2. per head of keys and values, and per split of the positions: with the scores s = q k / sqrt(D) of q and k
            turned by their positions,
-             largest = max(s);  sum = sum(exp(s - largest));  mix = sum(exp(s - largest) v)
-           The first split has the new token too, and writes its key and value to the cache.
-        3. head = sum_splits(exp(largest - max(largest)) mix) / sum_splits(exp(largest - max(largest)) sum)
+             logarithm = log(sum(exp(s)));  mix = sum(exp(s - logarithm) v)
+           The split that has the token's position writes its key and value to the cache.
+        3. heads = sum_splits(weight mix) / sum_splits(weight), weight = exp(logarithm - max_splits(logarithm))
            m = x + heads W_o                              a block: all heads, its columns
         4. a = silu(RMSNorm(m) W_gate) * RMSNorm(m) W_up
         5. x' = m + a W_down
+
+    RMSNorm divides by one number, so the products are divided by it; its scales are in the weights (`Kernels`).
 
     Args:
       references: those of the inputs, of the caches and counters that were given, and of the results and the counter.
       blocks: of the launch, all of which run at the same time.
     """
     inputs, results, counter = _named(references)
-    layers, rank = inputs.layers, pl.program_id(0)
+    kernels, rank = inputs.kernels, pl.program_id(0)
     attention = Attention(config, inputs, results)
     hidden, inner = config.hidden_size, config.intermediate_size
     all_heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-    of_heads, of_stream, of_inner = (BlockRows(rows, rank, blocks) for rows in (all_heads, hidden, inner))
+    of_heads, of_stream, of_inner = (
+        BlockRows(rows, rank, blocks, attention.opaque_zero) for rows in (all_heads, hidden, inner)
+    )
     barrier = partial(wait_for_blocks, counter, 0, blocks)
 
+    def normed(x: list[jax.Array], *matrices: Any) -> list[list[jax.Array]]:
+        """The products of some matrices with RMSNorm(x)."""
+        inverse = inverse_rms(x, hidden, config.rms_norm_eps)
+        return [[product * inverse for product in products(tiles, x)] for tiles in matrices]
+
     def layer(number: Any, carry: Any) -> Any:
-        arrivals, x, own, (tiles, scale) = carry
+        arrivals, x, own, tiles = carry
         # Phase 1.
-        of_heads.store(results.query_key_value, number, product(tiles, normed(x, scale, config.rms_norm_eps)))
-        arrivals, zero, _ = barrier(arrivals)
+        [found] = normed(x, tiles)
+        of_heads.store(results.query_key_value, number, found)
+        arrivals, zero, tiles = barrier(arrivals, lambda: of_stream.load(kernels.output, number))
         # Phase 2.
         for turn in range(-(-attention.parts // blocks)):
             attention.mix(number, number + zero, rank + turn * blocks)
-        arrivals, zero, tiles = barrier(arrivals, lambda: of_stream.load(layers.output, number))
+        arrivals, zero, gate_up = barrier(
+            arrivals, lambda: [of_inner.load(kernels.gate_up, number, first) for first in (0, inner)]
+        )
         # Phase 3.
-        found = product(tiles, attention.heads(number + zero))
-        own = [before + added for before, added in zip(own, found, strict=True)]
+        own = _added(own, products(tiles, attention.heads(number + zero)))
         of_stream.store(results.middles, number, own)
-        arrivals, zero, (gates, ups, scale) = barrier(arrivals, lambda: (
-            of_inner.load(layers.gate_up, number), of_inner.load(layers.gate_up, number, inner),
-            load_slices(layers.mlp_norm, number),
-        ))  # fmt: skip
+        arrivals, zero, tiles = barrier(arrivals, lambda: of_stream.load(kernels.down, number))
         # Phase 4.
-        middle = normed(load_slices(results.middles, number + zero), scale, config.rms_norm_eps)
-        found = zip(product(gates, middle), product(ups, middle), strict=True)
-        of_inner.store(results.activations, number, [gate / (1.0 + jnp.exp(-gate)) * up for gate, up in found])
-        arrivals, zero, tiles = barrier(arrivals, lambda: of_stream.load(layers.down, number))
-        # Phase 5.
-        found = product(tiles, load_slices(results.activations, number + zero))
-        own = [before + added for before, added in zip(own, found, strict=True)]
-        of_stream.store(results.streams, number, own)
+        found = normed(of_inner.load_vector(results.middles, number + zero), *gate_up)
+        gated = [gate / (1.0 + jnp.exp(-gate)) * up for gate, up in zip(*found, strict=True)]
+        of_inner.store(results.activations, number, gated)
         following = jnp.minimum(number + 1, config.num_layers - 1)  # of the last layer none follows
-        arrivals, zero, prefetched = barrier(arrivals, lambda: prefetch(following))
-        return arrivals, load_slices(results.streams, number + zero), own, prefetched
+        arrivals, zero, next_tiles = barrier(arrivals, lambda: of_heads.load(kernels.query_key_value, following))
+        # Phase 5.
+        own = _added(own, products(tiles, of_stream.load_vector(results.activations, number + zero)))
+        of_stream.store(results.streams, number, own)
+        arrivals, zero, _ = barrier(arrivals)
+        return arrivals, of_heads.load_vector(results.streams, number + zero), own, next_tiles
 
-    def prefetch(number: Any) -> Any:
-        """Inputs of phase 1."""
-        return of_heads.load(layers.query_key_value, number), load_slices(layers.attention_norm, number)
-
-    own = [inputs.x[pl.ds(start, of_stream.size)] for start in of_stream.starts]
-    carry = jnp.int32(0), load_slices(inputs.x), own, prefetch(jnp.int32(0))
+    own = [inputs.x[start + jax.lax.iota(jnp.int32, of_stream.size)] for start in of_stream.starts]
+    carry = jnp.int32(0), of_heads.load_vector(inputs.x), own, of_heads.load(kernels.query_key_value, 0)
     jax.lax.fori_loop(0, config.num_layers, layer, carry)
+
+
+def _added(own: list[jax.Array], found: list[jax.Array]) -> list[jax.Array]:
+    """Sums of arrays one by one."""
+    return [before + each for before, each in zip(own, found, strict=True)]
 
 
 class Attention:
@@ -141,22 +171,17 @@ class Attention:
 
     Attributes:
       parts: heads of keys and values times splits: what phase 2 shares out among the blocks.
+      opaque_zero: a zero of which the compiler does not know that it is one, see `BlockRows.load`.
     """
 
     def __init__(self, config: LlamaConfig, inputs: Inputs, results: Results) -> None:
         self.config, self.results, self.position = config, results, inputs.position[0]
-        self.cached = jnp.minimum(self.position, results.keys.shape[1])  # positions before, none outside the cache
         self.shared = config.num_heads // config.num_kv_heads  # query heads of one head of keys and values
         self.group = 1 << (self.shared - 1).bit_length()  # filled up with copies of the last one
         self.parts = config.num_kv_heads * SPLITS
-        self.half = config.head_dim // 2
-        self.cosine, self.sine = (inputs.rotary[part, :][None, :] for part in range(2))
-
-    def turned(self, layer: Any, heads: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Some heads `[N]` of queries or keys, turned by the token's position: both halves, `[N, D / 2]`."""
-        first = heads[:, None] * self.config.head_dim + jax.lax.iota(jnp.int32, self.half)[None, :]
-        one, two = (self.results.query_key_value[layer, places] for places in (first, first + self.half))
-        return one * self.cosine - two * self.sine, two * self.cosine + one * self.sine
+        self.opaque_zero = jnp.minimum(self.position, 0)
+        self.columns = jax.lax.iota(jnp.int32, config.head_dim)
+        self.cosine, self.sine = (inputs.rotary[part, self.columns][None, :] for part in range(2))
 
     def mix(self, number: Any, layer: Any, part: Any) -> None:
         """Phase 2, of one part.
@@ -171,69 +196,105 @@ class Attention:
         @pl.when(part < self.parts)
         def _() -> None:
             queries = head * self.shared + jnp.minimum(jax.lax.iota(jnp.int32, self.group), self.shared - 1)
-            one, two = (x * config.head_dim**-0.5 for x in self.turned(layer, queries))
-            key_head = jnp.full((1,), config.num_heads, jnp.int32) + head
-            key_one, key_two = self.turned(layer, key_head)
-            value_place = (config.num_heads + config.num_kv_heads + head) * config.head_dim
-            value = results.query_key_value[layer, pl.ds(value_place, config.head_dim)]
-            new, all_heads = split == 0, jnp.zeros((self.group,), jnp.float32)
-            largest = jnp.where(new, jnp.sum(one * key_one + two * key_two, 1), LOWEST)
-            total = jnp.where(new, all_heads + 1, all_heads)
-            mixed = total[:, None] * value[None, :]
+            start, capacity = split * POSITIONS, results.keys.shape[1]
+            first = self._cached(number, head, jnp.minimum(start, capacity - POSITIONS))
+            query, key, value = self._new_token(layer, head, queries)
 
-            @pl.when(new & (self.position < results.keys.shape[1]))
+            @pl.when((self.position // POSITIONS % SPLITS == split) & (self.position < capacity))
             def _() -> None:
-                places = (number, self.position, head)
-                results.keys[*places, pl.ds(0, self.half)] = jnp.sum(key_one, 0).astype(results.keys.dtype)
-                results.keys[*places, pl.ds(self.half, self.half)] = jnp.sum(key_two, 0).astype(results.keys.dtype)
-                results.values[*places, :] = value.astype(results.values.dtype)
+                for cache, new in ((results.keys, key), (results.values, value)):
+                    cache[number, self.position, head, self.columns] = jnp.sum(new, 0).astype(cache.dtype)  # one row
 
-            def add(step: Any, carry: Any) -> Any:
+            def add(start: Any, tile: Any, carry: Any) -> Any:
+                """The positions from `start` on, of which keys and values before the new token are given."""
                 largest, total, mixed = carry
-                start = (step * SPLITS + split) * POSITIONS
-                rows = pl.ds(start, POSITIONS)
-                keys = [results.keys[number, rows, head, pl.ds(k * self.half, self.half)] for k in range(2)]
-                products = one[:, None, :] * keys[0].astype(jnp.float32)[None]
-                products += two[:, None, :] * keys[1].astype(jnp.float32)[None]
-                seen = (start + jax.lax.iota(jnp.int32, POSITIONS) < self.cached)[None, :]
-                scores = jnp.where(seen, jnp.sum(products, 2), LOWEST)
+                positions = start + jax.lax.iota(jnp.int32, POSITIONS)
+                new = (positions == self.position)[None, :, None]
+                keys, values = (
+                    jnp.where(new, each[:, None, :], cached.astype(jnp.float32))
+                    for each, cached in zip((key, value), tile, strict=True)
+                )
+                seen = (positions <= self.position)[None, :]
+                scores = jnp.where(seen, jnp.sum(query[:, None, :] * keys, 2), LOWEST)
                 larger = jnp.maximum(largest, jnp.max(scores, 1))
-                weights, kept = jnp.exp(scores - larger[:, None]), jnp.exp(largest - larger)
-                values = results.values[number, rows, head, :].astype(jnp.float32)
-                mixed = mixed * kept[:, None] + jnp.sum(weights[:, :, None] * values[None], 1)
+                weights = jnp.where(seen, jnp.exp(scores - larger[:, None]), 0.0)
+                kept = jnp.exp(largest - larger)
+                mixed = mixed * kept[:, None] + jnp.sum(weights[:, :, None] * values, 1)
                 return larger, total * kept + jnp.sum(weights, 1), mixed
 
-            left = jnp.maximum(self.cached - split * POSITIONS, 0)
+            def step(turn: Any, carry: Any) -> Any:
+                start = (turn * SPLITS + split) * POSITIONS
+                return add(start, self._cached(number, head, start), carry)
+
+            none = jnp.zeros((self.group,), jnp.float32)
+            carry = add(start, first, (none + LOWEST, none, jnp.zeros(query.shape, jnp.float32)))
+            seen = jnp.minimum(self.position + 1, capacity)
             stride = SPLITS * POSITIONS
-            steps = (left + stride - 1) // stride  # each of them has a position that is seen
-            largest, total, mixed = jax.lax.fori_loop(0, steps, add, (largest, total, mixed))
-            results.maxima[number, split, queries] = largest
-            results.sums[number, split, queries] = total
-            places = queries[:, None] * config.head_dim + jax.lax.iota(jnp.int32, config.head_dim)[None, :]
-            results.mixes[number, split, places] = mixed
+            steps = (jnp.maximum(seen - start, 0) + stride - 1) // stride  # each has a position that is seen
+            largest, total, mixed = jax.lax.fori_loop(1, steps, step, carry)
+            total = jnp.maximum(total, SMALLEST)[:, None]
+            columns = queries[:, None] * config.head_dim + self.columns[None, :]
+            results.mixes[number, split, columns] = mixed / total
+            results.logarithms[number, split, columns] = jnp.broadcast_to(
+                largest[:, None] + jnp.log(total), mixed.shape
+            )
+
+    def _cached(self, layer: Any, head: Any, start: Any) -> list[jax.Array]:
+        """Keys and values of `POSITIONS` positions: `[1, POSITIONS, D]`."""
+        positions = (start + jax.lax.iota(jnp.int32, POSITIONS))[None, :, None]
+        caches = self.results.keys, self.results.values
+        columns = self.columns[None, None, :] + 4 * self.opaque_zero  # so that a thread loads 4, also of bfloat16
+        return [cache[layer, positions, head, columns] for cache in caches]
+
+    def _new_token(self, layer: Any, head: Any, queries: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries, key and value of the token, turned by its position.
+
+        Returns:
+          `[group, D]`, `[1, D]` and `[1, D]`.
+        """
+        config, columns, half = self.config, self.columns[None, :], self.config.head_dim // 2
+        other = jnp.where(columns < half, columns + half, columns - half)  # that a number is turned with
+
+        def turned(heads: jax.Array) -> jax.Array:
+            one, two = (
+                self.results.query_key_value[layer, heads * config.head_dim + each] for each in (columns, other)
+            )
+            return one * self.cosine + two * self.sine
+
+        key = config.num_heads + head + jnp.zeros((1, 1), jnp.int32)
+        value = self.results.query_key_value[layer, (key + config.num_kv_heads) * config.head_dim + columns]
+        return turned(queries[:, None]) * config.head_dim**-0.5, turned(key), value
 
     def heads(self, layer: Any) -> list[jax.Array]:
-        """The mixes of the values for all query heads, `[Q D]` in slices: the splits together."""
-        results, splits, found = self.results, jax.lax.iota(jnp.int32, SPLITS)[:, None], []
-        for first, size in slices_of(results.mixes.shape[-1]):
-            columns = first + jax.lax.iota(jnp.int32, size)
-            heads = jax.lax.div(columns, jnp.int32(self.config.head_dim))[None, :]
-            maxima = results.maxima[layer, splits, heads]
-            weights = jnp.exp(maxima - jnp.max(maxima, 0)[None, :])
-            total = jnp.sum(weights * results.sums[layer, splits, heads], 0)
-            found.append(jnp.sum(weights * results.mixes[layer, :, pl.ds(first, size)], 0) / total)
+        """The mixes of the values for all query heads, `[Q D]` in slices `[chunks, 1, CHUNK]`: the splits together."""
+        splits, found = jax.lax.iota(jnp.int32, SPLITS)[:, None, None], []
+        for columns in columns_of(self.results.mixes.shape[-1]):
+            columns = jnp.broadcast_to(columns[None], (SPLITS, *columns.shape))
+            logarithms = load_filled(self.results.logarithms, (layer, splits), columns)
+            mixes = load_filled(self.results.mixes, (layer, splits), columns)
+            weights = jnp.exp(logarithms - jnp.max(logarithms, 0)[None])
+            found.append((jnp.sum(weights * mixes, 0) / jnp.sum(weights, 0))[:, None, :])
         return found
 
 
-def transposed_layers(blocks: Any, dtype: Any = jnp.float32) -> Layer:
-    """`stacked_layers` as the kernel reads them: its kernels are `[L, out, in]`, so that a block reads whole rows."""
-    leaves = stacked_layers(blocks, dtype)
-    return Layer(*(jnp.swapaxes(leaf, 1, 2) if leaf.ndim == 3 else leaf for leaf in leaves))
+def kernels_of(blocks: Any, dtype: Any = jnp.float32) -> Kernels:
+    """From the parameters of `Backbone`'s blocks, stored in a type."""
+    layers = stacked_layers(blocks)
+    stacked = Kernels(
+        layers.query_key_value * layers.attention_norm[:, :, None], layers.output,
+        layers.gate_up * layers.mlp_norm[:, :, None], layers.down,
+    )  # fmt: skip
+    return Kernels(*(_whole_chunks(jnp.swapaxes(leaf, 1, 2)).astype(dtype) for leaf in stacked))
+
+
+def _whole_chunks(x: jax.Array) -> jax.Array:
+    """Its last axis filled up with zeros."""
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padded(x.shape[-1]) - x.shape[-1])])
 
 
 def run_layers(
     config: LlamaConfig,
-    layers: Layer,
+    kernels: Kernels,
     caches: tuple[jax.Array, jax.Array],
     x: jax.Array,
     position: jax.Array,
@@ -258,14 +319,14 @@ def run_layers(
     """
     if caches[0].shape[1] % POSITIONS:
         raise ValueError(f"the cache has room for {caches[0].shape[1]} tokens, no multiple of {POSITIONS}")
-    count, heads = config.num_layers, (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-    splits = count, SPLITS, config.num_heads
+    count, heads = config.num_layers, config.num_heads * config.head_dim
     shapes = [(count, config.hidden_size)] * 2 + [
-        (count, heads), splits, splits, (count, SPLITS, config.num_heads * config.head_dim),
+        (count, heads + 2 * config.num_kv_heads * config.head_dim), (count, SPLITS, heads), (count, SPLITS, heads),
         (count, config.intermediate_size),
     ]  # fmt: skip
-    counter = jnp.zeros((1,), jnp.int32)
-    given = [position.reshape(1).astype(jnp.int32), rotary, x, *layers, *caches, counter]
+    counter, (cosine, sine) = jnp.zeros((1,), jnp.int32), rotary
+    rotary = jnp.stack([jnp.tile(cosine, 2), jnp.concatenate([-sine, sine])])
+    given = [position.reshape(1).astype(jnp.int32), rotary, x, *kernels, *caches, counter]
     results = [jax.ShapeDtypeStruct(cache.shape, cache.dtype) for cache in caches]
     results += [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     results.append(jax.ShapeDtypeStruct(counter.shape, counter.dtype))
@@ -283,7 +344,7 @@ def run_layers(
 
 def _named(references: tuple[Any, ...]) -> tuple[Inputs, Results, Any]:
     """The inputs, the results and the counter, from the references of a launch in their order."""
-    plain, parameters = len(Inputs._fields) - 1, len(Layer._fields)
-    inputs = Inputs(*references[:plain], layers=Layer(*references[plain : plain + parameters]))
+    plain, parameters = len(Inputs._fields) - 1, len(Kernels._fields)
+    inputs = Inputs(*references[:plain], kernels=Kernels(*references[plain : plain + parameters]))
     *results, counter = references[plain + parameters + 3 :]
     return inputs, Results(*results), counter

@@ -20,30 +20,36 @@ pytestmark = pytest.mark.quick
 CONFIG = LlamaConfig(
     vocab_size=64, hidden_size=192, intermediate_size=128, num_layers=2, num_heads=3, num_kv_heads=1, max_position=512
 )
+TWO_SLICES = LlamaConfig(  # rows of 3 chunks, the last one half full; five query heads, for which there are 8 rows
+    vocab_size=64, hidden_size=320, intermediate_size=384, num_layers=2, num_heads=5, num_kv_heads=1, max_position=512
+)
 CAPACITY = 320  # more than SPLITS * POSITIONS: the first splits have two pieces
 
 
-@pytest.mark.parametrize("blocks", [3, 12])
-@pytest.mark.parametrize("position", [0, 37, 300])
-def test_blocks_that_wait_for_each_other_compute_the_layers(monkeypatch, position, blocks):
-    model = SmolLM2(CONFIG)
+@pytest.mark.parametrize(
+    ("config", "position", "blocks"), [
+        (CONFIG, 0, 3), (CONFIG, 37, 12), (CONFIG, 300, 3), (CONFIG, 300, 12), (TWO_SLICES, 290, 5),
+    ],
+)  # fmt: skip
+def test_blocks_that_wait_for_each_other_compute_the_layers(monkeypatch, config, position, blocks):
+    model = SmolLM2(config)
     params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     draw = np.random.default_rng(0)
     blocks_params = jax.tree.map(  # scales that tell the norms apart
         lambda leaf: leaf * 4 if leaf.ndim == 3 else jnp.asarray(draw.uniform(0.5, 2, leaf.shape), jnp.float32),
         params["backbone"]["blocks"],
     )
-    shape = (CONFIG.num_layers, 1, CAPACITY, CONFIG.num_kv_heads, CONFIG.head_dim)
+    shape = (config.num_layers, 1, CAPACITY, config.num_kv_heads, config.head_dim)
     keys, values = (jnp.asarray(draw.standard_normal(shape), jnp.float32) for _ in range(2))
-    x = jnp.asarray(draw.standard_normal((1, CONFIG.hidden_size)), jnp.float32)
+    x = jnp.asarray(draw.standard_normal((1, config.hidden_size)), jnp.float32)
     at = jnp.int32(position)
-    expected, caches = run_layers(CONFIG, "fp32", unstack_layers(blocks_params), unstack_caches(keys, values), x, at)
-    rotary = jnp.stack([part[0] for part in rotary_embedding(at[None], CONFIG.head_dim, CONFIG.rope_theta)])
-    stacked = token_kernel.transposed_layers(blocks_params)
+    expected, caches = run_layers(config, "fp32", unstack_layers(blocks_params), unstack_caches(keys, values), x, at)
+    rotary = jnp.stack([part[0] for part in rotary_embedding(at[None], config.head_dim, config.rope_theta)])
+    kernels = token_kernel.kernels_of(blocks_params)
 
     launches = run_blocks_as_threads(monkeypatch)
     found, (new_keys, new_values) = token_kernel.run_layers(
-        CONFIG, stacked, (keys[:, 0], values[:, 0]), x[0], at, rotary, blocks
+        config, kernels, (keys[:, 0], values[:, 0]), x[0], at, rotary, blocks
     )
     assert launches == [blocks]
     np.testing.assert_allclose(found, expected[0], rtol=1e-5, atol=1e-5)
