@@ -79,12 +79,16 @@ class Rows:
         self.rows: list[dict[str, Any]] = program.results["rows"]
 
     def measure_all(self, forms: Sequence[str], cpu: bool) -> None:
-        """The loop of before, each form, then variations of the fastest."""
+        """The loop of before, ours, and the peer at last: it takes longest, and the time may be up."""
         self.add(HOST_LOOP, {}, "host asked per token")
+        self._measure_forms(forms, cpu)
         if has_torch():
             changes = {}, {"sampling": "top_p"}, *([] if cpu else [{"precision": "bf16"}])
             cases = [CASE | {"per_call": 1, "graphs": "-"} | change for change in changes]
             self.add(PEER, {"cases": cases}, "transformers")
+
+    def _measure_forms(self, forms: Sequence[str], cpu: bool) -> None:
+        """Each form, then variations of the fastest."""
         layers = CascadeConfig().stage_layers
         if cpu:
             for form in forms:

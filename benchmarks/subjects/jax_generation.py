@@ -25,10 +25,9 @@ from newllm_jax.decoding.sampling import Sampling, choose, narrow
 from newllm_jax.smollm import decoder as smollm_decoder
 from newllm_jax.smollm import token_step
 from newllm_jax.smollm.decoder import BaseDecoder
-from newllm_jax.smollm.fused_decoder import FusedDecoder, kernel_obstacle
+from newllm_jax.smollm.fused_decoder import decoder_for, kernel_obstacle
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.smollm.model import KVCache, SmolLM2, empty_cache
-from newllm_jax.training.back_end import multiprocessors
 from newllm_jax.training.precision import PRECISIONS
 from newllm_jax.training.step import count_parameters
 
@@ -140,7 +139,7 @@ def measure_case(llama: LlamaConfig, case: dict[str, Any], task: dict[str, Any])
     if task["form"] == ONE_KERNEL:
         if obstacle := kernel_obstacle(decoder.model):
             raise ValueError(obstacle)
-        decoder = FusedDecoder(decoder.model, multiprocessors())
+        decoder = decoder_for(decoder.model, texts=1)
     batch, tokens = case["batch"], task["tokens"]
     prompts = np.random.default_rng(0).integers(0, llama.vocab_size, (batch, PROMPT))
     keys = jax.random.split(jax.random.key(0), batch)

@@ -10,6 +10,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from benchmarks.tables.files import load_all
@@ -57,11 +58,11 @@ def published_runs() -> list[Member]:
     ]
 
 
-def sweep_members(folder: str) -> list[Member]:
-    """The members of all sweeps of a folder under `docs/results`."""
+def sweep_members(folder: str, pattern: str = "*.json") -> list[Member]:
+    """The members of the sweeps of a folder under `docs/results` whose file names match a pattern."""
     return [
         _member(file, sweep["config"] | member["settings"], member.get("epochs", 0), member)
-        for file, sweep in load_all(folder).items()
+        for file, sweep in load_all(folder, pattern).items()
         for member in sweep["members"]
     ]
 
@@ -85,9 +86,9 @@ def change_table() -> str:
     return markdown_table(header, rows)
 
 
-def search_table() -> str:
-    """The members of all searches by validation perplexity, with the settings that differ among them."""
-    members = sorted(sweep_members("recipes"), key=lambda member: _finite_first(member.val_ppl))
+def search_table(pattern: str = "*.json") -> str:
+    """The members of some searches by validation perplexity, with the settings that differ among them."""
+    members = sorted(sweep_members("recipes", pattern), key=lambda member: _finite_first(member.val_ppl))
     if not members:
         return NONE_YET
     names = [name for name in (*SETTINGS, "seed") if len({getattr(member.config, name) for member in members}) > 1]
@@ -165,5 +166,6 @@ def _order(changes: Changes) -> list[Any]:
 
 EXPERIMENT_TABLES: dict[str, Callable[[], str]] = {
     "experiments changes": change_table,
-    "experiments search": search_table,
+    "experiments search": partial(search_table, "*_plus*.json"),
+    "wikitext2 search": partial(search_table, "wikitext2*.json"),
 }

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.tables.experiments import shown
 from benchmarks.tables.files import load
 from benchmarks.tables.frontier import by_model, chosen
 from newllm_jax.report.tables import markdown_table, number
@@ -55,6 +56,10 @@ WORDS = (
     Entry("`baseline`, kernels in bf16", _seeds("baseline"), "94a350b", "2026-11-22"),
     Entry("`baseline_plus`", ("recipes/baseline_plus.json",), "a61890c", "2026-11-26"),
     Entry("`advanced_plus`", ("recipes/advanced_plus.json",), "a61890c", "2026-11-26"),
+)
+STREAM = (  # searches: of each the member that is best on validation
+    Entry("`wikitext2`, light dropout", ("recipes/wikitext2-search.json",), "993239f", "2026-11-27"),
+    Entry("`wikitext2`, its own dropout", ("recipes/wikitext2-search-heavier.json",), "993239f", "2026-11-27"),
 )
 TRAINING = (
     Entry("`advanced`", _seeds("advanced-loops"), "c47e4ee", "2026-11-21"),
@@ -102,6 +107,21 @@ def words() -> str:
             _each([member["test"]["ppl"] for member in members]), f"{sum(run['seconds'] for run in runs):.0f} s",
         ))  # fmt: skip
     header = ["day", "commit", "model", "parameters", "val PPL (3 seeds)", "test PPL", "all seeds took", *WHERE]
+    return markdown_table(header, rows)
+
+
+def stream() -> str:
+    """New-LLM on all of WikiText-2 as one stream: of each search the best on validation, and what it has on test."""
+    found = [(entry, min(entry.loaded[0]["members"], key=_validation)) for entry in STREAM]
+    lowest = min(_validation(member) for _, member in found)
+    rows = []
+    for entry, member in found:
+        settings = ", ".join(f"{name}={shown(value)}" for name, value in member["settings"].items())
+        rows.append(entry.cells(
+            settings, f"{member['parameters']:,}", f"{member['best']['epoch']} of {member['epochs']}",
+            _bold(number(_validation(member)), _validation(member) == lowest), number(member["test"]["ppl"]),
+        ))  # fmt: skip
+    header = ["day", "commit", "model", "chosen", "parameters", "best epoch", "val PPL (1 seed)", "test PPL", *WHERE]
     return markdown_table(header, rows)
 
 
@@ -175,6 +195,10 @@ def generation() -> str:
     return markdown_table(["day", "commit", "texts", "precision", "form", "tokens/s", *WHERE], rows)
 
 
+def _validation(member: dict[str, Any]) -> float:
+    return member["best"]["val_ppl"]
+
+
 def _rate(row: dict[str, Any]) -> float:
     return row["tokens_per_second"]["median"]
 
@@ -202,6 +226,7 @@ def _each(values: Sequence[float]) -> str:
 
 LEADERBOARD_TABLES: dict[str, Callable[[], str]] = {
     "leaderboard words": words,
+    "leaderboard stream": stream,
     "leaderboard frontier": frontier,
     "leaderboard training": training,
     "leaderboard updates": updates,

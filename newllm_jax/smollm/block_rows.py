@@ -38,7 +38,7 @@ def columns_of(width: int) -> list[jax.Array]:
 
 def load_filled(vector: Any, index: tuple[Any, ...], columns: jax.Array) -> jax.Array:
     """These columns of the last axis of a reference; 0 for those behind its end."""
-    if columns.size % CHUNK == 0 and vector.shape[-1] % CHUNK == 0:
+    if vector.shape[-1] % CHUNK == 0:
         return vector[*index, columns]
     return plgpu.load(vector.at[*index, columns], mask=columns < vector.shape[-1], other=0.0)
 

@@ -1,8 +1,9 @@
 """These tests need an NVIDIA GPU that has tf32 and bf16; elsewhere they are skipped, with the reason.
 
-Run them in one process, since the kernels of several would share one GPU; `--report` writes what came out as JSON:
+Most of their time is compilation, so several processes, which take turns on the GPU, are faster than one; `--report`
+writes what came out as JSON:
 
-    python -m pytest -n 0 tests/gpu --report docs/results/gpu-tests-h100.json
+    python -m pytest -n 8 tests/gpu --report docs/results/gpu-tests-h200.json
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class Report:
         from newllm_jax.records.machine import environment
 
         counts = {what: sum(test["outcome"] == what for test in self.tests) for what in ("passed", "failed", "skipped")}
-        command = f"python -m pytest -n 0 tests/gpu --report {self.path.as_posix()}"
+        processes = session.config.getoption("numprocesses", default=None) or 0
+        command = f"python -m pytest -n {processes} tests/gpu --report {self.path.as_posix()}"
         results = {"command": command, "environment": environment("auto"), **counts, "tests": self.tests}
         self.path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
