@@ -24,11 +24,11 @@ PROMPT_PIECE = 256  # tokens; longer prompts are read piece by piece, so that at
 
 
 class TokenWeights(NamedTuple):
-    """The parameters of a SmolLM2 for one token at a time, in the model's type but for the scales.
+    """The parameters of a SmolLM2 for one token at a time, in the model's type but for the scales of norms.
 
     Attributes:
       embedding: `[V, H]`.
-      layers: one by one, each a `Layer`; of a `FusedDecoder` all as one, see `transposed_layers`.
+      layers: one by one, each a `Layer`; of a `FusedDecoder` all as one, see `token_kernel.Kernels`.
       norm: `[H]`, the scale of the final norm.
       head: `[H, V]` as `stored_kernel` stores it; None where the embedding is the head.
     """
@@ -110,13 +110,17 @@ def prompt_cache(model: SmolLM2, params: Params, ids: jax.Array, capacity: int) 
     return jax.lax.scan(read, empty_cache(model.config, batch, capacity, model.dtype), pieces)[0]
 
 
-def token_weights(model: SmolLM2, params: Params) -> TokenWeights:
-    """The parameters of the model, its layers one by one."""
+def token_weights(model: SmolLM2, params: Params, layers: Any = None) -> TokenWeights:
+    """The parameters of the model.
+
+    Args:
+      layers: in another form; None for one by one.
+    """
     backbone: Any = params["backbone"]
     head = None if model.config.tie_embeddings else stored_kernel(params["lm_head"]["kernel"].astype(model.dtype))
     return TokenWeights(
         embedding=params["embed"]["embedding"].astype(model.dtype),
-        layers=unstack_layers(backbone["blocks"], model.dtype),
+        layers=unstack_layers(backbone["blocks"], model.dtype) if layers is None else layers,
         norm=backbone["norm"]["scale"],
         head=head,
     )

@@ -36,7 +36,7 @@ class FusedCache(NamedTuple):
 
 @dataclass(frozen=True)
 class FusedDecoder:
-    """A SmolLM2 that makes one text, in which every token passes all layers: the numbers of `BaseDecoder`.
+    """A SmolLM2 that makes one text, in which every token passes all layers: `BaseDecoder`'s numbers up to rounding.
 
     The kernel computes in float32, also where weights and caches are bfloat16.
 
@@ -54,8 +54,7 @@ class FusedDecoder:
         from newllm_jax.smollm.token_kernel import kernels_of
 
         backbone: Any = params["backbone"]
-        layers = kernels_of(backbone["blocks"], self.model.dtype)
-        return token_weights(self.model, params)._replace(layers=layers)
+        return token_weights(self.model, params, kernels_of(backbone["blocks"], self.model.dtype))
 
     def start(self, params: Params, ids: jax.Array, length: jax.Array, capacity: int) -> FusedCache:
         """The cache after the first `length` of `ids [1, T]`."""

@@ -97,20 +97,21 @@ class Results(NamedTuple):
 def layers_kernel(*references: Any, config: LlamaConfig, blocks: int) -> None:
     """All layers of one token. A layer has five phases; each ends with a barrier of all blocks.
 
-        1. q, k, v = RMSNorm(x) W_qkv                     a block: its columns
+        1. q, k, v = RMSNorm(x) W_qkv
         2. per head of keys and values, and per split of the positions: with the scores s = q k / sqrt(D) of q and k
            turned by their positions,
              logarithm = log(sum(exp(s)));  mix = sum(exp(s - logarithm) v)
            The split that has the token's position writes its key and value to the cache.
         3. heads = sum_splits(weight mix) / sum_splits(weight), weight = exp(logarithm - max_splits(logarithm))
-           m = x + heads W_o                              a block: all heads, its columns
+           m = x + heads W_o
         4. a = silu(RMSNorm(m) W_gate) * RMSNorm(m) W_up
         5. x' = m + a W_down
 
-    RMSNorm divides by one number, so the products are divided by it; its scales are in the weights (`Kernels`).
+    In phases 1, 3, 4 and 5, a block computes some of the outputs: columns of W here, rows of what `Kernels` stores.
+    RMSNorm divides by one number, so the products are divided by it; its scales are in the weights.
 
     Args:
-      references: those of the inputs, of the caches and counters that were given, and of the results and the counter.
+      references: of the inputs, of the caches and the counter that were given, and of the results and the counter.
       blocks: of the launch, all of which run at the same time.
     """
     inputs, results, counter = _named(references)
@@ -118,7 +119,7 @@ def layers_kernel(*references: Any, config: LlamaConfig, blocks: int) -> None:
     attention = Attention(config, inputs, results)
     hidden, inner = config.hidden_size, config.intermediate_size
     all_heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-    of_heads, of_stream, of_inner = (
+    of_qkv, of_stream, of_inner = (
         BlockRows(rows, rank, blocks, attention.opaque_zero) for rows in (all_heads, hidden, inner)
     )
     barrier = partial(wait_for_blocks, counter, 0, blocks)
@@ -129,11 +130,11 @@ def layers_kernel(*references: Any, config: LlamaConfig, blocks: int) -> None:
         return [[product * inverse for product in products(tiles, x)] for tiles in matrices]
 
     def layer(number: Any, carry: Any) -> Any:
-        arrivals, x, own, tiles = carry
+        arrivals, x, stream, qkv_tiles = carry
         # Phase 1.
-        [found] = normed(x, tiles)
-        of_heads.store(results.query_key_value, number, found)
-        arrivals, zero, tiles = barrier(arrivals, lambda: of_stream.load(kernels.output, number))
+        [found] = normed(x, qkv_tiles)
+        of_qkv.store(results.query_key_value, number, found)
+        arrivals, zero, output_tiles = barrier(arrivals, lambda: of_stream.load(kernels.output, number))
         # Phase 2.
         for turn in range(-(-attention.parts // blocks)):
             attention.mix(number, number + zero, rank + turn * blocks)
@@ -141,29 +142,29 @@ def layers_kernel(*references: Any, config: LlamaConfig, blocks: int) -> None:
             arrivals, lambda: [of_inner.load(kernels.gate_up, number, first) for first in (0, inner)]
         )
         # Phase 3.
-        own = _added(own, products(tiles, attention.heads(number + zero)))
-        of_stream.store(results.middles, number, own)
-        arrivals, zero, tiles = barrier(arrivals, lambda: of_stream.load(kernels.down, number))
+        stream = _added(stream, products(output_tiles, attention.heads(number + zero)))
+        of_stream.store(results.middles, number, stream)
+        arrivals, zero, down_tiles = barrier(arrivals, lambda: of_stream.load(kernels.down, number))
         # Phase 4.
         found = normed(of_inner.load_vector(results.middles, number + zero), *gate_up)
         gated = [gate / (1.0 + jnp.exp(-gate)) * up for gate, up in zip(*found, strict=True)]
         of_inner.store(results.activations, number, gated)
         following = jnp.minimum(number + 1, config.num_layers - 1)  # of the last layer none follows
-        arrivals, zero, next_tiles = barrier(arrivals, lambda: of_heads.load(kernels.query_key_value, following))
+        arrivals, zero, qkv_tiles = barrier(arrivals, lambda: of_qkv.load(kernels.query_key_value, following))
         # Phase 5.
-        own = _added(own, products(tiles, of_stream.load_vector(results.activations, number + zero)))
-        of_stream.store(results.streams, number, own)
+        stream = _added(stream, products(down_tiles, of_stream.load_vector(results.activations, number + zero)))
+        of_stream.store(results.streams, number, stream)
         arrivals, zero, _ = barrier(arrivals)
-        return arrivals, of_heads.load_vector(results.streams, number + zero), own, next_tiles
+        return arrivals, of_qkv.load_vector(results.streams, number + zero), stream, qkv_tiles
 
-    own = [inputs.x[start + jax.lax.iota(jnp.int32, of_stream.size)] for start in of_stream.starts]
-    carry = jnp.int32(0), of_heads.load_vector(inputs.x), own, of_heads.load(kernels.query_key_value, 0)
+    stream = [inputs.x[start + jax.lax.iota(jnp.int32, of_stream.size)] for start in of_stream.starts]
+    carry = jnp.int32(0), of_qkv.load_vector(inputs.x), stream, of_qkv.load(kernels.query_key_value, 0)
     jax.lax.fori_loop(0, config.num_layers, layer, carry)
 
 
-def _added(own: list[jax.Array], found: list[jax.Array]) -> list[jax.Array]:
-    """Sums of arrays one by one."""
-    return [before + each for before, each in zip(own, found, strict=True)]
+def _added(stream: list[jax.Array], found: list[jax.Array]) -> list[jax.Array]:
+    """This block's part of the residual stream with what a phase adds to it, an array for each tile."""
+    return [before + each for before, each in zip(stream, found, strict=True)]
 
 
 class Attention:
@@ -183,12 +184,12 @@ class Attention:
         self.columns = jax.lax.iota(jnp.int32, config.head_dim)
         self.cosine, self.sine = (inputs.rotary[part, self.columns][None, :] for part in range(2))
 
-    def mix(self, number: Any, layer: Any, part: Any) -> None:
+    def mix(self, layer: Any, layer_after_wait: Any, part: Any) -> None:
         """Phase 2, of one part.
 
         Args:
-          number: of the layer.
-          layer: the same, for what other blocks wrote in phase 1: loads with it come after the wait.
+          layer: its number.
+          layer_after_wait: the same, for what other blocks wrote in phase 1: loads with it come after the wait.
         """
         config, results = self.config, self.results
         head, split = part % config.num_kv_heads, part // config.num_kv_heads
@@ -197,13 +198,14 @@ class Attention:
         def _() -> None:
             queries = head * self.shared + jnp.minimum(jax.lax.iota(jnp.int32, self.group), self.shared - 1)
             start, capacity = split * POSITIONS, results.keys.shape[1]
-            first = self._cached(number, head, jnp.minimum(start, capacity - POSITIONS))
-            query, key, value = self._new_token(layer, head, queries)
+            # Splits behind the end of the cache load its last positions, which may be half written, and see none.
+            first = self._cached(layer, head, jnp.minimum(start, capacity - POSITIONS))
+            query, key, value = self._new_token(layer_after_wait, head, queries)
 
             @pl.when((self.position // POSITIONS % SPLITS == split) & (self.position < capacity))
             def _() -> None:
                 for cache, new in ((results.keys, key), (results.values, value)):
-                    cache[number, self.position, head, self.columns] = jnp.sum(new, 0).astype(cache.dtype)  # one row
+                    cache[layer, self.position, head, self.columns] = jnp.sum(new, 0).astype(cache.dtype)  # one row
 
             def add(start: Any, tile: Any, carry: Any) -> Any:
                 """The positions from `start` on, of which keys and values before the new token are given."""
@@ -224,7 +226,7 @@ class Attention:
 
             def step(turn: Any, carry: Any) -> Any:
                 start = (turn * SPLITS + split) * POSITIONS
-                return add(start, self._cached(number, head, start), carry)
+                return add(start, self._cached(layer, head, start), carry)
 
             none = jnp.zeros((self.group,), jnp.float32)
             carry = add(start, first, (none + LOWEST, none, jnp.zeros(query.shape, jnp.float32)))
@@ -234,10 +236,8 @@ class Attention:
             largest, total, mixed = jax.lax.fori_loop(1, steps, step, carry)
             total = jnp.maximum(total, SMALLEST)[:, None]
             columns = queries[:, None] * config.head_dim + self.columns[None, :]
-            results.mixes[number, split, columns] = mixed / total
-            results.logarithms[number, split, columns] = jnp.broadcast_to(
-                largest[:, None] + jnp.log(total), mixed.shape
-            )
+            results.mixes[layer, split, columns] = mixed / total
+            results.logarithms[layer, split, columns] = jnp.broadcast_to(largest[:, None] + jnp.log(total), mixed.shape)
 
     def _cached(self, layer: Any, head: Any, start: Any) -> list[jax.Array]:
         """Keys and values of `POSITIONS` positions: `[1, POSITIONS, D]`."""
@@ -324,7 +324,8 @@ def run_layers(
         (count, heads + 2 * config.num_kv_heads * config.head_dim), (count, SPLITS, heads), (count, SPLITS, heads),
         (count, config.intermediate_size),
     ]  # fmt: skip
-    counter, (cosine, sine) = jnp.zeros((1,), jnp.int32), rotary
+    counter = jnp.zeros((1,), jnp.int32)
+    cosine, sine = rotary
     rotary = jnp.stack([jnp.tile(cosine, 2), jnp.concatenate([-sine, sine])])
     given = [position.reshape(1).astype(jnp.int32), rotary, x, *kernels, *caches, counter]
     results = [jax.ShapeDtypeStruct(cache.shape, cache.dtype) for cache in caches]

@@ -39,7 +39,11 @@ BLOCKS = 5
 def model_and_params(config, dtype=jnp.float32):
     model = SmolLM2(config, dtype=dtype)
     params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    return model, jax.tree.map(lambda leaf: leaf * (4 if leaf.ndim == 3 else 1), params)
+    params = jax.tree.map(lambda leaf: leaf * (4 if leaf.ndim == 3 else 1), params)
+    scales = np.random.default_rng(0).uniform(0.5, 2, (config.num_layers, config.hidden_size))
+    for part in ("attention_norm", "mlp_norm"):  # scales that are not 1, which are rounded with the weights
+        params["backbone"]["blocks"][part]["scale"] *= scales.astype(np.float32)
+    return model, params
 
 
 @pytest.mark.parametrize("tied, dtype", [(True, jnp.float32), (False, jnp.float32), (True, jnp.bfloat16)])
@@ -70,7 +74,7 @@ def test_a_token_outside_the_cache_gives_nan_and_leaves_the_cache_alone(monkeypa
     cache = decoder.start(params, jnp.zeros((1, 8), jnp.int32), jnp.int32(8), CAPACITY)
     weights = decoder.prepare(params)
     run_blocks_as_threads(monkeypatch)
-    for past in (64, 200):
+    for past in (64, 200, 600):  # of 600, splits would have a second piece behind the end of the cache
         after, logits, _ = decoder.step(weights, cache._replace(length=jnp.int32(past)), jnp.array([1]))
         assert np.isnan(logits).all()
         np.testing.assert_array_equal(after.keys, cache.keys)
