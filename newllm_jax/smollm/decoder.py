@@ -28,7 +28,7 @@ class TokenWeights(NamedTuple):
 
     Attributes:
       embedding: `[V, H]`.
-      layers: one by one, each a `Layer`; of a `FusedDecoder` all as one, see `token_kernel.Kernels`.
+      layers: one by one, each a `Layer`; of a `FusedDecoder` all as one, see `kernel_weights.Kernels`.
       norm: `[H]`, the scale of the final norm.
       head: `[H, V]` as `stored_kernel` stores it; None where the embedding is the head.
     """

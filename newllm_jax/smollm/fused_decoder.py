@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from newllm_jax.decoding.loop import Decoder
 from newllm_jax.smollm.decoder import BaseDecoder, TokenWeights, prompt_cache, token_logits, token_weights
 from newllm_jax.smollm.kernel_shares import obstacle
+from newllm_jax.smollm.kernel_weights import kernels_of
 from newllm_jax.smollm.model import SmolLM2, rms_norm, rotary_embedding
 from newllm_jax.training.back_end import multiprocessors, triton_obstacle
 from newllm_jax.training.precision import supported_precisions
@@ -51,8 +52,6 @@ class FusedDecoder:
 
     def prepare(self, params: Params) -> TokenWeights:
         """The model's parameters as `step` reads them, its layers as one."""
-        from newllm_jax.smollm.token_kernel import kernels_of
-
         backbone: Any = params["backbone"]
         return token_weights(self.model, params, kernels_of(backbone["blocks"], self.model.dtype))
 

@@ -24,9 +24,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from newllm_jax.smollm.block_rows import BlockRows, columns_of, inverse_rms, load_filled, products
-from newllm_jax.smollm.kernel_shares import padded
+from newllm_jax.smollm.kernel_weights import Kernels
 from newllm_jax.smollm.llama_config import LlamaConfig
-from newllm_jax.smollm.token_step import stacked_layers
 from newllm_jax.training.grid_barrier import wait_for_blocks
 
 POSITIONS = 32  # of keys and values that are loaded at a time; a cache has room for a multiple of it
@@ -36,25 +35,6 @@ LOWEST = -1e30  # a score that counts as none; with an infinite one, the differe
 SMALLEST = 1e-30  # a sum of exponentials, of a split without positions
 
 
-class Kernels(NamedTuple):
-    """The parameters of all layers as the kernel reads them.
-
-    A block reads whole rows of a kernel, so they are `[L, out, in]`, and filled up with zeros to whole chunks. The
-    scales of RMSNorm are multiplied into the kernels that read its result.
-
-    Attributes:
-      query_key_value: `[L, (Q + 2 K) D, H]`.
-      output: `[L, H, Q D]`.
-      gate_up: `[L, 2 I, H]`.
-      down: `[L, H, I]`.
-    """
-
-    query_key_value: Any
-    output: Any
-    gate_up: Any
-    down: Any
-
-
 class Inputs(NamedTuple):
     """What the kernel reads.
 
@@ -62,7 +42,7 @@ class Inputs(NamedTuple):
       position: of the token in its text, `[1]`.
       rotary: cosine and sine of its angles, `[2, D]`, the sine of the first half negative.
       x: `[H]`, the residual stream before the first layer.
-      kernels: the parameters, see `kernels_of`.
+      kernels: the parameters.
     """
 
     position: Any
@@ -275,21 +255,6 @@ class Attention:
             weights = jnp.exp(logarithms - jnp.max(logarithms, 0)[None])
             found.append((jnp.sum(weights * mixes, 0) / jnp.sum(weights, 0))[:, None, :])
         return found
-
-
-def kernels_of(blocks: Any, dtype: Any = jnp.float32) -> Kernels:
-    """From the parameters of `Backbone`'s blocks, stored in a type."""
-    layers = stacked_layers(blocks)
-    stacked = Kernels(
-        layers.query_key_value * layers.attention_norm[:, :, None], layers.output,
-        layers.gate_up * layers.mlp_norm[:, :, None], layers.down,
-    )  # fmt: skip
-    return Kernels(*(_whole_chunks(jnp.swapaxes(leaf, 1, 2)).astype(dtype) for leaf in stacked))
-
-
-def _whole_chunks(x: jax.Array) -> jax.Array:
-    """Its last axis filled up with zeros."""
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padded(x.shape[-1]) - x.shape[-1])])
 
 
 def run_layers(

@@ -35,7 +35,8 @@ def wait_for_blocks(
       counters: int32, in device memory, zeros at the launch.
       index: of the counter of these blocks.
       blocks: how many they are.
-      arrivals: counted by all barriers before this one.
+      arrivals: counted by all barriers before this one; a carry of the kernel's loop. Computed from the loop's step
+        instead, it tells the compiler too much: on an H200, loads came before the wait, and results were NaN.
       meanwhile: work for the time between this block's arrival and that of the last one: it writes results that no
         other block reads in the next phase, and prefetches inputs that no block writes. What it writes is published by
         this block's next arrival.

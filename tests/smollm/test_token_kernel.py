@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("jax.experimental.pallas.triton", reason="this JAX has no Triton back end of Pallas")
 
 from newllm_jax.smollm import token_kernel
+from newllm_jax.smollm.kernel_weights import kernels_of
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.smollm.model import SmolLM2, rotary_embedding
 from newllm_jax.smollm.token_step import run_layers, unstack_caches, unstack_layers
@@ -41,7 +42,7 @@ class Layers:
         self.keys, self.values = (jnp.asarray(draw.standard_normal(shape), jnp.float32) for _ in range(2))
         self.keys = key_scale * self.keys
         self.x = jnp.asarray(draw.standard_normal((1, config.hidden_size)), jnp.float32)
-        self.kernels, caches = token_kernel.kernels_of(blocks), unstack_caches(self.keys, self.values)
+        self.kernels, caches = kernels_of(blocks), unstack_caches(self.keys, self.values)
         self.expected, self.caches = run_layers(config, "fp32", unstack_layers(blocks), caches, self.x, self.position)
         angles = rotary_embedding(self.position[None], config.head_dim, config.rope_theta)
         self.rotary = jnp.stack([part[0] for part in angles])
