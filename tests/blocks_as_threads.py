@@ -124,6 +124,11 @@ class Blocks:
         self._hand_over()
         return place.memory[place.index]
 
+    def store(self, place: Place, value: Any, mask: Any) -> None:
+        """`plgpu.store`: writes the elements where a mask is true."""
+        value, mask = np.asarray(value), np.broadcast_to(mask, value.shape)
+        place.memory[tuple(np.broadcast_to(each, value.shape)[mask] for each in place.index)] = value[mask]
+
     def atomic_add(self, memory: Memory, index: Any, value: Any) -> jax.Array:
         before = memory[index]
         memory[index] = before + value
@@ -171,6 +176,7 @@ def run_blocks_as_threads(monkeypatch: pytest.MonkeyPatch, group: int = 0) -> li
             launches.append(len(blocks.waiting))
             with monkeypatch.context() as patch:
                 patch.setattr(plgpu, "load", blocks.load)
+                patch.setattr(plgpu, "store", blocks.store)
                 patch.setattr(plgpu, "atomic_add", blocks.atomic_add)
                 patch.setattr(plgpu, "debug_barrier", lambda: None)
                 patch.setattr(pl, "program_id", lambda axis: jnp.int32(blocks.turn))

@@ -11,8 +11,9 @@ Written for Pallas's Triton back end.
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,27 +21,50 @@ from jax.experimental.pallas import triton as plgpu
 
 from newllm_jax.smollm.kernel_shares import CHUNK, padded, tile_rows
 
+LANES = 32  # the threads of a warp
 
-def columns_of(width: int) -> list[jax.Array]:
-    """The columns of each slice of a row that is filled up to whole chunks, `[chunks, CHUNK]`, the largest slice first.
+
+class Slice(NamedTuple):
+    """Some chunks of a row; their number is a power of two."""
+
+    first: int
+    chunks: int
+
+    def load(
+        self, reference: Any, index: tuple[Any, ...], shape: tuple[int, ...], axis: int = 0, added: Any = 0
+    ) -> Any:
+        """From the last axis of a reference; 0 for what is behind its end.
+
+        Args:
+          index: in the other axes.
+          shape: of the result, whose last axis are the columns of a chunk.
+          axis: that of the chunks.
+          added: to the columns: zeros of which the compiler does not know that they are, so that it knows less of the
+            addresses.
+        """
+        chunks, within = (jax.lax.broadcasted_iota(jnp.int32, shape, each) for each in (axis, len(shape) - 1))
+        columns = (self.first + chunks) * CHUNK + within
+        if (self.first + self.chunks) * CHUNK <= reference.shape[-1]:
+            return reference[*index, columns + added]
+        return plgpu.load(reference.at[*index, columns + added], mask=columns < reference.shape[-1], other=0.0)
+
+
+def slices_of(width: int) -> list[Slice]:
+    """A row that is filled up to whole chunks, in slices, the largest first.
 
     Few large slices compile faster than many small ones: for every load, Triton's compiler looks at all operations that
     have to do with it. With slices of 64 columns, the layers of SmolLM2-135M took it minutes.
     """
     slices, first, chunks = [], 0, padded(width) // CHUNK
     while first < chunks:
-        count = 1 << (chunks - first).bit_length() - 1
-        within = first + jax.lax.iota(jnp.int32, count)
-        slices.append(within[:, None] * CHUNK + jax.lax.iota(jnp.int32, CHUNK)[None, :])
-        first += count
+        slices.append(Slice(first, 1 << (chunks - first).bit_length() - 1))
+        first += slices[-1].chunks
     return slices
 
 
-def load_filled(vector: Any, index: tuple[Any, ...], columns: jax.Array) -> jax.Array:
-    """These columns of the last axis of a reference; 0 for those behind its end."""
-    if vector.shape[-1] % CHUNK == 0:
-        return vector[*index, columns]
-    return plgpu.load(vector.at[*index, columns], mask=columns < vector.shape[-1], other=0.0)
+def one_slice(width: int) -> list[Slice]:
+    """A row in one slice, with chunks behind its end."""
+    return [Slice(0, 1 << (-(-width // CHUNK) - 1).bit_length())]
 
 
 class BlockRows:
@@ -59,7 +83,9 @@ class BlockRows:
         self.opaque_zero = opaque_zero
         self.starts = [jnp.minimum((rank * tiles + tile) * self.size, rows - self.size) for tile in range(tiles)]
 
-    def load(self, matrix: Any, layer: Any, first: int = 0) -> list[list[jax.Array]]:
+    def load(
+        self, matrix: Any, layer: Any, first: int = 0, slices: Callable[[int], list[Slice]] = slices_of
+    ) -> list[list[jax.Array]]:
         """Per tile the slices of its rows of a layer's matrix `[L, out, in]`, whose rows begin with `first`.
 
         A thread shall load 4 numbers at a time, so that the threads of a warp have one chunk of one row. Of bfloat16
@@ -67,18 +93,28 @@ class BlockRows:
         that addresses are multiples of 8 numbers.
         """
         rows = [(first + start + jax.lax.iota(jnp.int32, self.size))[None, :, None] for start in self.starts]
-        slices = [columns[:, None, :] + 4 * self.opaque_zero for columns in columns_of(matrix.shape[-1])]
-        return [[matrix[layer, each, columns] for columns in slices] for each in rows]
+        parts, zero = slices(matrix.shape[-1]), 4 * self.opaque_zero
+        return [[part.load(matrix, (layer, row), self._shape(part), added=zero) for part in parts] for row in rows]
 
     def load_vector(self, vector: Any, *index: Any) -> list[jax.Array]:
         """The last axis of a reference in slices, for the products with a tile."""
-        shapes = [(columns, (len(columns), self.size, CHUNK)) for columns in columns_of(vector.shape[-1])]
-        return [load_filled(vector, index, jnp.broadcast_to(columns[:, None, :], shape)) for columns, shape in shapes]
+        return [part.load(vector, index, self._shape(part)) for part in slices_of(vector.shape[-1])]
+
+    def _shape(self, part: Slice) -> tuple[int, int, int]:
+        return part.chunks, self.size, CHUNK
 
     def store(self, vector: Any, layer: Any, parts: list[jax.Array]) -> None:
-        """Writes this block's part of a layer's `[L, rows]`, an array for each tile."""
+        """Writes this block's part of a layer's `[L, rows]`, an array for each tile.
+
+        Each warp writes the rows that it has. In a store of `[rows]`, other threads than those that have the numbers
+        would write them, and all warps would wait for each other. So it is one of `[rows, LANES]`, of which only the
+        first column is written; the compiler must not know that rows are next to each other in memory.
+        """
+        shape = self.size, LANES
+        first = jax.lax.broadcasted_iota(jnp.int32, shape, 1) == 0
+        rows = jax.lax.broadcasted_iota(jnp.int32, shape, 0) * (1 + self.opaque_zero)
         for start, part in zip(self.starts, parts, strict=True):
-            vector[layer, start + jax.lax.iota(jnp.int32, self.size)] = part
+            plgpu.store(vector.at[layer, start + rows], jnp.broadcast_to(part[:, None], shape), mask=first)
 
 
 def products(tiles: list[list[jax.Array]], x: list[jax.Array]) -> list[jax.Array]:

@@ -23,7 +23,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from newllm_jax.smollm.block_rows import BlockRows, columns_of, inverse_rms, load_filled, products
+from newllm_jax.smollm.block_rows import BlockRows, inverse_rms, one_slice, products
+from newllm_jax.smollm.kernel_shares import CHUNK
 from newllm_jax.smollm.kernel_weights import Kernels
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.training.grid_barrier import wait_for_blocks
@@ -31,8 +32,8 @@ from newllm_jax.training.grid_barrier import wait_for_blocks
 POSITIONS = 32  # of keys and values that are loaded at a time; a cache has room for a multiple of it
 SPLITS = 8  # of the positions of a head of keys and values
 WARPS = 8  # of a thread block
+TILE_ROWS = 16  # positions of which a thread has one: a warp has two
 LOWEST = -1e30  # a score that counts as none; with an infinite one, the difference of two would be NaN
-SMALLEST = 1e-30  # a sum of exponentials, of a split without positions
 
 
 class Inputs(NamedTuple):
@@ -114,7 +115,9 @@ def layers_kernel(*references: Any, config: LlamaConfig, blocks: int) -> None:
         # Phase 1.
         [found] = normed(x, qkv_tiles)
         of_qkv.store(results.query_key_value, number, found)
-        arrivals, zero, output_tiles = barrier(arrivals, lambda: of_stream.load(kernels.output, number))
+        arrivals, zero, output_tiles = barrier(
+            arrivals, lambda: of_stream.load(kernels.output, number, slices=one_slice)
+        )
         # Phase 2.
         for turn in range(-(-attention.parts // blocks)):
             attention.mix(number, number + zero, rank + turn * blocks)
@@ -151,110 +154,121 @@ class Attention:
     """Phases 2 and 3 of `layers_kernel`.
 
     Attributes:
-      parts: heads of keys and values times splits: what phase 2 shares out among the blocks.
+      parts: query heads times splits: what phase 2 shares out among the blocks.
       opaque_zero: a zero of which the compiler does not know that it is one, see `BlockRows.load`.
     """
 
     def __init__(self, config: LlamaConfig, inputs: Inputs, results: Results) -> None:
         self.config, self.results, self.position = config, results, inputs.position[0]
         self.shared = config.num_heads // config.num_kv_heads  # query heads of one head of keys and values
-        self.group = 1 << (self.shared - 1).bit_length()  # filled up with copies of the last one
-        self.parts = config.num_kv_heads * SPLITS
+        self.parts = config.num_heads * SPLITS
         self.opaque_zero = jnp.minimum(self.position, 0)
-        self.columns = jax.lax.iota(jnp.int32, config.head_dim)
-        self.cosine, self.sine = (inputs.rotary[part, self.columns][None, :] for part in range(2))
+        shape = TILE_ROWS, config.head_dim
+        self.rows, self.columns = (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in range(2))
+        self.cosine, self.sine = (inputs.rotary[part, self.columns] for part in range(2))
 
     def mix(self, layer: Any, layer_after_wait: Any, part: Any) -> None:
         """Phase 2, of one part.
+
+        A thread has some columns of one row of each `[TILE_ROWS, D]`. Until the last position, each row has a softmax
+        of its own, so that warps need not wait for each other.
 
         Args:
           layer: its number.
           layer_after_wait: the same, for what other blocks wrote in phase 1: loads with it come after the wait.
         """
         config, results = self.config, self.results
-        head, split = part % config.num_kv_heads, part // config.num_kv_heads
+        head, split = part % config.num_heads, part // config.num_heads
+        kv_head = head // self.shared
 
         @pl.when(part < self.parts)
         def _() -> None:
-            queries = head * self.shared + jnp.minimum(jax.lax.iota(jnp.int32, self.group), self.shared - 1)
             start, capacity = split * POSITIONS, results.keys.shape[1]
             # Splits behind the end of the cache load its last positions, which may be half written, and see none.
-            first = self._cached(layer, head, jnp.minimum(start, capacity - POSITIONS))
-            query, key, value = self._new_token(layer_after_wait, head, queries)
-
-            @pl.when((self.position // POSITIONS % SPLITS == split) & (self.position < capacity))
-            def _() -> None:
-                for cache, new in ((results.keys, key), (results.values, value)):
-                    cache[layer, self.position, head, self.columns] = jnp.sum(new, 0).astype(cache.dtype)  # one row
+            first = self._cached(layer, kv_head, jnp.minimum(start, capacity - POSITIONS))
+            query, key, value = self._new_token(layer_after_wait, head, kv_head)
+            writes = (head % self.shared == 0) & (self.position // POSITIONS % SPLITS == split)
+            place = layer, jnp.minimum(self.position, capacity - 1), kv_head
+            for cache, new in ((results.keys, key), (results.values, value)):
+                self._store_row(cache, place, new, writes & (self.position < capacity))
 
             def add(start: Any, tile: Any, carry: Any) -> Any:
                 """The positions from `start` on, of which keys and values before the new token are given."""
                 largest, total, mixed = carry
-                positions = start + jax.lax.iota(jnp.int32, POSITIONS)
-                new = (positions == self.position)[None, :, None]
+                positions = start + self._positions()
+                new_one = (positions == self.position)[:, :, None]
                 keys, values = (
-                    jnp.where(new, each[:, None, :], cached.astype(jnp.float32))
-                    for each, cached in zip((key, value), tile, strict=True)
+                    jnp.where(new_one, new[None], cached.astype(jnp.float32))
+                    for new, cached in zip((key, value), tile, strict=True)
                 )
-                seen = (positions <= self.position)[None, :]
-                scores = jnp.where(seen, jnp.sum(query[:, None, :] * keys, 2), LOWEST)
-                larger = jnp.maximum(largest, jnp.max(scores, 1))
-                weights = jnp.where(seen, jnp.exp(scores - larger[:, None]), 0.0)
-                kept = jnp.exp(largest - larger)
-                mixed = mixed * kept[:, None] + jnp.sum(weights[:, :, None] * values, 1)
-                return larger, total * kept + jnp.sum(weights, 1), mixed
+                scores = jnp.sum(query[None] * keys, 2)  # [POSITIONS / TILE_ROWS, TILE_ROWS]
+                scores = jnp.where(positions <= self.position, scores, LOWEST)
+                larger = jnp.maximum(largest, jnp.max(scores, 0))
+                weights, kept = jnp.exp(scores - larger[None]), jnp.exp(largest - larger)
+                mixed = mixed * kept[:, None] + jnp.sum(weights[:, :, None] * values, 0)
+                return larger, total * kept + jnp.sum(weights, 0), mixed
 
             def step(turn: Any, carry: Any) -> Any:
                 start = (turn * SPLITS + split) * POSITIONS
-                return add(start, self._cached(layer, head, start), carry)
+                return add(start, self._cached(layer, kv_head, start), carry)
 
-            none = jnp.zeros((self.group,), jnp.float32)
+            none = jnp.zeros((TILE_ROWS,), jnp.float32)
             carry = add(start, first, (none + LOWEST, none, jnp.zeros(query.shape, jnp.float32)))
             seen = jnp.minimum(self.position + 1, capacity)
             stride = SPLITS * POSITIONS
             steps = (jnp.maximum(seen - start, 0) + stride - 1) // stride  # each has a position that is seen
             largest, total, mixed = jax.lax.fori_loop(1, steps, step, carry)
-            total = jnp.maximum(total, SMALLEST)[:, None]
-            columns = queries[:, None] * config.head_dim + self.columns[None, :]
-            results.mixes[layer, split, columns] = mixed / total
-            results.logarithms[layer, split, columns] = jnp.broadcast_to(largest[:, None] + jnp.log(total), mixed.shape)
+            # A row that sees no position has the scores LOWEST, and no weight beside one that sees some.
+            highest = jnp.max(largest, 0)
+            weights = jnp.exp(largest - highest)
+            total = jnp.sum(total * weights, 0)
+            mixed = jnp.sum(mixed * weights[:, None], 0) / total
+            place = layer, split
+            self._store_row(results.mixes, place, mixed[None], True, head * config.head_dim)
+            self._store_row(results.logarithms, place, highest + jnp.log(total), True, head * config.head_dim)
 
-    def _cached(self, layer: Any, head: Any, start: Any) -> list[jax.Array]:
-        """Keys and values of `POSITIONS` positions: `[1, POSITIONS, D]`."""
-        positions = (start + jax.lax.iota(jnp.int32, POSITIONS))[None, :, None]
-        caches = self.results.keys, self.results.values
-        columns = self.columns[None, None, :] + 4 * self.opaque_zero  # so that a thread loads 4, also of bfloat16
-        return [cache[layer, positions, head, columns] for cache in caches]
+    def _positions(self) -> jax.Array:
+        """From 0 to `POSITIONS`: `[POSITIONS / TILE_ROWS, TILE_ROWS]`."""
+        tiles, rows = (jax.lax.iota(jnp.int32, size) for size in (POSITIONS // TILE_ROWS, TILE_ROWS))
+        return tiles[:, None] * TILE_ROWS + rows[None, :]
 
-    def _new_token(self, layer: Any, head: Any, queries: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries, key and value of the token, turned by its position.
+    def _cached(self, layer: Any, kv_head: Any, start: Any) -> list[jax.Array]:
+        """Keys and values of `POSITIONS` positions: `[POSITIONS / TILE_ROWS, TILE_ROWS, D]`."""
+        positions = (start + self._positions())[:, :, None]
+        columns = self.columns[None] + 4 * self.opaque_zero  # so that a thread loads 4, also of bfloat16
+        return [cache[layer, positions, kv_head, columns] for cache in (self.results.keys, self.results.values)]
 
-        Returns:
-          `[group, D]`, `[1, D]` and `[1, D]`.
-        """
-        config, columns, half = self.config, self.columns[None, :], self.config.head_dim // 2
+    def _new_token(self, layer: Any, head: Any, kv_head: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Query, key and value of the token, turned by its position, each in all rows: `[TILE_ROWS, D]`."""
+        config, columns, half = self.config, self.columns, self.config.head_dim // 2
         other = jnp.where(columns < half, columns + half, columns - half)  # that a number is turned with
 
-        def turned(heads: jax.Array) -> jax.Array:
-            one, two = (
-                self.results.query_key_value[layer, heads * config.head_dim + each] for each in (columns, other)
-            )
+        def turned(head: Any) -> jax.Array:
+            one, two = (self.results.query_key_value[layer, head * config.head_dim + each] for each in (columns, other))
             return one * self.cosine + two * self.sine
 
-        key = config.num_heads + head + jnp.zeros((1, 1), jnp.int32)
+        key = config.num_heads + kv_head
         value = self.results.query_key_value[layer, (key + config.num_kv_heads) * config.head_dim + columns]
-        return turned(queries[:, None]) * config.head_dim**-0.5, turned(key), value
+        return turned(head) * config.head_dim**-0.5, turned(key), value
+
+    def _store_row(self, reference: Any, place: tuple[Any, ...], value: Any, condition: Any, first: Any = 0) -> None:
+        """Writes D columns from `first` on, if a condition holds: the first of some equal rows."""
+        value = jnp.broadcast_to(value, self.columns.shape).astype(reference.dtype)
+        plgpu.store(reference.at[*place, first + self.columns], value, mask=(self.rows == 0) & condition)
 
     def heads(self, layer: Any) -> list[jax.Array]:
-        """The mixes of the values for all query heads, `[Q D]` in slices `[chunks, 1, CHUNK]`: the splits together."""
-        splits, found = jax.lax.iota(jnp.int32, SPLITS)[:, None, None], []
-        for columns in columns_of(self.results.mixes.shape[-1]):
-            columns = jnp.broadcast_to(columns[None], (SPLITS, *columns.shape))
-            logarithms = load_filled(self.results.logarithms, (layer, splits), columns)
-            mixes = load_filled(self.results.mixes, (layer, splits), columns)
-            weights = jnp.exp(logarithms - jnp.max(logarithms, 0)[None])
-            found.append((jnp.sum(weights * mixes, 0) / jnp.sum(weights, 0))[:, None, :])
-        return found
+        """The mixes of the values for all query heads, `[Q D]` as one slice `[chunks, 1, CHUNK]`: the splits together.
+
+        A warp has one chunk, or some, of all splits.
+        """
+        splits, width = jax.lax.iota(jnp.int32, SPLITS)[:, None, None], self.results.mixes.shape[-1]
+        [part] = one_slice(width)
+        logarithms, mixes = (
+            part.load(each, (layer, splits), (SPLITS, part.chunks, CHUNK), axis=1)
+            for each in (self.results.logarithms, self.results.mixes)
+        )
+        weights = jnp.exp(logarithms - jnp.max(logarithms, 0)[None])
+        return [(jnp.sum(weights * mixes, 0) / jnp.sum(weights, 0))[:, None, :]]
 
 
 def run_layers(
