@@ -115,12 +115,14 @@ def layers_kernel(*references: Any, config: LlamaConfig, blocks: int) -> None:
         # Phase 1.
         [found] = normed(x, qkv_tiles)
         of_qkv.store(results.query_key_value, number, found)
-        arrivals, zero, output_tiles = barrier(
-            arrivals, lambda: of_stream.load(kernels.output, number, slices=one_slice)
+        arrivals, zero, (output_tiles, cached) = barrier(
+            arrivals, lambda: (of_stream.load(kernels.output, number, slices=one_slice), attention.load(number, rank))
         )
         # Phase 2.
-        for turn in range(-(-attention.parts // blocks)):
-            attention.mix(number, number + zero, rank + turn * blocks)
+        attention.mix(number, number + zero, rank, cached)
+        for turn in range(1, -(-attention.parts // blocks)):
+            part = rank + turn * blocks
+            attention.mix(number, number + zero, part, attention.load(number, part))
         arrivals, zero, gate_up = barrier(
             arrivals, lambda: [of_inner.load(kernels.gate_up, number, first) for first in (0, inner)]
         )
@@ -167,7 +169,13 @@ class Attention:
         self.rows, self.columns = (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in range(2))
         self.cosine, self.sine = (inputs.rotary[part, self.columns] for part in range(2))
 
-    def mix(self, layer: Any, layer_after_wait: Any, part: Any) -> None:
+    def load(self, layer: Any, part: Any) -> list[jax.Array]:
+        """What a part of phase 2 reads of the tokens before: keys and values of the first positions of its split."""
+        _, kv_head, split = self._place(part)
+        # Splits behind the end of the cache load its last positions, which may be half written, and see none.
+        return self._cached(layer, kv_head, jnp.minimum(split * POSITIONS, self.results.keys.shape[1] - POSITIONS))
+
+    def mix(self, layer: Any, layer_after_wait: Any, part: Any, first: list[jax.Array]) -> None:
         """Phase 2, of one part.
 
         A thread has some columns of one row of each `[TILE_ROWS, D]`. Until the last position, each row has a softmax
@@ -176,56 +184,58 @@ class Attention:
         Args:
           layer: its number.
           layer_after_wait: the same, for what other blocks wrote in phase 1: loads with it come after the wait.
+          part: its number. There is no branch for blocks without a part, which would make the kernel compile slowly:
+            they compute the last one, and write nothing.
+          first: what `load` gave.
         """
         config, results = self.config, self.results
-        head, split = part % config.num_heads, part // config.num_heads
-        kv_head = head // self.shared
+        head, kv_head, split = self._place(part)
+        exists, start, capacity = part < self.parts, split * POSITIONS, results.keys.shape[1]
+        query, key, value = self._new_token(layer_after_wait, head, kv_head)
+        writes = exists & (head % self.shared == 0) & (self.position // POSITIONS % SPLITS == split)
+        place = layer, jnp.minimum(self.position, capacity - 1), kv_head
+        for cache, new in ((results.keys, key), (results.values, value)):
+            self._store_row(cache, place, new, writes & (self.position < capacity))
 
-        @pl.when(part < self.parts)
-        def _() -> None:
-            start, capacity = split * POSITIONS, results.keys.shape[1]
-            # Splits behind the end of the cache load its last positions, which may be half written, and see none.
-            first = self._cached(layer, kv_head, jnp.minimum(start, capacity - POSITIONS))
-            query, key, value = self._new_token(layer_after_wait, head, kv_head)
-            writes = (head % self.shared == 0) & (self.position // POSITIONS % SPLITS == split)
-            place = layer, jnp.minimum(self.position, capacity - 1), kv_head
-            for cache, new in ((results.keys, key), (results.values, value)):
-                self._store_row(cache, place, new, writes & (self.position < capacity))
+        def add(start: Any, tile: Any, carry: Any) -> Any:
+            """The positions from `start` on, of which keys and values before the new token are given."""
+            largest, total, mixed = carry
+            positions = start + self._positions()
+            new_one = (positions == self.position)[:, :, None]
+            keys, values = (
+                jnp.where(new_one, new[None], cached.astype(jnp.float32))
+                for new, cached in zip((key, value), tile, strict=True)
+            )
+            scores = jnp.sum(query[None] * keys, 2)  # [POSITIONS / TILE_ROWS, TILE_ROWS]
+            scores = jnp.where(positions <= self.position, scores, LOWEST)
+            larger = jnp.maximum(largest, jnp.max(scores, 0))
+            weights, kept = jnp.exp(scores - larger[None]), jnp.exp(largest - larger)
+            mixed = mixed * kept[:, None] + jnp.sum(weights[:, :, None] * values, 0)
+            return larger, total * kept + jnp.sum(weights, 0), mixed
 
-            def add(start: Any, tile: Any, carry: Any) -> Any:
-                """The positions from `start` on, of which keys and values before the new token are given."""
-                largest, total, mixed = carry
-                positions = start + self._positions()
-                new_one = (positions == self.position)[:, :, None]
-                keys, values = (
-                    jnp.where(new_one, new[None], cached.astype(jnp.float32))
-                    for new, cached in zip((key, value), tile, strict=True)
-                )
-                scores = jnp.sum(query[None] * keys, 2)  # [POSITIONS / TILE_ROWS, TILE_ROWS]
-                scores = jnp.where(positions <= self.position, scores, LOWEST)
-                larger = jnp.maximum(largest, jnp.max(scores, 0))
-                weights, kept = jnp.exp(scores - larger[None]), jnp.exp(largest - larger)
-                mixed = mixed * kept[:, None] + jnp.sum(weights[:, :, None] * values, 0)
-                return larger, total * kept + jnp.sum(weights, 0), mixed
+        def step(turn: Any, carry: Any) -> Any:
+            start = (turn * SPLITS + split) * POSITIONS
+            return add(start, self._cached(layer, kv_head, start), carry)
 
-            def step(turn: Any, carry: Any) -> Any:
-                start = (turn * SPLITS + split) * POSITIONS
-                return add(start, self._cached(layer, kv_head, start), carry)
+        none = jnp.zeros((TILE_ROWS,), jnp.float32)
+        carry = add(start, first, (none + LOWEST, none, jnp.zeros(query.shape, jnp.float32)))
+        seen, stride = jnp.minimum(self.position + 1, capacity), SPLITS * POSITIONS
+        steps = (jnp.maximum(seen - start, 0) + stride - 1) // stride  # each has a position that is seen
+        largest, total, mixed = jax.lax.fori_loop(1, steps, step, carry)
+        # A row that sees no position has the scores LOWEST, and no weight beside one that sees some.
+        highest = jnp.max(largest, 0)
+        weights = jnp.exp(largest - highest)
+        total = jnp.sum(total * weights, 0)
+        mixed = jnp.sum(mixed * weights[:, None], 0) / total
+        place = layer, split
+        self._store_row(results.mixes, place, mixed[None], exists, head * config.head_dim)
+        self._store_row(results.logarithms, place, highest + jnp.log(total), exists, head * config.head_dim)
 
-            none = jnp.zeros((TILE_ROWS,), jnp.float32)
-            carry = add(start, first, (none + LOWEST, none, jnp.zeros(query.shape, jnp.float32)))
-            seen = jnp.minimum(self.position + 1, capacity)
-            stride = SPLITS * POSITIONS
-            steps = (jnp.maximum(seen - start, 0) + stride - 1) // stride  # each has a position that is seen
-            largest, total, mixed = jax.lax.fori_loop(1, steps, step, carry)
-            # A row that sees no position has the scores LOWEST, and no weight beside one that sees some.
-            highest = jnp.max(largest, 0)
-            weights = jnp.exp(largest - highest)
-            total = jnp.sum(total * weights, 0)
-            mixed = jnp.sum(mixed * weights[:, None], 0) / total
-            place = layer, split
-            self._store_row(results.mixes, place, mixed[None], True, head * config.head_dim)
-            self._store_row(results.logarithms, place, highest + jnp.log(total), True, head * config.head_dim)
+    def _place(self, part: Any) -> tuple[Any, Any, Any]:
+        """Of a part its query head, its head of keys and values, and its split."""
+        part = jnp.minimum(part, self.parts - 1)
+        head = part % self.config.num_heads
+        return head, head // self.shared, part // self.config.num_heads
 
     def _positions(self) -> jax.Array:
         """From 0 to `POSITIONS`: `[POSITIONS / TILE_ROWS, TILE_ROWS]`."""
