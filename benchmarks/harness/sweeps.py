@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness.program import Program, integers, names
+from benchmarks.harness.program import Program, has_torch, integers, names
 from newllm_jax.config import NewLLMConfig, load_config
 from newllm_jax.newllm.wikitext import load_wikitext
 from newllm_jax.training.precision import PRECISIONS
@@ -83,6 +83,23 @@ def forms(program: Program, configs: Configs) -> None:
         _store(program, name, config, rows)
 
 
+def phases(program: Program, configs: Configs) -> None:
+    """The kernels of the time loop with their waits and without, beside a step of cuDNN's LSTM."""
+    program.results["data"] = "synthetic"
+    for name, config in configs.items():
+        rows = []
+        for precision in precisions(program):
+            asked = config.override({"precision": precision})
+            task = {**_counts(program), "config": asked.to_dict()}
+            what = f"{name}: phases, {precision}"
+            rows += program.measure("benchmarks.subjects.phases:measure", task, what, fatal=True)["rows"]
+            if has_torch():
+                peer = {**_counts(program), "batch": config.batch_size, "precision": rows[-1]["precision"]}
+                found = program.measure("benchmarks.subjects.torch_phases:measure", peer, f"{what}, LSTM", fatal=True)
+                rows += found["rows"]
+        _store(program, name, config, rows)
+
+
 def generation(program: Program, configs: Configs) -> None:
     """One text of 100 words and one of many, each generated in a process of its own."""
     counts = [100, program.arguments.tokens or (2_000 if _on_cpu(program) else 1_000_000)]
@@ -153,5 +170,6 @@ def _on_cpu(program: Program) -> bool:
 
 
 SWEEPS: dict[str, Callable[[Program, Configs], None]] = {
-    "length": lengths, "batch": batches, "forms": forms, "memory": generation, "plan": plans, "seeds": seeds,
+    "length": lengths, "batch": batches, "forms": forms, "phases": phases, "memory": generation, "plan": plans,
+    "seeds": seeds,
 }  # fmt: skip

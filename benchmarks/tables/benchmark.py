@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from benchmarks.tables.clusters import phase_table
 from benchmarks.tables.generation import text_table
+from benchmarks.tables.phases import cluster_table, phase_table
 from benchmarks.tables.signal import signal_table
 from newllm_jax.report.cascade_tables import configuration_name
 from newllm_jax.report.tables import markdown_table, number
@@ -224,6 +224,7 @@ TABLES: dict[tuple[str, str | None], dict[str, Callable[[dict[str, Any]], str]]]
     ("newllm", "length"): {"length": size_table},
     ("newllm", "batch"): {"batch": size_table},
     ("newllm", "forms"): {"forms": form_table},
+    ("newllm", "phases"): {"phases": phase_table},
     ("newllm", "seeds"): {"seeds": newllm_seed_table},
     ("newllm", "memory"): {"generation": generation_table},
     ("newllm", "plan"): {"plan": plan_table},
@@ -235,7 +236,7 @@ TABLES: dict[tuple[str, str | None], dict[str, Callable[[dict[str, Any]], str]]]
     ("memory_bound", None): {"bound": bound_table},
     ("startup", None): {"startup": startup_table},
     ("signal", None): {"signal": signal_table},
-    ("clusters", None): {"phases": phase_table},
+    ("clusters", None): {"phases": cluster_table},
     ("generation", None): {"machine": machine_table, "generation": text_table},
 }  # fmt: skip
 

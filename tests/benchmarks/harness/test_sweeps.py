@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 
 from benchmarks import cascade, newllm
+from benchmarks.subjects.phases import waits_left_out
+from benchmarks.tables.phases import phase_table
 from newllm_jax import load_config, train_cascade, train_newllm
+from newllm_jax.errors import InputError
+from newllm_jax.newllm.recurrence import gpu_group
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results" / "benchmarks"
 
@@ -42,6 +46,27 @@ def test_forms_of_the_time_loop_make_the_same_updates(measured, small):
         assert row["precision"] == "fp32" and row["update_seconds"]["repeats"] == 3
         np.testing.assert_allclose(row["losses"], rows[0]["losses"], rtol=1e-5)
     assert len(set(rows[0]["losses"])) == 4  # it learns
+
+
+def test_phases_need_a_gpu(measured, small, capsys):
+    with pytest.raises(InputError, match="sweep: phases are those of the GPU kernels: .* not in fp32"):
+        measured(newllm, {**small, "dropout": 0.0}, "--sweep=phases")
+
+
+def test_kernels_wait_again_after_phases_without_waits():
+    waiting = gpu_group.wait_for_blocks
+    with waits_left_out():
+        assert gpu_group.wait_for_blocks is not waiting
+    assert gpu_group.wait_for_blocks is waiting
+
+
+def test_a_phase_takes_the_time_of_all_by_their_number():
+    row = {"name": "forward kernel", "precision": "bf16", "waits": "none", "phases": 441,
+           "seconds": {"median": 441e-6, "min": 220.5e-6, "max": 882e-6}}  # fmt: skip
+    table = phase_table({"configs": {"baseline": {"rows": [row]}}})
+    assert [cell.strip() for cell in table.splitlines()[2].strip("|").split("|")] == [
+        "baseline", "bf16", "forward kernel", "none", "441", "0.441", "1.00 (0.50 to 2.00)"
+    ]  # fmt: skip
 
 
 def test_seeds_of_newllm_are_the_runs_of_these_seeds(measured, small, tmp_path):
