@@ -75,6 +75,7 @@ UPDATES = (
 GENERATION = (
     Entry("", ("benchmarks/generation-h200.json",), "21d2f4a", "2026-11-26"),
     Entry("", ("benchmarks/generation-transformers-h200.json",), "fe901a7", "2026-11-27"),
+    Entry("", ("benchmarks/generation-one-kernel-h200.json",), "d921a30", "2026-11-27"),
 )
 FRONTIER = Entry("", ("cascade/frontier.json",), "0904796", "2026-11-26")
 TRAINED_BY = {  # what trains a model of the frontier, by the beginning of its name there

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import triton as plgpu
 
-from newllm_jax.smollm.kernel_shares import CHUNK, padded, tile_rows
+from newllm_jax.smollm.kernel_shares import CHUNK, padded, tile_rows, whole_slice
 
 LANES = 32  # the threads of a warp
 
@@ -64,7 +64,7 @@ def slices_of(width: int) -> list[Slice]:
 
 def one_slice(width: int) -> list[Slice]:
     """A row in one slice, with chunks behind its end."""
-    return [Slice(0, 1 << (-(-width // CHUNK) - 1).bit_length())]
+    return [Slice(0, whole_slice(width) // CHUNK)]
 
 
 class BlockRows:

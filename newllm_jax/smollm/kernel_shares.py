@@ -17,6 +17,11 @@ def padded(width: int) -> int:
     return -(-width // CHUNK) * CHUNK
 
 
+def whole_slice(width: int) -> int:
+    """The columns of one slice that holds so many: a power of two of chunks."""
+    return CHUNK << (-(-width // CHUNK) - 1).bit_length()
+
+
 def tile_rows(rows: int, blocks: int) -> tuple[int, int]:
     """Of how many rows each of the tiles of a block are, and how many tiles it has, to share out rows among blocks."""
     share = -(-rows // blocks)
@@ -31,7 +36,8 @@ def obstacle(config: LlamaConfig, number_bytes: int, blocks: int) -> str:
         return f"head_dim must be {HEAD}, and hidden_size and intermediate_size multiples of that"
     queries, all_heads = config.num_heads * HEAD, (config.num_heads + 2 * config.num_kv_heads) * HEAD
     matrices = (
-        (all_heads, padded(hidden)), (hidden, padded(queries)), (inner, 2 * padded(hidden)), (hidden, padded(inner)),
+        (all_heads, padded(hidden)), (hidden, whole_slice(queries)), (inner, 2 * padded(hidden)),
+        (hidden, padded(inner)),
     )  # fmt: skip  # rows, and numbers of each
     share = max(math.prod(tile_rows(rows, blocks)) * numbers for rows, numbers in matrices) * number_bytes
     if share > LARGEST_SHARE:
