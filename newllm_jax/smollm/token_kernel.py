@@ -30,7 +30,7 @@ from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.training.grid_barrier import wait_for_blocks
 
 POSITIONS = 32  # of keys and values that are loaded at a time; a cache has room for a multiple of it
-SPLITS = 8  # of the positions of a head of keys and values
+SPLITS = 8  # of the positions that a query head sees
 WARPS = 8  # of a thread block
 TILE_ROWS = 16  # positions of which a thread has one: a warp has two
 LOWEST = -1e30  # a score that counts as none; with an infinite one, the difference of two would be NaN
@@ -79,8 +79,8 @@ def layers_kernel(*references: Any, config: LlamaConfig, blocks: int) -> None:
     """All layers of one token. A layer has five phases; each ends with a barrier of all blocks.
 
         1. q, k, v = RMSNorm(x) W_qkv
-        2. per head of keys and values, and per split of the positions: with the scores s = q k / sqrt(D) of q and k
-           turned by their positions,
+        2. per query head, and per split of the positions: with the scores s = q k / sqrt(D) of q and k turned by their
+           positions,
              logarithm = log(sum(exp(s)));  mix = sum(exp(s - logarithm) v)
            The split that has the token's position writes its key and value to the cache.
         3. heads = sum_splits(weight mix) / sum_splits(weight), weight = exp(logarithm - max_splits(logarithm))
