@@ -1,6 +1,6 @@
 """Speed and memory of newllm_jax, beside re-creations in PyTorch, measured in the same run.
 
-    python -m benchmarks.newllm      updates of New-LLM; --sweep length, batch, forms, memory, plan, seeds
+    python -m benchmarks.newllm      updates of New-LLM; --sweep length, batch, forms, phases, memory, plan, seeds
     python -m benchmarks.cascade     the update of a CASCADE stage, and the extraction; --sweep plan, seeds
     python -m benchmarks.startup     imports, --help, --dry_run, and the time to the first finished update
     python -m benchmarks.profile     which kernels an update consists of, and how long the GPU idles between them

@@ -41,6 +41,12 @@ def timed(action: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+def block_seconds(run: Callable[[int], object], calls: int, repeats: int) -> list[float]:
+    """Seconds of a call in each of some blocks of calls, after one that warms up; `run` makes so many, and waits."""
+    run(calls)
+    return [timed(partial(run, calls)) / calls for _ in range(repeats)]
+
+
 def updates_needed(updates: int, repeats: int, curve: int = 0) -> int:
     """How many batches `time_updates` reads, and `loss_curve` of so many updates."""
     return max(max(updates, WARM_UP) + updates * repeats, WARM_UP + curve)

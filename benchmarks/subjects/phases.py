@@ -1,22 +1,23 @@
-"""A phase of New-LLM's time loop on a GPU, one layer of one step: in its two kernels, with their waits and without.
+"""The two passes of New-LLM's time loop on a GPU, with the waits of its kernels and without: what waiting takes.
 
-Without them, results are wrong: thread blocks read what others have not written yet. What is left is the time of the
-phase's own work.
+Without them, results are wrong: thread blocks read what others have not written yet. A pass is its kernel and what XLA
+does before and after it; backward, that is the gradients of the weights. So the time of a pass by its number of phases
+is more than that of a phase, but the difference between both forms is the waits' alone.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.harness.timing import spread
+from benchmarks.harness.timing import block_seconds, spread
 from newllm_jax.config import NewLLMConfig
 from newllm_jax.errors import InputError
 from newllm_jax.newllm.dropout import Dropout
@@ -27,7 +28,7 @@ from newllm_jax.newllm.updates import training_model, training_precision
 
 
 def measure(task: dict[str, Any]) -> dict[str, Any]:
-    """Rows of both kernels, with waits and without: seconds of all phases, and their number.
+    """A row of each pass: its seconds as it is and without waits, and the number of its phases.
 
     Raises:
       InputError: the kernels cannot run here.
@@ -37,36 +38,33 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     spec = replace(training_model(config, 1, precision).spec, form="gpu")
     if reason := gpu.obstacle(spec, config.batch_size, steps):
         raise InputError(f"sweep: phases are those of the GPU kernels: {reason}")
-    counts = {"forward": steps * (spec.num_layers + 1), "backward": steps * (spec.num_layers + 3)}
-    rows = []
-    for waits, without in (("yes", nullcontext), ("none", waits_left_out)):
+    found = []
+    for without in (nullcontext, waits_left_out):
         with without():
-            kernels = loop_kernels(spec, config, steps)
-            for name, run in kernels.items():
-                seconds = timed_blocks(run, task["updates"], task["repeats"])
-                rows.append({
-                    "name": f"{name} kernel", "precision": precision, "waits": waits, "phases": counts[name],
-                    "seconds": spread(seconds),
-                })  # fmt: skip
-    return {"rows": rows}
+            passes = loop_passes(spec, config, steps)
+            seconds = {name: block_seconds(run, task["updates"], task["repeats"]) for name, run in passes.items()}
+            found.append({name: spread(each) for name, each in seconds.items()})
+    as_it_is, without_waits = found
+    counts = phase_counts(spec, steps)
+    return {"rows": [
+        {
+            "name": name, "precision": precision, "phases": counts[name], "seconds": as_it_is[name],
+            "seconds_without_waits": without_waits[name],
+        }
+        for name in counts
+    ]}  # fmt: skip
 
 
-def timed_blocks(run: Callable[[], Any], calls: int, repeats: int) -> list[float]:
-    """Seconds of a call, in each of some blocks of calls; the first call, which compiles, is apart."""
-    jax.block_until_ready(run())
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        for _ in range(calls - 1):
-            run()
-        jax.block_until_ready(run())  # one runs after the other
-        seconds.append((time.perf_counter() - started) / calls)
-    return seconds
+def phase_counts(spec: CellSpec, steps: int) -> dict[str, int]:
+    """How many phases each kernel has between its waits, the one before its first step left out."""
+    return {"forward": steps * (spec.num_layers + 1), "backward": steps * (spec.num_layers + 2)}
 
 
-def loop_kernels(spec: CellSpec, config: NewLLMConfig, steps: int) -> dict[str, Callable[[], Any]]:
-    """Each kernel as a function without arguments, on random texts and weights; the backward one reads what the forward
-    one has stored by then."""
+def loop_passes(spec: CellSpec, config: NewLLMConfig, steps: int) -> dict[str, Callable[[int], None]]:
+    """Each pass as a function that makes it so many times and waits, on random texts and weights.
+
+    The backward pass reads what a forward pass has stored when this is called.
+    """
     draw = np.random.default_rng(0)
 
     def normal(*shape: int, scale: float = 1.0) -> jax.Array:
@@ -86,8 +84,17 @@ def loop_kernels(spec: CellSpec, config: NewLLMConfig, steps: int) -> dict[str, 
     forward = jax.jit(lambda params, context, tokens: gpu.forward(spec, params, context, tokens, dropout))
     backward = jax.jit(lambda *given: gpu.backward(spec, given[0], given[1], dropout, *given[2:]))
     _, stored = forward(*inputs)
-    d_last, d_outputs = normal(batch, width), normal(steps, batch, hidden)
-    return {"forward": lambda: forward(*inputs), "backward": lambda: backward(params, stored, d_last, d_outputs)}
+    return {
+        "forward": partial(_run, forward, inputs),
+        "backward": partial(_run, backward, (params, stored, normal(batch, width), normal(steps, batch, hidden))),
+    }
+
+
+def _run(function: Callable[..., Any], arguments: tuple[Any, ...], calls: int) -> None:
+    """Calls one after the other; when the last one is done, all are."""
+    for _ in range(calls - 1):
+        function(*arguments)
+    jax.block_until_ready(function(*arguments))
 
 
 @contextmanager

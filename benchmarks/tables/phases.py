@@ -8,16 +8,19 @@ from newllm_jax.report.tables import markdown_table
 
 
 def phase_table(results: dict[str, Any]) -> str:
-    """`python -m benchmarks.newllm --sweep phases`: the kernels with their waits and without, and the peer."""
-    header = ["config", "precision", "what", "waits of thread blocks", "phases", "all of them, ms", "a phase, us"]
-    return markdown_table(header, [
-        [
-            config, row["precision"], row["name"], row["waits"], f"{row['phases']:,}",
-            f"{row['seconds']['median'] * 1e3:.3f}",
-            _microseconds({name: row["seconds"][name] / row["phases"] for name in ("median", "min", "max")}),
-        ]
-        for config, entry in results["configs"].items() for row in entry["rows"]
-    ])  # fmt: skip
+    """`python -m benchmarks.newllm --sweep phases`: both passes as they are and without waits, and the peer."""
+    header = ["config", "precision", "pass", "phases", "all, ms (min to max)", "without waits, ms",
+              "all by phases, us", "waits by phases, us"]  # fmt: skip
+    rows = []
+    for config, entry in results["configs"].items():
+        for row in entry["rows"]:
+            phases, seconds, without = row["phases"], row["seconds"], row.get("seconds_without_waits")
+            rows.append([
+                config, row["precision"], row["name"], f"{phases:,}", _span(seconds, 1e3, 3),
+                _span(without, 1e3, 3) if without else "-", f"{1e6 * seconds['median'] / phases:.2f}",
+                f"{1e6 * (seconds['median'] - without['median']) / phases:.2f}" if without else "-",
+            ])  # fmt: skip
+    return markdown_table(header, rows)
 
 
 def cluster_table(results: dict[str, Any]) -> str:
@@ -25,14 +28,13 @@ def cluster_table(results: dict[str, Any]) -> str:
     header = ["shape", "clusters of 8", "rows of each", "exchange by", "a phase, us (min to max)", "error"]
     return markdown_table(header, [
         [
-            row["shape"], str(row["clusters"]), str(row["rows"]), row["exchange"], _microseconds(row["phase_seconds"]),
+            row["shape"], str(row["clusters"]), str(row["rows"]), row["exchange"], _span(row["phase_seconds"], 1e6, 2),
             f"{row['error']:.1e}" if "error" in row else "-",
         ]
         for row in results["rows"]
     ])  # fmt: skip
 
 
-def _microseconds(seconds: dict[str, float]) -> str:
-    return "{median:.2f} ({min:.2f} to {max:.2f})".format(
-        **{name: 1e6 * seconds[name] for name in ("median", "min", "max")}
-    )
+def _span(seconds: dict[str, float], unit: float, digits: int) -> str:
+    median, least, most = (f"{unit * seconds[name]:.{digits}f}" for name in ("median", "min", "max"))
+    return f"{median} ({least} to {most})"

@@ -24,13 +24,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from newllm_jax.smollm.block_rows import BlockRows, inverse_rms, one_slice, products
-from newllm_jax.smollm.kernel_shares import CHUNK
+from newllm_jax.smollm.kernel_shares import CHUNK, SPLITS
 from newllm_jax.smollm.kernel_weights import Kernels
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.training.grid_barrier import wait_for_blocks
 
 POSITIONS = 32  # of keys and values that are loaded at a time; a cache has room for a multiple of it
-SPLITS = 8  # of the positions that a query head sees
 WARPS = 8  # of a thread block
 TILE_ROWS = 16  # positions of which a thread has one: a warp has two
 LOWEST = -1e30  # a score that counts as none; with an infinite one, the difference of two would be NaN
@@ -185,7 +184,7 @@ class Attention:
           layer: its number.
           layer_after_wait: the same, for what other blocks wrote in phase 1: loads with it come after the wait.
           part: its number. There is no branch for blocks without a part, which would make the kernel compile slowly:
-            they compute the last one, and write nothing.
+            they compute the last one. That they write nothing saves time only, as that of equal keys and values does.
           first: what `load` gave.
         """
         config, results = self.config, self.results
@@ -269,7 +268,7 @@ class Attention:
     def heads(self, layer: Any) -> list[jax.Array]:
         """The mixes of the values for all query heads, `[Q D]` as one slice `[chunks, 1, CHUNK]`: the splits together.
 
-        A warp has one chunk, or some, of all splits.
+        Of 8 chunks or more, a warp has some of all splits.
         """
         splits, width = jax.lax.iota(jnp.int32, SPLITS)[:, None, None], self.results.mixes.shape[-1]
         [part] = one_slice(width)
@@ -293,7 +292,8 @@ def run_layers(
     """All layers on the next token of a text.
 
     Args:
-      caches: keys and values `[L, capacity, K, D]`; the capacity is a multiple of `POSITIONS`.
+      caches: keys and values `[L, capacity, K, D]`, finite also where no token is yet; the capacity is a multiple of
+        `POSITIONS`.
       x: `[H]`, float32, the residual stream before the first layer.
       position: of the token, a scalar; its keys and values are written there, and it sees those up to it. One outside
         the cache is not written.

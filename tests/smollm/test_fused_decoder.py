@@ -127,7 +127,10 @@ def test_a_cpu_makes_texts_without_the_kernel():
         ({"head_dim": 32}, jnp.float32, "head_dim must be 64"),
         ({"intermediate_size": 1500}, jnp.float32, "multiples of that"),
         ({"hidden_size": 600}, jnp.float32, "multiples of that"),
-        ({"num_heads": 64, "num_kv_heads": 64}, jnp.float32, "245760 bytes, does not fit into its registers"),
+        ({"num_heads": 64, "num_kv_heads": 64}, jnp.float32, f"{(128 + 80 + 256) * 1024} bytes, does not fit"),
+        ({"num_heads": 17, "num_kv_heads": 1}, jnp.float32, f"{(64 + 80 + 128) * 1024} bytes, does not fit"),
+        ({"num_heads": 16, "num_kv_heads": 1}, jnp.float32, ""),
+        ({"hidden_size": 768, "intermediate_size": 2112}, jnp.float32, f"{(96 + 68 + 48) * 1024} bytes, does not fit"),
         ({"hidden_size": 2048, "intermediate_size": 8192}, jnp.float32, "does not fit into its registers"),
     ],
 )

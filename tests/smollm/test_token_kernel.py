@@ -21,8 +21,11 @@ pytestmark = pytest.mark.quick
 CONFIG = LlamaConfig(
     vocab_size=64, hidden_size=192, intermediate_size=128, num_layers=2, num_heads=3, num_kv_heads=1, max_position=512
 )
-TWO_SLICES = LlamaConfig(  # rows of 3 chunks, the last one half full; five query heads, for which there are 8 rows
+TWO_SLICES = LlamaConfig(  # rows of 3 chunks, the last one half full; of five heads, in a slice of 4, one and a half
     vocab_size=64, hidden_size=320, intermediate_size=384, num_layers=2, num_heads=5, num_kv_heads=1, max_position=512
+)
+ONE_HEAD = LlamaConfig(
+    vocab_size=64, hidden_size=64, intermediate_size=64, num_layers=2, num_heads=1, num_kv_heads=1, max_position=512
 )
 CAPACITY = 320  # more than SPLITS * POSITIONS: the first splits have two pieces
 
@@ -56,6 +59,7 @@ class Layers:
 @pytest.mark.parametrize(
     ("config", "position", "blocks"), [
         (CONFIG, 0, 3), (CONFIG, 37, 12), (CONFIG, 300, 3), (CONFIG, 300, 12), (TWO_SLICES, 290, 5),
+        (CONFIG, 256, 12), (CONFIG, 319, 12), (CONFIG, 37, 30), (ONE_HEAD, 32, 3),
     ],
 )  # fmt: skip
 def test_blocks_that_wait_for_each_other_compute_the_layers(monkeypatch, config, position, blocks):

@@ -91,7 +91,7 @@ def backward_kernel(
     Gradients of the weights are not computed here: they are products over all steps, of what this kernel writes. Only
     those of the LayerNorm's scale and bias are summed up as they arise.
 
-    Before the first step back, each block does phase 5 for the last step. Step t, from T - 1 to 0, has L + 3 phases.
+    Before the first step back, each block does phase 5 for the last step. Step t, from T - 1 to 0, has L + 2 phases.
     Each ends with a barrier, because the next one reads what other blocks have computed:
 
       1. d_z_(L-1), its own columns. While waiting: what the forward pass stored of the layer below.

@@ -11,9 +11,10 @@ import pytest
 
 pytest.importorskip("jax.experimental.pallas.triton", reason="this JAX has no Triton back end of Pallas")
 
+from benchmarks.subjects.phases import phase_counts
 from newllm_jax.config import Cell
 from newllm_jax.newllm.dropout import Dropout, Rate
-from newllm_jax.newllm.recurrence import gpu
+from newllm_jax.newllm.recurrence import gpu, gpu_group
 from newllm_jax.newllm.recurrence.cell import CellDropout, CellParams, CellSpec
 from newllm_jax.newllm.recurrence.gpu_group import Tiling
 from tests.blocks_as_threads import run_blocks_as_threads
@@ -88,3 +89,21 @@ def test_blocks_without_rows_of_their_own_leave_those_of_others_alone(monkeypatc
     launches = run_blocks_as_threads(monkeypatch, group)
     assert_equal(both_ways("residual", 4, interpret=False, rows=2), alone)
     assert launches == [10 * 4] * 2
+
+
+@pytest.mark.parametrize("cell", ["plain", "residual"])
+def test_a_kernel_waits_after_each_phase_that_the_benchmark_counts(cell, request, monkeypatch):
+    request.getfixturevalue("blocks_as_threads")
+    waits, wait = [0], gpu_group.wait_for_blocks
+
+    def counted(*arguments):
+        waits[-1] += 1
+        return wait(*arguments)
+
+    monkeypatch.setattr(gpu_group, "wait_for_blocks", counted)
+    backward = gpu.backward
+    monkeypatch.setattr(gpu, "backward", lambda *given, **options: (waits.append(0), backward(*given, **options))[1])
+    both_ways(cell, 4, interpret=False)
+    blocks = 2 * 4
+    expected = phase_counts(CellSpec(HIDDEN, CONTEXT, LAYERS, cell), TIME)
+    assert waits == [blocks * (expected[name] + 1) for name in ("forward", "backward")]  # 1 before the first step
