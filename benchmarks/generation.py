@@ -17,12 +17,12 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from benchmarks.harness.program import Program, has_torch, names, positive, run_program
-from benchmarks.subjects.jax_generation import FORMS, ONE_KERNEL
+from benchmarks.subjects.jax_generation import FORMS, ONE_KERNEL, PROMPT
 from benchmarks.tables.benchmark import benchmark_tables
 from newllm_jax.config import CascadeConfig, check
+from newllm_jax.smollm.generate import cache_capacity
 from newllm_jax.smollm.llama_config import LlamaConfig
 
-CAPACITY = 512
 CASE = {"precision": "fp32", "batch": 1, "per_call": 16, "graphs": "XLA's choice", "sampling": "greedy"}
 HOST_LOOP, FORM = (f"benchmarks.subjects.jax_generation:{name}" for name in ("measure_host_loop", "measure"))
 PEER = "benchmarks.subjects.torch_generation:measure"
@@ -54,9 +54,10 @@ def main(argv: Sequence[str]) -> None:
                                                       "forms")]  # fmt: skip
     with program:
         cpu = program.start("fp32")["platform"] == "cpu"
+        tokens = arguments.tokens or (32 if cpu else 256)
         task = {
-            "llama": dataclasses.asdict(LlamaConfig(num_layers=arguments.layers)), "capacity": CAPACITY,
-            "tokens": min(arguments.tokens or (32 if cpu else 256), CAPACITY - 64),
+            "llama": dataclasses.asdict(LlamaConfig(num_layers=arguments.layers)), "tokens": tokens,
+            "capacity": cache_capacity(PROMPT + tokens),
             "repeats": arguments.repeats or (1 if cpu else 3),
         }  # fmt: skip
         if cpu:

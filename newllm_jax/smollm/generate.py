@@ -97,13 +97,18 @@ def _pieces(
     llama = base.model.config
     check("max_words", max_tokens, f"with the {length} tokens of the prompt at most {llama.max_position}, the "
           "longest text that the model was trained on", length + max_tokens <= llama.max_position)  # fmt: skip
-    capacity = -(-(length + max_tokens) // CACHE_PIECE) * CACHE_PIECE
+    capacity = cache_capacity(length + max_tokens)
     a_token = 2 * llama.num_layers * llama.num_kv_heads * llama.head_dim * FLOAT  # keys and values
     check_memory({"max_words" if batch == 1 else "batch": batch * capacity * a_token})
     params = base.params if params is None else params
     return generated_tokens(
         decoder, params, prompts, max_tokens, capacity, sampling, keys, base.tokenizer.eos_id
     )  # fmt: skip
+
+
+def cache_capacity(tokens: int) -> int:
+    """The room of a cache for so many tokens: whole pieces."""
+    return -(-tokens // CACHE_PIECE) * CACHE_PIECE
 
 
 def in_precision(run: Any, precision: Precision) -> Any:

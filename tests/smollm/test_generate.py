@@ -19,7 +19,14 @@ from newllm_jax.finetuning.run import FinetuneRun
 from newllm_jax.records.directory import RunDir
 from newllm_jax.smollm import decoder as decoder_file
 from newllm_jax.smollm.decoder import BaseDecoder
-from newllm_jax.smollm.generate import generate_answers, generate_tokens, in_precision, prompt_ids, stream_text
+from newllm_jax.smollm.generate import (
+    cache_capacity,
+    generate_answers,
+    generate_tokens,
+    in_precision,
+    prompt_ids,
+    stream_text,
+)
 from newllm_jax.smollm.model import SmolLM2
 from newllm_jax.smollm.pretrained import load_smollm2
 
@@ -27,6 +34,11 @@ pytestmark = pytest.mark.quick
 
 GREEDY = Sampling(temperature=0, top_p=1)
 LONGEST = 320  # of the texts that the plain loop reads
+
+
+@pytest.mark.parametrize(("tokens", "capacity"), [(1, 256), (256, 256), (257, 512)])
+def test_a_cache_has_whole_pieces(tokens, capacity):
+    assert cache_capacity(tokens) == capacity
 
 
 @pytest.fixture(scope="module")
