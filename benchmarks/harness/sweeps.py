@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,22 +75,18 @@ def forms(program: Program, configs: Configs) -> None:
     program.results["data"] = "synthetic ids"
     for name, config in configs.items():
         rows = []
-        for precision in precisions(program):
-            asked = config.override({"precision": precision})
-            task = {**_counts(program), "config": asked.to_dict()}
+        for precision, task in _precision_tasks(program, config):
             what = f"{name}: forms of the time loop, {precision}"
             rows += program.measure("benchmarks.subjects.jax_newllm:measure_forms", task, what, fatal=True)["rows"]
         _store(program, name, config, rows)
 
 
 def phases(program: Program, configs: Configs) -> None:
-    """The kernels of the time loop with their waits and without, beside a step of cuDNN's LSTM."""
+    """Both passes of the time loop, with the waits of their kernels and without, beside a step of cuDNN's LSTM."""
     program.results["data"] = "synthetic"
     for name, config in configs.items():
         rows = []
-        for precision in precisions(program):
-            asked = config.override({"precision": precision})
-            task = {**_counts(program), "config": asked.to_dict()}
+        for precision, task in _precision_tasks(program, config):
             what = f"{name}: phases, {precision}"
             rows += program.measure("benchmarks.subjects.phases:measure", task, what, fatal=True)["rows"]
             if has_torch():
@@ -146,6 +142,12 @@ def run_command(script: str, config: str, options: dict[str, Any]) -> str:
     for option, value in options.items():
         words += [] if value is None else [f"--{option}", str(value)]
     return shlex.join(words)
+
+
+def _precision_tasks(program: Program, config: NewLLMConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each precision that is asked for, and what a subject needs to measure the configuration in it."""
+    for precision in precisions(program):
+        yield precision, {**_counts(program), "config": config.override({"precision": precision}).to_dict()}
 
 
 def _measure_sizes(program: Program, name: str, config: NewLLMConfig, task: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.harness.timing import block_seconds, spread
 from benchmarks.subjects.torch_training import device, set_precision, torch
 
-WIDTH = 768  # of which the step's time is the one hoped for of a phase
+WIDTH = 768  # the one whose step takes the time that is hoped for of a phase
 STEPS = 512  # so that starting and ending does not count
 
 

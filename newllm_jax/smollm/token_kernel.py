@@ -2,9 +2,9 @@
 
 A token costs little more than reading the weights once: too little for launches to be hidden behind it. Here every
 layer has five phases (`layers_kernel`), between which all thread blocks of the GPU wait for each other. Weights do not
-depend on the token: while a block waits, it loads those of a later phase into registers. What is left is the time in
-which numbers go from one block to another through device memory, so a phase has as few steps in a row as possible:
-warps wait for each other only where they must (`block_rows.py`).
+depend on the token, nor do the keys and values before it: while a block waits, it loads those of a later phase into
+registers. What is left is the time in which numbers go from one block to another through device memory, so a phase has
+as few steps in a row as possible: warps wait for each other only where they must (`block_rows.py`).
 
 In shapes, L is the layers, H the hidden size, I the intermediate size, Q the query heads, K the heads of keys and
 values, D their size (64), and S the splits of attention. Numbers are float32; weights, keys and values are stored in

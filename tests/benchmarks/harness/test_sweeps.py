@@ -48,7 +48,7 @@ def test_forms_of_the_time_loop_make_the_same_updates(measured, small):
     assert len(set(rows[0]["losses"])) == 4  # it learns
 
 
-def test_phases_need_a_gpu(measured, small, capsys):
+def test_phases_need_a_gpu(measured, small):
     with pytest.raises(InputError, match="sweep: phases are those of the GPU kernels: .* not in fp32"):
         measured(newllm, {**small, "dropout": 0.0}, "--sweep=phases")
 
