@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from newllm_jax.newllm.recurrence.gpu_group import Tiling
 
 SMALLEST_GROUP = 16  # thread blocks that wait for each other, and so must run at the same time
-SMALLEST_WIDTH = 256  # cut into 16 shares of 16 columns, the smallest that the tensor cores multiply
+MOST_BLOCKS = 32  # in a group
+SMALLEST_WIDTH = 256  # cut into 16 shares of 16 columns, which all versions of JAX can multiply
 
 
 def supports(spec: CellSpec, batch: int, steps: int) -> bool:
@@ -50,30 +51,37 @@ def obstacle(spec: CellSpec, batch: int, steps: int) -> str:
     return triton_obstacle()
 
 
-def tiling_for(batch: int, storage: Any, width: int, members: int = 1) -> Tiling:
-    """The tiling for cards that 128 blocks fill, chosen by measuring on an H200, of several members on an H100.
+def tiling_for(batch: int, storage: Any, widths: tuple[int, int], members: int = 1) -> Tiling:
+    """The tiling for cards that 128 blocks fill, chosen by measuring on an H200; rows of 128 on an H100.
+
+    Where the card has room for them, groups have more blocks of a small batch: otherwise half of the multiprocessors
+    are idle, and the others take long to load their columns.
 
     Args:
       storage: the type in which activations are stored.
-      width: the smaller one of `hidden_dim` and `context_dim`. Of a small batch, wide layers have more blocks a group
-        where the card has room for them: otherwise half of the multiprocessors are idle, and the others take long to
-        load their columns.
-      members: of several in one launch, whose batches are filled up to whole groups of `tiling_for(batch, ...)`. The
-        blocks of a group do not depend on it.
+      widths: `hidden_dim` and `context_dim`.
+      members: of several in one launch, whose batches are filled up to whole groups of `tiling_for(batch, ...)`.
     """
     from newllm_jax.newllm.recurrence.gpu_group import Tiling
 
-    wide = width >= 1024 and storage == jnp.bfloat16 and batch <= 64 and multiprocessors() >= 128
-    blocks = 32 if wide else SMALLEST_GROUP
-    power_of_two = 1 << (members * batch - 1).bit_length()
-    largest = 128 if members > 1 and storage == jnp.bfloat16 else 64
-    rows = min(max(power_of_two * blocks // 128, 16), largest)
+    half, power_of_two = storage == jnp.bfloat16, 1 << (members * batch - 1).bit_length()
+    few = power_of_two <= 64 and min(widths) >= MOST_BLOCKS * smallest_share() and max(widths) < 1024
+    wide = batch <= 64 and min(widths) >= 1024
+    blocks = MOST_BLOCKS if (few or wide) and multiprocessors() >= 128 else SMALLEST_GROUP
+    rows = min(max(power_of_two * blocks // 128, 16), 128 if members > 1 and half else 64)
     while members > 1 and batch % rows:
         rows //= 2
     if rows == 128:
         return Tiling(rows, blocks, depth=64, warps=8, stages=4)
-    large = storage == jnp.float32 and rows > 16
-    return Tiling(rows, blocks, depth=64 if large else 128, warps=4, stages=3)
+    if blocks == MOST_BLOCKS and few:
+        return Tiling(rows, blocks, depth=128 if half else 64, warps=2, stages=4 if half else 3)
+    deep = half and (blocks == MOST_BLOCKS or rows == 64)
+    return Tiling(rows, blocks, depth=128 if half and not deep else 64, warps=4, stages=5 if deep else 3)
+
+
+def smallest_share() -> int:
+    """Columns of a matrix that this JAX multiplies on a tensor core, at least."""
+    return 8 if jax.__version_info__ >= (0, 9, 2) else 16
 
 
 def forward(
@@ -95,8 +103,7 @@ def forward(
 
     (steps, batch, hidden), width = tokens.shape, context.shape[-1]
     storage, layers, residual = storage_type(spec.precision), spec.num_layers, spec.cell == "residual"
-    narrowest = min(hidden, width)
-    given, tiling = tiling, tiling or tiling_for(batch, storage, narrowest)
+    given, tiling = tiling, tiling or tiling_for(batch, storage, (hidden, width))
     context, tokens = _pad_batch(context, tiling.rows), _pad_batch(tokens, tiling.rows)
     rows, texts = context.shape[0], batch if spec.mask_texts is None else spec.mask_texts
     drawn = [jnp.append(each.seeds, jnp.uint32(each.rate.least)) for each in dropout if each]
@@ -113,16 +120,16 @@ def forward(
         gates=((steps, rows, 3 * width), jnp.float32),
         last=((rows, width), jnp.float32),
         mixed=((steps + 1, rows, width), jnp.float32),
-        means=((steps + 1, rows, tiling.blocks), jnp.float32),
-        squares=((steps + 1, rows, tiling.blocks), jnp.float32),
+        means=((steps + 1, rows, MOST_BLOCKS), jnp.float32),
+        squares=((steps + 1, rows, MOST_BLOCKS), jnp.float32),
         activations=((layers, steps, rows, hidden), storage) if residual else None,
-        state_squares=((layers - 1, steps, rows, tiling.blocks), jnp.float32) if residual else None,
+        state_squares=((layers - 1, steps, rows, MOST_BLOCKS), jnp.float32) if residual else None,
     )
     kernel = partial(
         forward_kernel, texts=texts, kinds=(bool(dropout.step), bool(dropout.text)),
         precision=PRECISIONS[spec.precision], alone=interpret,
     )  # fmt: skip
-    results = _call(kernel, inputs, shapes, _tilings(given, rows, storage, narrowest), interpret)
+    results = _call(kernel, inputs, shapes, _tilings(given, rows, storage, (hidden, width)), interpret)
     return (results.last[:batch], results.outputs[:, :batch]), results._replace(mixed=None, means=None, squares=None)
 
 
@@ -140,8 +147,8 @@ def backward(
     from newllm_jax.newllm.recurrence.gpu_backward_kernel import Inputs, Results, backward_kernel
 
     (steps, batch, _), width, storage = d_outputs.shape, d_last.shape[-1], storage_type(spec.precision)
-    residual, narrowest = spec.cell == "residual", min(d_outputs.shape[-1], width)
-    given, tiling = tiling, tiling or tiling_for(batch, storage, narrowest)
+    residual, widths = spec.cell == "residual", (d_outputs.shape[-1], width)
+    given, tiling = tiling, tiling or tiling_for(batch, storage, widths)
     rows = stored.gates.shape[1]
     inputs = Inputs(
         _pad_batch(d_last, tiling.rows), _pad_batch(d_outputs, tiling.rows), _scale(dropout), stored.contexts,
@@ -156,10 +163,10 @@ def backward(
         d_direct=((steps, rows, width), jnp.float32),
         d_contexts=((steps, rows, width), jnp.float32),
         d_norm=((2, rows, width), jnp.float32),
-        along=((*stored.states.shape[:3], tiling.blocks), jnp.float32) if residual else None,
+        along=((*stored.states.shape[:3], MOST_BLOCKS), jnp.float32) if residual else None,
     )
     kernel = partial(backward_kernel, precision=PRECISIONS[spec.precision], alone=interpret)
-    found = _call(kernel, inputs, shapes, _tilings(given, rows, storage, narrowest), interpret)
+    found = _call(kernel, inputs, shapes, _tilings(given, rows, storage, widths), interpret)
     read = rms_norm(stored.states.astype(jnp.float32)).astype(storage) if residual else stored.states
     kernels = product("ltbi,ltbo->lio", read, found.d_pre, spec.precision)
     biases = jnp.sum(found.d_pre, (1, 2), dtype=jnp.float32)
@@ -175,9 +182,9 @@ def backward(
     )
 
 
-def _tilings(given: Tiling | None, batch: int, storage: Any, width: int) -> Callable[[int], Tiling]:
+def _tilings(given: Tiling | None, batch: int, storage: Any, widths: tuple[int, int]) -> Callable[[int], Tiling]:
     """The tiling by number of members: the given one, or that for the padded batch."""
-    return lambda members: given or tiling_for(batch, storage, width, members)
+    return lambda members: given or tiling_for(batch, storage, widths, members)
 
 
 def _scale(dropout: CellDropout) -> jax.Array:

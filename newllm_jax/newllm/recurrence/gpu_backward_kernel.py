@@ -59,7 +59,7 @@ class Results(NamedTuple):
       d_contexts: d_c_t, `[T, B, C]`.
       d_norm: of scale and bias of the LayerNorm by row, `[2, B, C]`. The one array that is overwritten: only the block
         that wrote a sum uses what it reads of it.
-      along: of each block's columns the sum of d_z_l * (x_l W_l), `[L - 1, T, B, N]`; None in a plain cell.
+      along: of each block's columns the sum of d_z_l * (x_l W_l), `[L - 1, T, B, N']`; None in a plain cell.
     """
 
     d_pre: Any
@@ -160,7 +160,7 @@ def backward_kernel(
         if not residual:
             return states[layer, t, rows, here], None
         state = states[layer, t, rows, here].astype(jnp.float32)
-        return activations[layer, t, rows, here], (state, inverse_rms(state_squares, layer, t, rows, hidden))
+        return activations[layer, t, rows, here], (state, inverse_rms(group, state_squares, layer, t, hidden))
 
     def relu_backward(d_state, activation):
         """d_z_l, in the type in which the next product reads it."""
@@ -180,7 +180,7 @@ def backward_kernel(
         if not residual:
             return d_x
         state, inverse = norm
-        mean = (jnp.sum(along[layer, t + zero, rows, :], 1) / hidden)[:, None]
+        mean = (jnp.sum(along[layer, t + zero, rows, group.shares], 1) / hidden)[:, None]
         return d_state + inverse * (d_x - state * inverse * mean)
 
     def bias_of(layer):

@@ -3,10 +3,10 @@
 Texts are independent, so a group of thread blocks (`gpu_group.py`) takes its rows of the batch through all steps by
 itself. A phase is what a group computes between two barriers; within it, each block computes its own columns (or rows).
 
-Shapes follow the legend B batch, T time, H hidden, C context, L layers, and N the blocks of a group; they are those of
-one member of a launch: the arrays of a launch have an axis of members before these. In the kernels, B is the batch
-padded to whole groups; values of the padding rows are computed, and dropped by the caller. Where a shape is of the
-group or of the block, R are the rows of a group, H/N and C/N the columns of a block.
+Shapes follow the legend B batch, T time, H hidden, C context, L layers, N the blocks of a group, and N' those of the
+largest groups; they are those of one member of a launch: the arrays of a launch have an axis of members before these.
+In the kernels, B is the batch padded to whole groups; values of the padding rows are computed, and dropped by the
+caller. Where a shape is of the group or of the block, R are the rows of a group, H/N and C/N the columns of a block.
 
 Written for Pallas's Triton back end. `gpu.py` calls this; `cell.py` has the equations of the model.
 """
@@ -61,7 +61,7 @@ class Results(NamedTuple):
       last: c_T, `[B, C]`.
       mixed, means, squares: scratch, see `MixedContexts`.
       activations: a_0 ... a_(L-1), `[L, T, B, H]`; None in a plain cell, whose states they are.
-      state_squares: `[L - 1, T, B, N]`, of each block's columns of a state the sum of squares; None in a plain cell.
+      state_squares: `[L - 1, T, B, N']`, of each block's columns of a state the sum of squares; None in a plain cell.
     """
 
     contexts: Any
@@ -76,9 +76,9 @@ class Results(NamedTuple):
     state_squares: Any = None
 
 
-def inverse_rms(state_squares: Any, layer: Any, t: Any, rows: Any, width: int) -> jax.Array:
-    """r_layer, the inverse root mean square of the rows of a state: `[R, 1]`."""
-    squares = jnp.sum(state_squares[layer, t, rows, :], 1)
+def inverse_rms(group: Group, state_squares: Any, layer: Any, t: Any, width: int) -> jax.Array:
+    """r_layer, the inverse root mean square of the group's rows of a state: `[R, 1]`."""
+    squares = jnp.sum(state_squares[layer, t, group.rows, group.shares], 1)
     return jax.lax.rsqrt(squares / width + NORM_EPSILON)[:, None]
 
 
@@ -190,7 +190,7 @@ def forward_kernel(
             lambda k: states[index, t + zero, rows, k], [lambda k: w_hidden[index, here, k]], hidden, hidden_share
         )
         if residual:
-            x = x * inverse_rms(state_squares, index, t + zero, rows, hidden)
+            x = x * inverse_rms(group, state_squares, index, t + zero, hidden)
         state = store_state(x + bias[None, :], mask, index + 1, t, state)
         following = jnp.minimum(index + 1, layers - 2)  # of the last layer none follows: what is loaded is not used
         return *group.barrier(arrivals, lambda: (b_hidden[following, here], layer_mask(index + 2, t))), state

@@ -74,6 +74,7 @@ class Group:
       first_row, rows: the group's rows of the batch.
       own_rows: this block's share of those, for phases that need whole rows; at least one.
       has_rows: whether that share is this block's alone. With more blocks than rows, the last blocks have none.
+      shares: the first N of an axis that has a number of each block, and room for those of the largest groups.
     """
 
     def __init__(self, tiling: Tiling, counters: Any, alone: bool, precision: Any, members: int, batch: int) -> None:
@@ -98,6 +99,7 @@ class Group:
         self.rows = pl.ds(self.first_row, tiling.rows)
         self.own_rows = pl.ds(self.first_row + jnp.minimum(self.rank * share, tiling.rows - share), share)
         self.has_rows = self.rank * share < tiling.rows
+        self.shares = pl.ds(0, tiling.blocks)
 
     def member_references(self, references: Any) -> Any:
         """References of its member, from a named tuple of those of all members; None stays."""
@@ -164,7 +166,7 @@ class MixedContexts:
     Attributes:
       own: this block's columns.
       mixed: `[T + 1, B, C]`.
-      means, squares: `[T + 1, B, N]`, of each share: its mean, and its sum of squared deviations from that.
+      means, squares: `[T + 1, B, N']`, of each share: its mean, and its sum of squared deviations from that.
     """
 
     def __init__(
@@ -183,10 +185,10 @@ class MixedContexts:
 
     def statistics(self, t: Any) -> tuple[jax.Array, jax.Array]:
         """Mean and 1 / standard deviation of the rows of m_t, `[R, 1]` each."""
-        means = self.means[t, self.group.rows, :]
+        means, squares = (each[t, self.group.rows, self.group.shares] for each in (self.means, self.squares))
         mean = jnp.sum(means, 1) / self.group.tiling.blocks
         off = means - mean[:, None]
-        variance = jnp.sum(self.squares[t, self.group.rows, :] + self.own.size * off * off, 1) / self.mixed.shape[-1]
+        variance = jnp.sum(squares + self.own.size * off * off, 1) / self.mixed.shape[-1]
         return mean[:, None], jax.lax.rsqrt(variance + NORM_EPSILON)[:, None]
 
     def context(self, t: Any, columns: Any, mean: jax.Array, inverse: jax.Array) -> jax.Array:
