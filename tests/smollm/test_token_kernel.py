@@ -16,8 +16,6 @@ from newllm_jax.smollm.model import SmolLM2, rotary_embedding
 from newllm_jax.smollm.token_step import run_layers, unstack_caches, unstack_layers
 from tests.blocks_as_threads import Blocks, Memory, run_blocks_as_threads
 
-pytestmark = pytest.mark.quick
-
 CONFIG = LlamaConfig(
     vocab_size=64, hidden_size=192, intermediate_size=128, num_layers=2, num_heads=3, num_kv_heads=1, max_position=512
 )

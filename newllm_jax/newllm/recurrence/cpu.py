@@ -1,8 +1,9 @@
 """The time loop of New-LLM for CPUs: a text is a column, and the two halves of the batch are independent chains.
 
 A product of few texts is too small for two cores to share: they would wait for each other longer than they compute. Two
-chains of products need not wait. And XLA multiplies a few columns faster than a few rows. Results and stored
-activations have the layout of the other forms.
+chains of products need not wait. Where even those are too short to gain from two cores, all texts are one chain: it
+compiles faster. And XLA multiplies a few columns faster than a few rows. Results and stored activations have the layout
+of the other forms.
 
 `states` are what layers and gates read, h_1 ... h_L; `activations` are what ReLU and dropout gave. In a residual cell
 those add up to the states.
@@ -25,6 +26,8 @@ from newllm_jax.newllm.recurrence.gradients import (
     relu_backward,
 )
 from newllm_jax.training.precision import dot
+
+SMALLEST_SPLIT = 4096  # activations of a layer that are worth two chains, measured on two cores
 
 
 class Activations(NamedTuple):
@@ -57,15 +60,16 @@ def forward(
     context_in = params.context_in.T  # transposed once, not at every step
     *hidden, gates_in = [(kernel.T, bias[:, None]) for kernel, bias in (*params.hidden, params.gates)]
     texts = len(context)
+    divided = partial(_divided, chains_of(spec, texts))
     layer_size = jnp.uint32((spec.mask_texts or texts) * spec.hidden_dim)
     ordinals = jnp.arange(texts * spec.hidden_dim, dtype=jnp.uint32).reshape(texts, spec.hidden_dim)
     text_masks = [
-        [dropout.text.keeps(half + layer * layer_size) for layer in range(spec.num_layers)] if dropout.text else []
-        for half in _halves(ordinals)
+        [dropout.text.keeps(part + layer * layer_size) for layer in range(spec.num_layers)] if dropout.text else []
+        for part in divided(ordinals)
     ]
 
     def step(context: jax.Array, token: jax.Array, places: jax.Array, text_masks: list[jax.Array]) -> Any:
-        """One time step of one half: `cell.step` on columns. `places` are those of the first layer's activations."""
+        """One time step of one chain: `cell.step` on columns. `places` are those of the first layer's activations."""
 
         def activate(x: jax.Array, layer: int) -> jax.Array:
             masks = [dropout.step.keeps(places + layer * layer_size)] if dropout.step else []
@@ -84,11 +88,11 @@ def forward(
     def body(contexts: list[jax.Array], inputs: tuple[jax.Array, jax.Array]) -> tuple[list[jax.Array], Any]:
         token, time = inputs
         places = time.astype(jnp.uint32) * spec.num_layers * layer_size + ordinals
-        halves = zip(contexts, _halves(token), _halves(places), text_masks, strict=True)
-        afters, stored = zip(*(step(*half) for half in halves), strict=True)
+        chains = zip(contexts, divided(token), divided(places), text_masks, strict=True)
+        afters, stored = zip(*(step(*chain) for chain in chains), strict=True)
         return list(afters), jax.tree.map(_joined, *stored)
 
-    last, stored = jax.lax.scan(body, _halves(context), (tokens, jnp.arange(len(tokens))))
+    last, stored = jax.lax.scan(body, divided(context), (tokens, jnp.arange(len(tokens))))
     activations = Activations(*stored)
     return (_joined(*last), activations.states(spec)[-1]), activations
 
@@ -102,12 +106,12 @@ def backward(
     d_outputs: jax.Array,
 ) -> Gradients:
     """The gradients of all inputs; arguments of `reference.backward`."""
-    residual = spec.cell == "residual"
+    residual, divided = spec.cell == "residual", partial(_divided, chains_of(spec, len(d_last)))
 
     def step(
         d_context: jax.Array, context: jax.Array, hidden: tuple[jax.Array, ...], gates: jax.Array, d_output: jax.Array
     ) -> Any:
-        """One time step of one half backward: the gradients of the context before it and of all pre-activations."""
+        """One time step of one chain backward: the gradients of the context before it and of all pre-activations."""
         _, pullback = jax.vjp(lambda c, g: next_context(c, g, _columns(params.norm), axis=0), context, gates)
         d_before, d_gates = pullback(d_context)
         d_state = dot(params.gates[0], d_gates, spec.precision) + d_output
@@ -122,11 +126,11 @@ def backward(
 
     def body(d_contexts: list[jax.Array], inputs: Any) -> tuple[list[jax.Array], Any]:
         leaves, structure = jax.tree.flatten(inputs)
-        halves = [structure.unflatten(half) for half in zip(*map(_halves, leaves), strict=True)]
-        befores, found = zip(*(step(d, *half) for d, half in zip(d_contexts, halves, strict=True)), strict=True)
+        chains = [structure.unflatten(chain) for chain in zip(*map(divided, leaves), strict=True)]
+        befores, found = zip(*(step(d, *chain) for d, chain in zip(d_contexts, chains, strict=True)), strict=True)
         return list(befores), jax.tree.map(_joined, *found)
 
-    d_first, (d_pre, d_gates, d_contexts) = jax.lax.scan(body, _halves(d_last), (*stored, d_outputs), reverse=True)
+    d_first, (d_pre, d_gates, d_contexts) = jax.lax.scan(body, divided(d_last), (*stored, d_outputs), reverse=True)
     *states, outputs = stored.states(spec)
     inputs = map(rms_norm, states) if residual else states
     return Gradients(
@@ -141,14 +145,19 @@ def backward(
     )
 
 
-def _halves(texts: jax.Array) -> list[jax.Array]:
+def chains_of(spec: CellSpec, texts: int) -> int:
+    """Into how many chains a batch is divided."""
+    return 2 if texts > 1 and texts * spec.hidden_dim >= SMALLEST_SPLIT else 1
+
+
+def _divided(chains: int, texts: jax.Array) -> list[jax.Array]:
     """Texts `[B, width]` as columns, `[width, B / 2]` twice; of an odd number the second half is the larger."""
-    return [half.T for half in jnp.split(texts, [len(texts) // 2])] if len(texts) > 1 else [texts.T]
+    return [part.T for part in jnp.split(texts, [len(texts) // 2])] if chains == 2 else [texts.T]
 
 
-def _joined(*halves: jax.Array) -> jax.Array:
-    """The inverse of `_halves`."""
-    return jnp.concatenate([half.T for half in halves])
+def _joined(*parts: jax.Array) -> jax.Array:
+    """The inverse of `_divided`."""
+    return jnp.concatenate([part.T for part in parts])
 
 
 def _columns(norm: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

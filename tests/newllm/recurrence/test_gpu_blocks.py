@@ -19,8 +19,6 @@ from newllm_jax.newllm.recurrence.cell import CellDropout, CellParams, CellSpec
 from newllm_jax.newllm.recurrence.gpu_group import Tiling
 from tests.blocks_as_threads import run_blocks_as_threads
 
-pytestmark = pytest.mark.quick
-
 TIME, BATCH, HIDDEN, CONTEXT, LAYERS = 2, 20, 32, 16, 3
 DROPOUT = CellDropout(Dropout(jnp.array([3, 4], jnp.uint32), Rate.from_share(0.25)))
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from newllm_jax.newllm.dropout import Dropout, Rate
-from newllm_jax.newllm.recurrence import gpu, reference
+from newllm_jax.newllm.recurrence import cpu, gpu, reference
 from newllm_jax.newllm.recurrence.cell import CellDropout, CellParams, CellSpec, compute_layer, step
 from newllm_jax.newllm.recurrence.reference import scan_plain
 from newllm_jax.newllm.recurrence.scan import form_for, scan
@@ -26,6 +26,12 @@ def strict_promotion():
     """No dtype is widened unless the code says so."""
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture(autouse=True)
+def two_chains(monkeypatch):
+    """On a CPU two texts are enough for two chains."""
+    monkeypatch.setattr(cpu, "SMALLEST_SPLIT", 1)
 
 
 TIME, HIDDEN, CONTEXT, LAYERS = 9, 8, 6, 4
@@ -48,11 +54,12 @@ def random_params(scale: float = 0.3) -> CellParams:
     )
 
 
-@pytest.fixture(params=[1, 3], ids=["one text", "three texts"])  # one cannot be halved
+@pytest.fixture
 def inputs(request):
-    draw = np.random.default_rng(1)
-    context = jnp.asarray(draw.standard_normal((request.param, CONTEXT)), jnp.float32)
-    tokens = jnp.asarray(draw.standard_normal((TIME, request.param, HIDDEN)), jnp.float32)
+    """Of three texts, or of as many as a test asks for: on a CPU one is one chain, more are two."""
+    draw, texts = np.random.default_rng(1), getattr(request, "param", 3)
+    context = jnp.asarray(draw.standard_normal((texts, CONTEXT)), jnp.float32)
+    tokens = jnp.asarray(draw.standard_normal((TIME, texts, HIDDEN)), jnp.float32)
     return context, tokens
 
 
@@ -64,6 +71,9 @@ def dropout_of(kinds: str, seed: int = 0, first: int = 0) -> CellDropout:
 
 
 KINDS = ["no", "step", "text", "step and text"]
+KINDS_AND_TEXTS = pytest.mark.parametrize(
+    "kinds, inputs", [*((kinds, 3) for kinds in KINDS), ("step and text", 1)], indirect=["inputs"]
+)
 CELLS = ["plain", "residual"]
 
 
@@ -101,7 +111,7 @@ def numpy_scan(cell, params, context, tokens, dropout):
 
 @pytest.mark.parametrize("form", [*FORMS, "definition"])
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("kinds", KINDS)
+@KINDS_AND_TEXTS
 def test_equals_the_equations_step_by_step(form, cell, kinds, inputs):
     dropout = dropout_of(kinds)
     run = scan_plain if form == "definition" else scan
@@ -136,9 +146,23 @@ def test_a_part_of_a_batch_sees_its_rows_of_the_masks(form):
             assert np.allclose(outputs, whole[1][:, 2:], atol=1e-5) == same
 
 
+def test_on_a_cpu_few_activations_are_one_chain(monkeypatch):
+    draw, spec = np.random.default_rng(3), replace(SPEC, form="cpu")
+    context, tokens = (jnp.asarray(draw.standard_normal(shape), jnp.float32) for shape in ((3, 6), (TIME, 3, HIDDEN)))
+    found = {}
+    for smallest in (3 * HIDDEN, 3 * HIDDEN + 1):
+        monkeypatch.setattr(cpu, "SMALLEST_SPLIT", smallest)
+        run = jax.jit(partial(scan, spec, random_params(), context, tokens, dropout_of("step")))
+        products = str(jax.make_jaxpr(run)()).count("dot_general")
+        found[products] = run()
+    assert sorted(found) == [LAYERS + 1, 2 * (LAYERS + 1)]
+    for one, two in zip(*map(jax.tree.leaves, found.values()), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("kinds", ["no", "step", "step and text"])
+@KINDS_AND_TEXTS
 def test_own_backward_pass_equals_the_plain_scans(form, cell, kinds, inputs):
     context, tokens = inputs
     weights_last, weights_hidden = (
