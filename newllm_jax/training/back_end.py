@@ -1,4 +1,4 @@
-"""What GPU kernels need: a back end that JAX has deprecated since 0.11, and multiprocessors."""
+"""What GPU kernels need: a back end that JAX has deprecated since 0.11, multiprocessors and their memory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import importlib.util
 import jax
 
 TRITON = "jax.experimental.pallas.triton"
+LARGE_SHARED_MEMORY = {"8.0": 163, "8.7": 163, "9.0": 227, "10.0": 227, "10.3": 227}  # KiB, by compute capability
+SMALL_SHARED_MEMORY = 99  # of all others from 8.0 on: graphics cards
 
 
 def triton_obstacle() -> str:
@@ -21,3 +23,10 @@ def triton_obstacle() -> str:
 def multiprocessors() -> int:
     """Of the default device; 0 where it does not say."""
     return int(getattr(jax.devices()[0], "core_count", None) or 0)
+
+
+def shared_memory() -> int:
+    """The bytes that a thread block can have on the default device, by its compute capability; no GPU has most."""
+    capability = getattr(jax.devices()[0], "compute_capability", None)
+    largest = max(LARGE_SHARED_MEMORY.values())
+    return 1024 * (LARGE_SHARED_MEMORY.get(str(capability), SMALL_SHARED_MEMORY) if capability else largest)

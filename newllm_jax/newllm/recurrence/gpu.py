@@ -14,16 +14,14 @@ import jax
 import jax.numpy as jnp
 
 from newllm_jax.newllm.recurrence.cell import CellDropout, CellParams, CellSpec, rms_norm
+from newllm_jax.newllm.recurrence.gpu_tiling import MOST_BLOCKS, SMALLEST_GROUP, Tiling, shared_bytes, tiling_for
 from newllm_jax.newllm.recurrence.gradients import Gradients, bias_gradient, kernel_gradient
-from newllm_jax.training.back_end import multiprocessors, triton_obstacle
+from newllm_jax.training.back_end import multiprocessors, shared_memory, triton_obstacle
 from newllm_jax.training.precision import PRECISIONS, product, storage_type
 
 if TYPE_CHECKING:
     from newllm_jax.newllm.recurrence.gpu_forward_kernel import Results
-    from newllm_jax.newllm.recurrence.gpu_group import Tiling
 
-SMALLEST_GROUP = 16  # thread blocks that wait for each other, and so must run at the same time
-MOST_BLOCKS = 32  # in a group
 SMALLEST_WIDTH = 256  # cut into 16 shares of 16 columns, which all versions of JAX can multiply
 
 
@@ -48,40 +46,11 @@ def obstacle(spec: CellSpec, batch: int, steps: int) -> str:
         return "32 bits cannot number the activations; use a smaller micro_batch or sequence_length"
     if 0 < multiprocessors() < SMALLEST_GROUP:
         return f"{SMALLEST_GROUP} thread blocks that wait for each other need as many multiprocessors"
+    storage, widths = storage_type(spec.precision), (spec.hidden_dim, spec.context_dim)
+    needed = shared_bytes(tiling_for(batch, storage, widths), storage, widths)
+    if needed > shared_memory():
+        return f"layers as wide need {needed} bytes of shared memory, and this GPU has {shared_memory()}"
     return triton_obstacle()
-
-
-def tiling_for(batch: int, storage: Any, widths: tuple[int, int], members: int = 1) -> Tiling:
-    """The tiling for cards that 128 blocks fill, chosen by measuring on an H200; rows of 128 on an H100.
-
-    Where the card has room for them, groups have more blocks of a small batch: otherwise half of the multiprocessors
-    are idle, and the others take long to load their columns.
-
-    Args:
-      storage: the type in which activations are stored.
-      widths: `hidden_dim` and `context_dim`.
-      members: of several in one launch, whose batches are filled up to whole groups of `tiling_for(batch, ...)`.
-    """
-    from newllm_jax.newllm.recurrence.gpu_group import Tiling
-
-    half, power_of_two = storage == jnp.bfloat16, 1 << (members * batch - 1).bit_length()
-    few = power_of_two <= 64 and min(widths) >= MOST_BLOCKS * smallest_share() and max(widths) < 1024
-    wide = batch <= 64 and min(widths) >= 1024
-    blocks = MOST_BLOCKS if (few or wide) and multiprocessors() >= 128 else SMALLEST_GROUP
-    rows = min(max(power_of_two * blocks // 128, 16), 128 if members > 1 and half else 64)
-    while members > 1 and batch % rows:
-        rows //= 2
-    if rows == 128:
-        return Tiling(rows, blocks, depth=64, warps=8, stages=4)
-    if blocks == MOST_BLOCKS and few:
-        return Tiling(rows, blocks, depth=128 if half else 64, warps=2, stages=4 if half else 3)
-    deep = half and (blocks == MOST_BLOCKS or rows == 64)
-    return Tiling(rows, blocks, depth=128 if half and not deep else 64, warps=4, stages=5 if deep else 3)
-
-
-def smallest_share() -> int:
-    """Columns of a matrix that this JAX multiplies on a tensor core, at least."""
-    return 8 if jax.__version_info__ >= (0, 9, 2) else 16
 
 
 def forward(

@@ -13,7 +13,8 @@ from jax.experimental import pallas as pl
 
 from newllm_jax.newllm.recurrence.cell import CONTEXT_BOUND, NORM_EPSILON
 from newllm_jax.newllm.recurrence.gpu_forward_kernel import inverse_rms
-from newllm_jax.newllm.recurrence.gpu_group import Group, Tiling, sigmoid
+from newllm_jax.newllm.recurrence.gpu_group import Group, sigmoid
+from newllm_jax.newllm.recurrence.gpu_tiling import Tiling
 
 
 class Inputs(NamedTuple):

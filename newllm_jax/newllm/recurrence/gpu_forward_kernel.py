@@ -21,7 +21,8 @@ from jax.experimental import pallas as pl
 
 from newllm_jax.newllm.dropout import dropout_mask
 from newllm_jax.newllm.recurrence.cell import NORM_EPSILON
-from newllm_jax.newllm.recurrence.gpu_group import Group, MixedContexts, Tiling, sigmoid
+from newllm_jax.newllm.recurrence.gpu_group import Group, MixedContexts, sigmoid
+from newllm_jax.newllm.recurrence.gpu_tiling import Tiling
 
 
 class Inputs(NamedTuple):

@@ -13,7 +13,7 @@ Shapes follow the legend of `gpu_forward_kernel.py`. Written for Pallas's Triton
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,30 +21,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from newllm_jax.newllm.recurrence.cell import CONTEXT_BOUND, NORM_EPSILON
+from newllm_jax.newllm.recurrence.gpu_tiling import Tiling
 from newllm_jax.training.grid_barrier import wait_for_blocks
 
 
 def sigmoid(x: jax.Array) -> jax.Array:
     """Written out: Triton has no such operation."""
     return 1.0 / (1.0 + jnp.exp(-x))
-
-
-class Tiling(NamedTuple):
-    """How the work is divided among thread blocks.
-
-    Attributes:
-      rows: rows of the batch in a group; `blocks` divides them, or they divide `blocks`.
-      blocks: thread blocks in a group; each computes 1 / blocks of the columns.
-      depth: columns of a product's inner dimension that are loaded at a time, at most.
-      warps: of a thread block.
-      stages: tiles in flight from device memory: the depth of the software pipeline.
-    """
-
-    rows: int
-    blocks: int
-    depth: int
-    warps: int
-    stages: int
 
 
 class MemberReference:

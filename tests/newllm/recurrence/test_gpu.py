@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from newllm_jax.config import Cell, Precision
 from newllm_jax.newllm.dropout import Dropout, Rate
 from newllm_jax.newllm.recurrence import gpu, reference
 from newllm_jax.newllm.recurrence.cell import CellDropout, CellParams, CellSpec
-from newllm_jax.newllm.recurrence.gpu_group import Tiling
+from newllm_jax.newllm.recurrence.gpu_tiling import Tiling
 
 pytestmark = pytest.mark.quick
 
@@ -142,52 +143,6 @@ def test_what_members_share_is_not_of_the_last_one_only(inputs):
     close(found[1], outputs(tokens + 1))
 
 
-@pytest.mark.parametrize("batch, members, rows", [(128, 1, 16), (128, 2, 32), (128, 8, 128), (48, 8, 16), (16, 8, 16)])
-def test_groups_of_members_are_whole(batch, members, rows):
-    assert gpu.tiling_for(batch, jnp.bfloat16, (512, 512), members).rows == rows
-
-
-@pytest.mark.parametrize("batch, rows", [(1, 16), (32, 16), (256, 32), (300, 64), (4096, 64)])
-def test_groups_fill_the_card_but_have_rows_enough(batch, rows):
-    assert gpu.tiling_for(batch, jnp.bfloat16, (512, 512)).rows == rows
-
-
-@pytest.fixture
-def card(monkeypatch):
-    """Pretends that the GPU has some multiprocessors."""
-    return lambda count: monkeypatch.setattr(gpu, "multiprocessors", lambda: count)
-
-
-@pytest.mark.parametrize("batch, members, rows, blocks", [(64, 1, 16, 32), (64, 3, 64, 32), (128, 1, 16, 16)])
-def test_wide_layers_of_a_small_batch_are_shared_out_among_more_blocks(card, batch, members, rows, blocks):
-    card(132)
-    tiling = gpu.tiling_for(batch, jnp.bfloat16, (1024, 1024), members)
-    assert (tiling.rows, tiling.blocks) == (rows, blocks)
-    assert members * batch // rows * blocks <= 128  # one wave
-    card(108)
-    assert gpu.tiling_for(batch, jnp.bfloat16, (1024, 1024), members).blocks == 16
-
-
-def test_other_layers_are_not(card):
-    card(132)
-    assert gpu.tiling_for(64, jnp.float32, (1024, 1024)).blocks == 32
-    for widths in ((512, 1024), (1024, 512)):
-        assert gpu.tiling_for(64, jnp.float32, widths).blocks == gpu.tiling_for(64, jnp.bfloat16, widths).blocks == 16
-
-
-@pytest.mark.parametrize("storage", [jnp.bfloat16, jnp.float32])
-@pytest.mark.parametrize(
-    "batch, members, share, count, blocks",
-    [(32, 1, 8, 132, 32), (32, 2, 8, 132, 32), (64, 1, 8, 132, 32), (65, 1, 8, 132, 16), (32, 3, 8, 132, 16),
-     (32, 1, 8, 108, 16), (32, 1, 16, 132, 16)],
-)  # fmt: skip
-def test_few_rows_are_shared_out_among_more_blocks(card, monkeypatch, storage, batch, members, share, count, blocks):
-    card(count)
-    monkeypatch.setattr(gpu, "smallest_share", lambda: share)
-    tiling = gpu.tiling_for(batch, storage, (512, 256), members)
-    assert (tiling.rows, tiling.blocks, tiling.warps) == (16, blocks, 2 if blocks == 32 else 4)
-
-
 def test_both_ways_and_their_members_have_one_tiling(monkeypatch):
     (hidden, width), asked, tiling_for = (512, 256), [], gpu.tiling_for
     monkeypatch.setattr(gpu, "tiling_for", lambda *sizes: asked.append(sizes[:3]) or tiling_for(*sizes))
@@ -208,19 +163,18 @@ def test_both_ways_and_their_members_have_one_tiling(monkeypatch):
     ] * 2  # fmt: skip
 
 
-def test_a_card_on_which_a_group_cannot_run_is_an_obstacle(card):
+def test_a_card_on_which_a_group_cannot_run_is_an_obstacle(monkeypatch):
     spec = CellSpec(512, 256, 2, "plain", "bf16", "gpu")
     for count, found in ((14, "need as many multiprocessors"), (16, ""), (0, "")):  # 0: unknown
-        card(count)
+        monkeypatch.setattr(gpu, "multiprocessors", lambda count=count: count)
         assert (found in gpu.obstacle(spec, 64, 63)) if found else gpu.obstacle(spec, 64, 63) == ""
 
 
-def test_groups_of_several_members_run_at_the_same_time(card):
-    card(132)
-    for batch in (16, 48, 64, 128):
-        for width in (256, 1024):
-            for members in range(1, 9):
-                tiling = gpu.tiling_for(batch, jnp.bfloat16, (width, width), members)
-                largest = tiling.rows in (64, 128) or 2 * tiling.rows > batch or batch % (2 * tiling.rows)
-                assert largest or members * batch // tiling.rows * tiling.blocks <= 128
-                assert tiling.blocks <= gpu.MOST_BLOCKS
+def test_layers_too_wide_for_the_memory_of_a_multiprocessor_are_an_obstacle(monkeypatch):
+    device = SimpleNamespace(platform="gpu", compute_capability="8.9", core_count=58)
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert gpu.obstacle(CellSpec(512, 4096, 2, "plain", "bf16", "gpu"), 32, 63) == ""
+    found = gpu.obstacle(CellSpec(512, 16384, 2, "plain", "bf16", "gpu"), 32, 63)
+    assert found == "layers as wide need 197632 bytes of shared memory, and this GPU has 101376"
+    device.compute_capability = "9.0"
+    assert gpu.obstacle(CellSpec(512, 16384, 2, "plain", "bf16", "gpu"), 32, 63) == ""

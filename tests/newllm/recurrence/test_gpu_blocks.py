@@ -16,7 +16,7 @@ from newllm_jax.config import Cell
 from newllm_jax.newllm.dropout import Dropout, Rate
 from newllm_jax.newllm.recurrence import gpu, gpu_group
 from newllm_jax.newllm.recurrence.cell import CellDropout, CellParams, CellSpec
-from newllm_jax.newllm.recurrence.gpu_group import Tiling
+from newllm_jax.newllm.recurrence.gpu_tiling import Tiling
 from tests.blocks_as_threads import run_blocks_as_threads
 
 TIME, BATCH, HIDDEN, CONTEXT, LAYERS = 2, 20, 32, 16, 3
