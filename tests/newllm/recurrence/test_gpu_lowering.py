@@ -9,16 +9,21 @@ import pytest
 pytest.importorskip("jax.experimental.pallas.triton", reason="this JAX has no Triton back end of Pallas")
 
 from newllm_jax.newllm.dropout import Dropout, Rate
+from newllm_jax.newllm.recurrence import gpu_tiling
 from newllm_jax.newllm.recurrence.cell import CellDropout, CellParams, CellSpec
 from newllm_jax.newllm.recurrence.scan import scan
 
-TIME, BATCH, HIDDEN, CONTEXT, LAYERS = 63, 128, 512, 256, 3
+pytestmark = pytest.mark.quick
+
+TIME, HIDDEN, CONTEXT, LAYERS = 63, 512, 256, 3
 
 
 @pytest.mark.parametrize("cell", ["plain", "residual"])
 @pytest.mark.parametrize("kinds", [(), ("step", "text")], ids=["no dropout", "dropout"])
 @pytest.mark.parametrize("precision", ["bf16", "tf32"])
-def test_both_kernels_are_translated(cell, kinds, precision):
+@pytest.mark.parametrize("batch", [128, 32], ids="batch {}".format)  # few rows have more blocks
+def test_both_kernels_are_translated(monkeypatch, cell, kinds, precision, batch):
+    monkeypatch.setattr(gpu_tiling, "multiprocessors", lambda: 132)
     spec = CellSpec(HIDDEN, CONTEXT, LAYERS, cell, precision, "gpu")
     masks = Dropout(jnp.array([3, 4], jnp.uint32), Rate.from_share(0.1))
     dropout = CellDropout(*(masks if kind in kinds else None for kind in ("step", "text")))
@@ -36,6 +41,10 @@ def test_both_kernels_are_translated(cell, kinds, precision):
         gates=(shape(HIDDEN, 3 * CONTEXT), shape(3 * CONTEXT)),
         norm=(shape(CONTEXT), shape(CONTEXT)),
     )
-    traced = jax.jit(jax.grad(total, (0, 1, 2))).trace(params, shape(BATCH, CONTEXT), shape(TIME, BATCH, HIDDEN))
-    program = traced.lower(lowering_platforms=("cuda",)).as_text()
+    traced = jax.jit(jax.grad(total, (0, 1, 2))).trace(params, shape(batch, CONTEXT), shape(TIME, batch, HIDDEN))
+    try:
+        program = traced.lower(lowering_platforms=("cuda",)).as_text()
+    except RuntimeError as error:  # JAX 0.11 asks the GPU what it is
+        assert "No supported GPU devices" in str(error)
+        pytest.skip(str(error))
     assert all(program.count(f'name = "{name}"') == 1 for name in ("forward_kernel", "backward_kernel"))
