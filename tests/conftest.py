@@ -219,6 +219,20 @@ def products():
 
 
 @pytest.fixture
+def program_for_a_gpu():
+    """The program of a function that calls a GPU kernel, as it is translated for NVIDIA GPUs; none is needed."""
+
+    def find(function, *arguments) -> str:
+        try:
+            return jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+        except RuntimeError as error:  # JAX 0.11 asks the GPU what it is
+            assert "No supported GPU devices" in str(error)
+            pytest.skip(str(error))
+
+    return find
+
+
+@pytest.fixture
 def newllm(capsys):
     """Runs a command in this process: its exit code, stdout and stderr."""
 

@@ -8,7 +8,7 @@ import jax
 
 TRITON = "jax.experimental.pallas.triton"
 LARGE_SHARED_MEMORY = {"8.0": 163, "8.7": 163, "9.0": 227, "10.0": 227, "10.3": 227}  # KiB, by compute capability
-SMALL_SHARED_MEMORY = 99  # of all others from 8.0 on: graphics cards
+SMALL_SHARED_MEMORY = 99  # KiB, of graphics cards, and of what is not listed
 
 
 def triton_obstacle() -> str:
@@ -26,7 +26,7 @@ def multiprocessors() -> int:
 
 
 def shared_memory() -> int:
-    """The bytes that a thread block can have on the default device, by its compute capability; no GPU has most."""
+    """The bytes that a thread block can have on the default device; where that is no GPU, the most that one has."""
     capability = getattr(jax.devices()[0], "compute_capability", None)
     largest = max(LARGE_SHARED_MEMORY.values())
     return 1024 * (LARGE_SHARED_MEMORY.get(str(capability), SMALL_SHARED_MEMORY) if capability else largest)

@@ -60,7 +60,7 @@ def forward(
     context_in = params.context_in.T  # transposed once, not at every step
     *hidden, gates_in = [(kernel.T, bias[:, None]) for kernel, bias in (*params.hidden, params.gates)]
     texts = len(context)
-    divided = partial(_divided, chains_of(spec, texts))
+    divided = partial(_divided, _chains(spec, texts))
     layer_size = jnp.uint32((spec.mask_texts or texts) * spec.hidden_dim)
     ordinals = jnp.arange(texts * spec.hidden_dim, dtype=jnp.uint32).reshape(texts, spec.hidden_dim)
     text_masks = [
@@ -106,7 +106,7 @@ def backward(
     d_outputs: jax.Array,
 ) -> Gradients:
     """The gradients of all inputs; arguments of `reference.backward`."""
-    residual, divided = spec.cell == "residual", partial(_divided, chains_of(spec, len(d_last)))
+    residual, divided = spec.cell == "residual", partial(_divided, _chains(spec, len(d_last)))
 
     def step(
         d_context: jax.Array, context: jax.Array, hidden: tuple[jax.Array, ...], gates: jax.Array, d_output: jax.Array
@@ -145,7 +145,7 @@ def backward(
     )
 
 
-def chains_of(spec: CellSpec, texts: int) -> int:
+def _chains(spec: CellSpec, texts: int) -> int:
     """Into how many chains a batch is divided."""
     return 2 if texts > 1 and texts * spec.hidden_dim >= SMALLEST_SPLIT else 1
 

@@ -11,7 +11,7 @@ from newllm_jax.training.back_end import multiprocessors, shared_memory
 
 SMALLEST_GROUP = 16  # thread blocks that wait for each other, and so must run at the same time
 MOST_BLOCKS = 32  # in a group
-SMALLEST_DEPTH = 16  # that the tensor cores multiply
+SMALLEST_ROWS = SMALLEST_DEPTH = 16  # that the tensor cores multiply
 
 
 class Tiling(NamedTuple):
@@ -33,7 +33,7 @@ class Tiling(NamedTuple):
 
 
 def tiling_for(batch: int, storage: Any, widths: tuple[int, int], members: int = 1) -> Tiling:
-    """The fastest tiling that the shared memory of the default device has room for, with shallower tiles if need be.
+    """The fastest tiling, or a smaller one where the shared memory of the default device has no room for it.
 
     Args:
       storage: the type in which activations are stored.
@@ -41,8 +41,13 @@ def tiling_for(batch: int, storage: Any, widths: tuple[int, int], members: int =
       members: of several in one launch, whose batches are filled up to whole groups of `tiling_for(batch, ...)`.
     """
     tiling = _fastest_tiling(batch, storage, widths, members)
-    while shared_bytes(tiling, storage, widths) > shared_memory() and tiling.depth > SMALLEST_DEPTH:
-        tiling = tiling._replace(depth=tiling.depth // 2)
+    while shared_bytes(tiling, storage, widths) > shared_memory():
+        if tiling.depth > SMALLEST_DEPTH:
+            tiling = tiling._replace(depth=tiling.depth // 2)
+        elif tiling.rows > SMALLEST_ROWS:
+            tiling = tiling._replace(rows=tiling.rows // 2)
+        else:
+            break  # an obstacle of the kernels
     return tiling
 
 
@@ -56,7 +61,7 @@ def _fastest_tiling(batch: int, storage: Any, widths: tuple[int, int], members: 
     few = power_of_two <= 64 and min(widths) >= MOST_BLOCKS * smallest_share() and max(widths) < 1024
     wide = batch <= 64 and min(widths) >= 1024
     blocks = MOST_BLOCKS if (few or wide) and multiprocessors() >= 128 else SMALLEST_GROUP
-    rows = min(max(power_of_two * blocks // 128, 16), 128 if members > 1 and half else 64)
+    rows = min(max(power_of_two * blocks // 128, SMALLEST_ROWS), 128 if members > 1 and half else 64)
     while members > 1 and batch % rows:
         rows //= 2
     if rows == 128:

@@ -143,7 +143,7 @@ def test_what_members_share_is_not_of_the_last_one_only(inputs):
     close(found[1], outputs(tokens + 1))
 
 
-def test_both_ways_and_their_members_have_one_tiling(monkeypatch):
+def test_both_passes_ask_for_one_tiling(monkeypatch):
     (hidden, width), asked, tiling_for = (512, 256), [], gpu.tiling_for
     monkeypatch.setattr(gpu, "tiling_for", lambda *sizes: asked.append(sizes[:3]) or tiling_for(*sizes))
     spec = CellSpec(hidden, width, 2, "plain", "bf16", "gpu")

@@ -98,9 +98,10 @@ def test_tiles_fit_into_the_memory_of_a_multiprocessor(monkeypatch, capability, 
     assert shared_memory() == 1024 * kib
     depths = set()
     for batch in (16, 32, 64, 128, 512):
-        for widths in ((512, 256), (512, 1024), (1024, 1024), (2048, 2048)):
+        for widths in ((512, 256), (512, 1024), (1024, 1024), (2048, 2048), (512, 4096)):
             for members in (1, 3):
                 tiling = tiling_for(batch, storage, widths, members)
                 assert shared_bytes(tiling, storage, widths) <= shared_memory()
+                assert members == 1 or batch % tiling.rows == 0
                 depths.add(tiling.depth)
     assert min(depths) >= SMALLEST_DEPTH and max(depths) == (128 if storage == BF16 else 64)
