@@ -155,7 +155,7 @@ class SweepTraining:
     def __init__(self, config: NewLLMConfig, members: int, mesh: DeviceMesh, updates: int) -> None:
         vocabulary, copies = VOCABULARY["advanced"], range(members)
         model = training_model(config, vocabulary, training_precision(config))
-        self.updates: Any = build_members(config, model, 100, mesh).updates
+        self.updates: Any = build_members(config, model, 100, members, mesh).updates
         _, optimizer = build_training(config, model, 100)
 
         def stack(trees: list[Any]) -> Any:

@@ -14,7 +14,7 @@ from benchmarks.subjects.jax_training import JaxTraining, write_weights
 from newllm_jax.config import NewLLMConfig
 from newllm_jax.newllm.model import ContextVectorLM
 from newllm_jax.newllm.recurrence.cell import Form
-from newllm_jax.newllm.updates import build_training, initial_state, training_model, training_precision
+from newllm_jax.newllm.updates import build_training, initial_state, time_loop_forms, training_model, training_precision
 from newllm_jax.training.split import epoch_order
 
 
@@ -25,14 +25,10 @@ def orders(seed: int, examples: int, batch: int, updates: int) -> np.ndarray:
     return flat[: updates * batch].reshape(updates, batch)
 
 
-# The only lines of the benchmarks that name the forms of the time loop: `loop_forms` and `with_form`.
-PLAIN_FORMS = ("plain", "cpu")  # those that run on every device
-
-
 def loop_forms(config: NewLLMConfig) -> list[Form]:
     """The forms of the time loop that this device can run; the first is the one that the library trains with."""
-    chosen = training_model(config, 1, training_precision(config)).form
-    return [chosen, *(form for form in PLAIN_FORMS if form != chosen)]
+    model = ContextVectorLM.from_config(config, 1, training_precision(config))
+    return time_loop_forms(config, model)
 
 
 def with_form(model: ContextVectorLM, form: Form) -> ContextVectorLM:

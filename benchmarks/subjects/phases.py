@@ -1,14 +1,14 @@
-"""The two passes of New-LLM's time loop on a GPU, with the waits of its kernels and without: what waiting takes.
+"""The two passes of New-LLM's time loop on a GPU, by form; of `gpu.py` also without the waits: what waiting takes.
 
 Without them, results are wrong: thread blocks read what others have not written yet. A pass is its kernel and what XLA
 does before and after it; backward, that is the gradients of the weights. So the time of a pass by its number of phases
-is more than that of a phase, but the difference between both forms is the waits' alone.
+is more than that of a phase, but the difference between both ways is the waits' alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,38 +21,48 @@ from benchmarks.harness.timing import block_seconds, spread
 from newllm_jax.config import NewLLMConfig
 from newllm_jax.errors import InputError
 from newllm_jax.newllm.dropout import Dropout
-from newllm_jax.newllm.model import dropout_rates
-from newllm_jax.newllm.recurrence import gpu
-from newllm_jax.newllm.recurrence.cell import CellDropout, CellParams, CellSpec
-from newllm_jax.newllm.updates import training_model, training_precision
+from newllm_jax.newllm.model import ContextVectorLM, dropout_rates
+from newllm_jax.newllm.recurrence.cell import CellDropout, CellParams, CellSpec, Form
+from newllm_jax.newllm.recurrence.scan import forms_for, kernel_obstacle, module_of
+from newllm_jax.newllm.updates import training_precision
+
+KERNELS = {"gpu": "", "cluster": ", in clusters"}  # the forms that are kernels, as their rows are called
 
 
 def measure(task: dict[str, Any]) -> dict[str, Any]:
-    """A row of each pass: its seconds as it is and without waits, and the number of its phases.
+    """A row of each pass in each form that has kernels: its seconds as it is and without waits, and its phases.
 
     Raises:
       InputError: the kernels cannot run here.
     """
     config = NewLLMConfig.from_dict(task["config"])
     precision, steps = training_precision(config), config.sequence_length - 1
-    spec = replace(training_model(config, 1, precision).spec, form="gpu")
-    if reason := gpu.obstacle(spec, config.batch_size, steps):
+    spec = ContextVectorLM.from_config(config, 1, precision).spec
+    if reason := kernel_obstacle(spec, config.batch_size, steps):
         raise InputError(f"sweep: phases are those of the GPU kernels: {reason}")
-    found = []
-    for without in (nullcontext, waits_left_out):
-        with without():
-            passes = loop_passes(spec, config, steps)
-            seconds = {name: block_seconds(run, task["updates"], task["repeats"]) for name, run in passes.items()}
-            found.append({name: spread(each) for name, each in seconds.items()})
-    as_it_is, without_waits = found
-    counts = phase_counts(spec, steps)
-    return {"rows": [
-        {
-            "name": name, "precision": precision, "phases": counts[name], "seconds": as_it_is[name],
-            "seconds_without_waits": without_waits[name],
-        }
-        for name in counts
-    ]}  # fmt: skip
+
+    def times(form: Form) -> dict[str, dict[str, float]]:
+        passes = loop_passes(replace(spec, form=form), config, steps)
+        seconds = {name: block_seconds(run, task["updates"], task["repeats"]) for name, run in passes.items()}
+        return {name: spread(each) for name, each in seconds.items()}
+
+    rows = []
+    for form in forms_for(spec, config.batch_size, steps):
+        if form not in KERNELS:
+            continue
+        as_it_is, without = times(form), {}
+        if form == "gpu":
+            with waits_left_out():
+                without = times(form)
+        for name, phases in phase_counts(spec, steps).items():
+            row = {
+                "name": f"{name}{KERNELS[form]}",
+                "precision": precision,
+                "phases": phases,
+                "seconds": as_it_is[name],
+            }
+            rows.append(row | ({"seconds_without_waits": without[name]} if without else {}))
+    return {"rows": rows}
 
 
 def phase_counts(spec: CellSpec, steps: int) -> dict[str, int]:
@@ -81,8 +91,9 @@ def loop_passes(spec: CellSpec, config: NewLLMConfig, steps: int) -> dict[str, C
         Dropout.from_key(key, rates[name], 0) if name in rates else None for name in ("dropout", "variational_dropout")
     ))  # fmt: skip
     inputs = params, normal(batch, width), normal(steps, batch, hidden)
-    forward = jax.jit(lambda params, context, tokens: gpu.forward(spec, params, context, tokens, dropout))
-    backward = jax.jit(lambda *given: gpu.backward(spec, given[0], given[1], dropout, *given[2:]))
+    loop = module_of(spec.form)
+    forward = jax.jit(lambda params, context, tokens: loop.forward(spec, params, context, tokens, dropout))
+    backward = jax.jit(lambda *given: loop.backward(spec, given[0], given[1], dropout, *given[2:]))
     _, stored = forward(*inputs)
     return {
         "forward": partial(_run, forward, inputs),

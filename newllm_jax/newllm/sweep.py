@@ -249,7 +249,7 @@ def _fit(runs: Mapping[GridMember, OpenRun], stopping: Stopping, narrate: Narrat
     """Trains runs side by side; why some of them could not go on, by number."""
     first = next(iter(runs.values())).setup
     mesh = sweep_mesh(first.config, len(runs))
-    program = build_members(first.config, first.model, first.data.steps(first.config), mesh)
+    program = build_members(first.config, first.model, first.data.steps(first.config), len(runs), mesh)
     members = []
     for member, run in runs.items():
         run.run.write_metrics(run.history)

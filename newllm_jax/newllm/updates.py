@@ -12,8 +12,8 @@ from newllm_jax.config import NewLLMConfig, Precision, check
 from newllm_jax.newllm.dropout import Rate
 from newllm_jax.newllm.loss import initial_carry, next_word_loss
 from newllm_jax.newllm.model import DROPOUTS, ContextVectorLM, dropout_rates
-from newllm_jax.newllm.recurrence import gpu
-from newllm_jax.newllm.recurrence.scan import form_for
+from newllm_jax.newllm.recurrence import scan
+from newllm_jax.newllm.recurrence.cell import Form
 from newllm_jax.newllm.run import init_params
 from newllm_jax.training.gradient import LossFn
 from newllm_jax.training.loop import Training
@@ -65,11 +65,22 @@ def training_precision(config: NewLLMConfig) -> Precision:
     return resolve_precision(config.precision)
 
 
-def training_model(config: NewLLMConfig, vocabulary_size: int, precision: Precision) -> ContextVectorLM:
-    """The model of a configuration as it is trained, with the fastest form of the time loop."""
-    model, mesh = ContextVectorLM.from_config(config, vocabulary_size, precision), training_mesh(config)
-    form = form_for(model.spec, config.examples_at_once // mesh.size, config.sequence_length - 1)
-    return model.clone(form=form)
+def training_model(
+    config: NewLLMConfig, vocabulary_size: int, precision: Precision, members: int = 1
+) -> ContextVectorLM:  # fmt: skip
+    """The model of a configuration as it is trained, with the fastest form of the time loop.
+
+    Args:
+      members: trainings that a device computes side by side.
+    """
+    model = ContextVectorLM.from_config(config, vocabulary_size, precision)
+    return model.clone(form=time_loop_forms(config, model, members)[0])
+
+
+def time_loop_forms(config: NewLLMConfig, model: ContextVectorLM, members: int = 1) -> list[Form]:
+    """The forms of the time loop that can train a model, the fastest first; `members` as in `training_model`."""
+    batch = config.examples_at_once // training_mesh(config).size
+    return scan.forms_for(model.spec, batch, config.sequence_length - 1, members)
 
 
 def training_mesh(config: NewLLMConfig) -> DeviceMesh:
@@ -93,9 +104,9 @@ def slow_loop_warning(config: NewLLMConfig) -> str:
 
 
 def kernel_obstacle(config: NewLLMConfig, precision: Precision, batch: int) -> str:
-    """`gpu.obstacle` of a configuration, for `batch` texts at a time."""
+    """`scan.kernel_obstacle` of a configuration, for `batch` texts at a time."""
     spec = ContextVectorLM.from_config(config, 1, precision).spec
-    return gpu.obstacle(spec, batch, config.sequence_length - 1)
+    return scan.kernel_obstacle(spec, batch, config.sequence_length - 1)
 
 
 def initial_state(
@@ -119,15 +130,16 @@ def build_training(
 
 
 def build_members(
-    config: NewLLMConfig, model: ContextVectorLM, steps_per_epoch: int, mesh: DeviceMesh = ONE_DEVICE
+    config: NewLLMConfig, model: ContextVectorLM, steps_per_epoch: int, members: int, mesh: DeviceMesh = ONE_DEVICE
 ) -> Program:  # fmt: skip
     """The compiled functions of trainings that differ from a configuration in `NUMBERS` and `OUTSIDE` only.
 
     Args:
+      members: how many trainings there are.
       mesh: the devices that share out the members.
     """
     config = config.override({"mesh": str(ONE_DEVICE)})  # of each of them
-    model = training_model(config, model.vocabulary_size, model.precision)
+    model = training_model(config, model.vocabulary_size, model.precision, -(-members // mesh.size))
 
     def step(
         numbers: Numbers, state: TrainState, batch: Data, present: jax.Array, key: jax.Array

@@ -1,4 +1,4 @@
-"""The time loop as GPU kernels, with full groups of 16 thread blocks, beside the plain loop in strict float32.
+"""The time loop as GPU kernels, with full groups and clusters of thread blocks, beside the plain loop in float32.
 
 Errors are relative: the norm of the difference over the norm of the reference. What rounding alone makes of them was
 computed on a CPU, with the operands of the plain loop's products rounded (bf16) or truncated (tf32, as tensor cores
@@ -32,6 +32,9 @@ SHAPES = [
     (200, 256, 512, 2),
     (40, 1024, 1024, 2),
 ]  # batch, H, C, L
+CLUSTER_SHAPES = [SHAPES[0], (300, 512, 512, 6), (512, 512, 512, 3)]
+LOOPS = [(form, precision, cell) for form, precision in (("gpu", "tf32"), ("gpu", "bf16")) for cell in CELLS]
+LOOPS.append(("cluster", "bf16", "plain"))
 RESULTS, PARAMETERS, ROWS = {"tf32": 4e-3, "bf16": 8e-3}, 5e-2, 0.3  # the largest errors allowed
 RATES = {"step": 0.1, "text": 0.2}
 
@@ -68,6 +71,14 @@ def dropout_of(kinds, first=0):
     return CellDropout(**{kind: Dropout.from_key(keys[kind], Rate.from_share(RATES[kind]), first) for kind in kinds})
 
 
+def skip_where_absent(spec):
+    """Clusters of thread blocks need newer GPUs, and a newer JAX, than the other tests of this file."""
+    from newllm_jax.newllm.recurrence import cluster
+
+    if spec.form == "cluster" and (reason := cluster.obstacle(spec, 512, TIME)):
+        pytest.skip(reason)
+
+
 def loop(form, precision, shape, cell="plain", kinds=()):
     """The compiled loop: (params, context, tokens) -> its results and all gradients of a weighted sum of those."""
     from newllm_jax.newllm.recurrence.cell import CellSpec
@@ -75,6 +86,7 @@ def loop(form, precision, shape, cell="plain", kinds=()):
 
     _, hidden, context, layers = shape
     spec, dropout = CellSpec(hidden, context, layers, cell, precision, form), dropout_of(kinds)
+    skip_where_absent(spec)
     # bf16 numbers, so that no form has to round them; the same for all texts and steps
     to_last, to_outputs = (
         jax.random.normal(jax.random.key(index), (width,), jnp.bfloat16).astype(jnp.float32)
@@ -116,13 +128,15 @@ def strict(shape, cell, kinds):
     return reference, errors(run(changed, context, tokens), reference)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids="batch {0[0]} H {0[1]} C {0[2]} L {0[3]}".format)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(
+    ("form", "precision", "cell", "shape"),
+    [(*each, shape) for each in LOOPS for shape in (CLUSTER_SHAPES if each[0] == "cluster" else SHAPES)],
+    ids=lambda value: "batch {} H {} C {} L {}".format(*value) if isinstance(value, tuple) else value,
+)
 @pytest.mark.parametrize("kinds", [(), ("step",), ("step", "text")], ids="-".join)
-@pytest.mark.parametrize("precision", ["tf32", "bf16"])
-def test_results_and_gradients_equal_the_plain_loops(precision, kinds, cell, shape):
+def test_results_and_gradients_equal_the_plain_loops(kinds, form, precision, cell, shape):
     reference, of_change = strict(shape, cell, kinds)
-    ours = errors(loop("gpu", precision, shape, cell, kinds)(*inputs(*shape)), reference)
+    ours = errors(loop(form, precision, shape, cell, kinds)(*inputs(*shape)), reference)
     for found, wrong, allowed in zip(ours, of_change, (RESULTS[precision], PARAMETERS, ROWS), strict=True):
         assert max(found) < allowed
         assert max(wrong) > 2 * allowed  # such a mistake would be seen
@@ -138,15 +152,14 @@ def test_results_have_the_rounding_of_their_precision():
     assert 1e-5 < tf32 < bf16
 
 
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("precision", ["tf32", "bf16"])
-def test_a_run_gives_the_same_bits_every_time(precision, cell):
+@pytest.mark.parametrize(("form", "precision", "cell"), LOOPS)
+def test_a_run_gives_the_same_bits_every_time(form, precision, cell):
     """Blocks that read before others have written would give different numbers from run to run.
 
     The gradients of parameters are sums that XLA forms outside the kernels, in an order that may differ.
     """
-    shape = SHAPES[1]
-    run, arguments = loop("gpu", precision, shape, cell, ("step",)), inputs(*shape)
+    shape = CLUSTER_SHAPES[1] if form == "cluster" else SHAPES[1]
+    run, arguments = loop(form, precision, shape, cell, ("step",)), inputs(*shape)
 
     def bits():
         results, (_, *rows) = run(*arguments)
@@ -162,12 +175,11 @@ def test_a_run_gives_the_same_bits_every_time(precision, cell):
     np.testing.assert_array_equal(np.asarray(moved[0])[:-1], first[0][:-1])
 
 
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("precision", ["tf32", "bf16"])
-def test_members_of_a_vmap_have_the_numbers_that_each_has_alone(precision, cell):
+@pytest.mark.parametrize(("form", "precision", "cell"), LOOPS)
+def test_members_of_a_vmap_have_the_numbers_that_each_has_alone(form, precision, cell):
     """Two members of 128 texts, so that a group has other rows than in a launch of one."""
     shape = (128, 256, 256, 2)
-    run, one = loop("gpu", precision, shape, cell, ("step", "text")), inputs(*shape)
+    run, one = loop(form, precision, shape, cell, ("step", "text")), inputs(*shape)
     other = jax.tree.map(lambda leaf: leaf * 0.5, one)
     found = jax.jit(jax.vmap(run))(*jax.tree.map(lambda *leaves: jnp.stack(leaves), one, other))
     for number, member in enumerate((one, other)):
@@ -178,14 +190,15 @@ def test_members_of_a_vmap_have_the_numbers_that_each_has_alone(precision, cell)
             assert max(same) < allowed < max(different)
 
 
-@pytest.mark.parametrize("precision", ["tf32", "bf16"])
-def test_a_part_of_a_batch_sees_its_rows_of_the_masks(precision):
+@pytest.mark.parametrize(("form", "precision"), [("gpu", "tf32"), ("gpu", "bf16"), ("cluster", "bf16")])
+def test_a_part_of_a_batch_sees_its_rows_of_the_masks(form, precision):
     from newllm_jax.newllm.recurrence.cell import CellSpec
     from newllm_jax.newllm.recurrence.scan import scan
 
     batch, hidden, width, layers = SHAPES[0]
     params, context, tokens = inputs(*SHAPES[0])
-    spec, first = CellSpec(hidden, width, layers, "plain", precision, "gpu"), 10
+    spec, first = CellSpec(hidden, width, layers, "plain", precision, form), 10
+    skip_where_absent(spec)
     for kinds in (("step",), ("text",)):
         _, whole = scan(spec, params, context, tokens, dropout_of(kinds))
         for texts, same in ((batch, True), (None, False)):

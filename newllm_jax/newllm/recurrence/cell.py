@@ -13,7 +13,7 @@ the kernels of the forget gate, the input gate and the candidate side by side. I
 RMSNorm (Zhang & Sennrich 2019) has no scale of its own here: W_l would absorb it.
 
 A new option is a field of `CellSpec` with an attribute of `ContextVectorLM` of the same name, an edit of `step`, and
-what `cpu.supports` and `gpu.obstacle` say of it.
+what `cpu.supports`, `gpu.obstacle` and `cluster.obstacle` say of it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from newllm_jax.training.precision import dot, operand_type
 CONTEXT_BOUND = 10.0
 NORM_EPSILON = 1e-5
 
-Form = Literal["plain", "cpu", "gpu"]
+Form = Literal["plain", "cpu", "gpu", "cluster"]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from newllm_jax.newllm.recurrence.cell import CellDropout, CellParams, CellSpec, rms_norm
 from newllm_jax.newllm.recurrence.gpu_tiling import MOST_BLOCKS, SMALLEST_GROUP, Tiling, shared_bytes, tiling_for
 from newllm_jax.newllm.recurrence.gradients import Gradients, bias_gradient, kernel_gradient
+from newllm_jax.newllm.recurrence.launch import launch_members, pad_batch, scale_of
 from newllm_jax.training.back_end import multiprocessors, shared_memory, triton_obstacle
 from newllm_jax.training.precision import PRECISIONS, product, storage_type
 
@@ -73,11 +74,11 @@ def forward(
     (steps, batch, hidden), width = tokens.shape, context.shape[-1]
     storage, layers, residual = storage_type(spec.precision), spec.num_layers, spec.cell == "residual"
     given, tiling = tiling, tiling or tiling_for(batch, storage, (hidden, width))
-    context, tokens = _pad_batch(context, tiling.rows), _pad_batch(tokens, tiling.rows)
+    context, tokens = pad_batch(context, tiling.rows), pad_batch(tokens, tiling.rows)
     rows, texts = context.shape[0], batch if spec.mask_texts is None else spec.mask_texts
     drawn = [jnp.append(each.seeds, jnp.uint32(each.rate.least)) for each in dropout if each]
     inputs = Inputs(
-        tokens, jnp.stack(drawn) if drawn else jnp.zeros((1, 3), jnp.uint32), _scale(dropout), context,
+        tokens, jnp.stack(drawn) if drawn else jnp.zeros((1, 3), jnp.uint32), scale_of(dropout), context,
         params.context_in.T.astype(storage), jnp.swapaxes(_stacked_kernels(params, storage), 1, 2),
         jnp.stack([bias for _, bias in params.hidden]), params.gates[0].T.astype(storage), params.gates[1],
         *params.norm,
@@ -120,7 +121,7 @@ def backward(
     given, tiling = tiling, tiling or tiling_for(batch, storage, widths)
     rows = stored.gates.shape[1]
     inputs = Inputs(
-        _pad_batch(d_last, tiling.rows), _pad_batch(d_outputs, tiling.rows), _scale(dropout), stored.contexts,
+        pad_batch(d_last, tiling.rows), pad_batch(d_outputs, tiling.rows), scale_of(dropout), stored.contexts,
         stored.states, stored.outputs, stored.gates, params.context_in.astype(storage),
         _stacked_kernels(params, storage), params.gates[0].astype(storage), *params.norm, stored.activations,
         stored.state_squares, jnp.stack([bias for _, bias in params.hidden]) if residual else None,
@@ -156,24 +157,13 @@ def _tilings(given: Tiling | None, batch: int, storage: Any, widths: tuple[int, 
     return lambda members: given or tiling_for(batch, storage, widths, members)
 
 
-def _scale(dropout: CellDropout) -> jax.Array:
-    """`CellDropout.scale` as the kernels read it, `[1]`."""
-    return jnp.asarray(dropout.scale, jnp.float32).reshape(1)
-
-
 def _stacked_kernels(params: CellParams, storage: Any) -> jax.Array:
     """`[L - 1, H, H]`, those of all layers but the first."""
     return jnp.stack([kernel.astype(storage) for kernel, _ in params.hidden])
 
 
-def _pad_batch(x: jax.Array, multiple: int) -> jax.Array:
-    """Fills the batch, the last axis but one, up to a multiple with zeros."""
-    missing = -x.shape[-2] % multiple
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, missing), (0, 0)]) if missing else x
-
-
 def _call(kernel: partial[None], inputs: Any, shapes: Any, tiling_of: Callable[[int], Tiling], interpret: bool) -> Any:
-    """Launches a kernel, also for all members of a `jax.vmap` at once: a launch for each would take as often as long.
+    """Launches a kernel, also for all members of a `jax.vmap` at once.
 
     Args:
       kernel: called with the references to inputs and results as here, which have an axis of members before the others,
@@ -185,22 +175,11 @@ def _call(kernel: partial[None], inputs: Any, shapes: Any, tiling_of: Callable[[
     Returns:
       The results by the names of `shapes`.
     """
-    given = [x for x in inputs if x is not None]
 
-    @jax.custom_batching.custom_vmap
-    def launch(*arrays: jax.Array) -> list[jax.Array]:
-        return [x[0] for x in _launch(kernel, inputs, shapes, [x[None] for x in arrays], tiling_of(1), interpret)]
+    def launch(arrays: Sequence[jax.Array]) -> list[jax.Array]:
+        return _launch(kernel, inputs, shapes, arrays, tiling_of(len(arrays[0])), interpret)
 
-    @launch.def_vmap
-    def launch_members(members: int, batched: Sequence[bool], *arrays: jax.Array) -> tuple[list[jax.Array], list[bool]]:
-        stacked = [
-            x if has_members else jnp.broadcast_to(x, (members, *x.shape))
-            for x, has_members in zip(arrays, batched, strict=True)
-        ]
-        found = _launch(kernel, inputs, shapes, stacked, tiling_of(members), interpret)
-        return found, [True] * len(found)
-
-    return _fill(shapes, launch(*given))
+    return _fill(shapes, launch_members(launch, [x for x in inputs if x is not None]))
 
 
 def _launch(

@@ -42,6 +42,11 @@ class Residuals(NamedTuple):
     layers: tuple[jax.Array, ...]
 
 
+def supports(_spec: CellSpec, _batch: int, _steps: int) -> bool:
+    """Whether this form computes the cell: always."""
+    return True
+
+
 def scan_plain(
     spec: CellSpec, params: CellParams, context: jax.Array, tokens: jax.Array, dropout: CellDropout
 ) -> tuple[jax.Array, jax.Array]:
