@@ -11,8 +11,10 @@ import pytest
 from newllm_jax import train_newllm
 from newllm_jax.config import NewLLMConfig
 from newllm_jax.errors import InputError, Stopped
+from newllm_jax.newllm import sweep
 from newllm_jax.newllm.run import restore_newllm
 from newllm_jax.newllm.sweep import plan_sweep, sweep_newllm
+from newllm_jax.newllm.updates import build_members
 from newllm_jax.report.sweep import sweep_table
 
 SMALL = {
@@ -86,12 +88,15 @@ def test_what_no_program_can_share_is_another_program():
     assert [len(each["members"]) for each in plan_sweep(config(), {"seed": [0, 1, 2, 3]}, 3)["programs"]] == [2, 2]
 
 
-def test_members_stop_and_fail_alone(tmp_path):
+def test_members_stop_and_fail_alone(monkeypatch, tmp_path):
+    counted = []
+    monkeypatch.setattr(sweep, "build_members", lambda *given: counted.append(given[3]) or build_members(*given))
     grid = {"learning_rate": [1e-3, 0.1, 1e29], "seed": [0, 1]}
     settings = {"num_epochs": 5, "patience": 1, "minimum_gain": 0.05}
     result = sweep_newllm(config(**settings), grid, run_root=tmp_path, narrate=lambda _: None)
     rows = {row["name"]: row for row in result.results["members"]}
     lost = [name for name, row in rows.items() if "failed" in row]
+    assert counted == [6]  # which the form of the time loop depends on
     assert lost == ["learning_rate=1e+29, seed=0", "learning_rate=1e+29, seed=1"]
     assert "not finite" in rows[lost[0]]["failed"]
     lengths = {row["epochs"] for row in rows.values() if "epochs" in row}

@@ -1,4 +1,4 @@
-"""What trains New-LLM: the precision that `auto` stands for."""
+"""What trains New-LLM: the precision that `auto` stands for, and the form of the time loop."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ import pytest
 
 from newllm_jax.config import NewLLMConfig, load_config
 from newllm_jax.errors import InputError
-from newllm_jax.newllm.updates import slow_loop_warning, training_precision
+from newllm_jax.newllm import updates
+from newllm_jax.newllm.recurrence import cluster
+from newllm_jax.newllm.updates import slow_loop_warning, training_model, training_precision
+from newllm_jax.training.mesh import DeviceMesh
 
 pytestmark = pytest.mark.quick
 
 
 def pretend(monkeypatch, capability: str | None) -> None:
-    found = SimpleNamespace(device_kind="some device", **({"compute_capability": capability} if capability else {}))
+    capabilities = {"compute_capability": capability} if capability else {}
+    found = SimpleNamespace(device_kind="some device", platform="gpu", **capabilities)
     monkeypatch.setattr(jax, "devices", lambda: [found])
 
 
@@ -43,7 +47,7 @@ def test_a_named_precision_is_taken_or_refused(monkeypatch):
 
 
 def test_a_gpu_that_loses_its_kernels_says_why(monkeypatch):
-    even, uneven = load_config("advanced"), load_config("advanced", {"hidden_dim": 384})
+    even, uneven = load_config("baseline"), load_config("baseline", {"hidden_dim": 384})
     pretend(monkeypatch, "9.0")
     assert "powers of two from 256" in slow_loop_warning(uneven)
     assert slow_loop_warning(uneven.override({"precision": "fp32"})) == ""  # asked for
@@ -57,3 +61,35 @@ def test_a_gpu_that_loses_its_kernels_says_why(monkeypatch):
 def test_a_gpu_with_its_kernels_says_nothing(monkeypatch):
     pretend(monkeypatch, "9.0")
     assert slow_loop_warning(load_config("advanced")) == ""
+
+
+def test_what_fits_into_clusters_needs_no_other_kernels(monkeypatch):
+    config = load_config("advanced")
+    monkeypatch.setattr(cluster, "mosaic_obstacle", lambda: "")
+    monkeypatch.setitem(sys.modules, "jax.experimental.pallas.triton", None)
+    for capability, precision, lost in (("9.0", "bf16", False), ("8.9", "tf32", True)):
+        pretend(monkeypatch, capability)
+        assert training_precision(config) == precision
+        assert bool(slow_loop_warning(config)) == lost
+
+
+@pytest.mark.usefixtures("triton")
+def test_the_form_of_the_time_loop_follows_the_texts_on_a_device(monkeypatch):
+    """Of members that a device computes side by side, all of them count."""
+    monkeypatch.setattr(cluster, "mosaic_obstacle", lambda: "")
+    pretend(monkeypatch, "9.0")
+    config = load_config("advanced", {"mesh": "data=1"})
+
+    def form(batch, *members):
+        return training_model(config.override({"batch_size": batch}), 11, "bf16", *members).form
+
+    assert [form(64), form(512), form(64, 4), form(512, 2)] == ["gpu", "cluster", "cluster", "gpu"]
+
+
+def test_a_sweep_counts_the_members_of_each_device(monkeypatch):
+    counted, config = [], load_config("quickstart")
+    model = training_model(config, 11, "fp32")
+    monkeypatch.setattr(updates, "training_model", lambda *given: counted.append(given[-1]) or model)
+    monkeypatch.setattr(updates, "make_program", lambda *_: None)
+    updates.build_members(config, model, 1, 5, DeviceMesh(2))
+    assert counted[0] == 3
