@@ -18,6 +18,7 @@ from newllm_jax.newllm.recurrence.cluster_group import (
     load,
     load_by_rows,
     sigmoid,
+    to,
     total,
 )
 from newllm_jax.newllm.recurrence.cluster_tiling import COLUMNS, ROWS
@@ -127,13 +128,19 @@ def backward_kernel(inputs: Inputs, results: Results, between: Between, shared: 
         d_gates, direct = gates_backward(t, *carry)
         d_state = load(inputs.d_outputs.at[member, t, rows, here]).astype(jnp.float32)
         state = load(inputs.outputs.at[member, t, rows, here])
-        for part, gradient in enumerate(d_gates):
-            group.exchange(sent + part, gradient, results.d_gates.at[member, t, rows, group.columns(part)])
-            d_state = d_state + group.product(sent + part, chunk + part * group.per_product)
+
+        def gate(part: Any, d_state: jax.Array) -> jax.Array:
+            gradient = lax.switch(part, [lambda: d_gates[0], lambda: d_gates[1], lambda: d_gates[2]])
+            place = results.d_gates.at[member, t, rows, group.columns(part)]
+            group.exchange(sent + part, gradient, to(place))
+            return d_state + group.product(sent + part, chunk + part * group.per_product)
+
+        d_state = lax.fori_loop(0, 3, gate, d_state)
 
         def send(above: Any, d_state: jax.Array, state: jax.Array, place: Any, meanwhile: Any) -> tuple[jax.Array, Any]:
             """Sends d_z of the layer that has `above` layers above it, and multiplies it: d_h of the layer below."""
-            found = group.exchange(sent + 3 + above, relu_backward(d_state, state), place, meanwhile)
+            d_pre = relu_backward(d_state, state)
+            found = group.exchange(sent + 3 + above, d_pre, to(place), meanwhile)
             return group.product(sent + 3 + above, chunk + (3 + above) * group.per_product), found
 
         def hidden_layer(above: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, Any]:

@@ -82,8 +82,8 @@ def forward_kernel(
         m_(t+1) = sigmoid(f) * c_t + sigmoid(i) * d
 
     Each line ends with an exchange, m with one of its rows' means and deviations. A block keeps its columns of c_t in
-    registers. While it waits for an exchange, it stores what only the backward pass reads, and loads the next step's
-    tokens. Other warps of the block draw the dropout masks.
+    registers. While it waits for an exchange, it takes the next mask, which other warps of the block draw, or loads the
+    next step's tokens. Layers and gates are loops, so that the kernel is short: it is compiled for every run.
 
     Args:
       texts: of the batch that the dropout masks are drawn for, without padding; `cell.compute_layer` counts likewise.
@@ -167,34 +167,40 @@ def compute_steps(inputs: Inputs, results: Results, between: Between, shared: Sh
     def step(t: Any, carry: tuple[jax.Array, jax.Array, Any]) -> tuple[jax.Array, jax.Array, Any]:
         context, token_part, kept = carry
         sent, chunk = t * (layers + 1), t * group.chunks
+        results.contexts[member, t, rows, here] = context
 
-        def store_context() -> Any:
-            results.contexts[member, t, rows, here] = context
-            return mask(t * layers + 1)
+        def layer(number: Any, carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+            """Takes what is added to its product, and its mask; gives those of the next."""
+            added, kept = carry
+            x = activate(group.product(sent + number, chunk + number * group.per_product) + added, kept)
 
-        x = activate(group.product(sent, chunk) + token_part, kept)
-        kept = group.exchange(sent + 1, x, results.states.at[member, 0, t, rows, here], store_context)
+            def store(tile: Any) -> None:
+                @pl.when(number < layers - 1)
+                def _() -> None:
+                    plgpu.copy_smem_to_gmem(tile, results.states.at[member, number, t, rows, here])
 
-        def hidden_layer(layer: Any, kept: Any, place: Any) -> Any:
-            x = group.product(sent + layer, chunk + layer * group.per_product) + group.vector(layer - 1)
-            return group.exchange(sent + layer + 1, activate(x, kept), place, lambda: mask(t * layers + layer + 1))
+                @pl.when(number == layers - 1)
+                def _() -> None:
+                    plgpu.copy_smem_to_gmem(tile, results.outputs.at[member, t, rows, here])
 
-        kept = lax.fori_loop(
-            1, layers - 1,
-            lambda layer, kept: hidden_layer(layer, kept, results.states.at[member, layer, t, rows, here]), kept,
-        )  # fmt: skip
-        kept = hidden_layer(layers - 1, kept, results.outputs.at[member, t, rows, here])
+            def following() -> tuple[jax.Array, Any]:
+                return group.vector(number), mask(t * layers + number + 1)
 
-        def gate(part: int) -> jax.Array:
-            """Stores what only the backward pass reads while the next weights arrive."""
+            return group.exchange(sent + number + 1, x, store, following)
+
+        _, kept = lax.fori_loop(0, layers, layer, (token_part, kept))
+
+        def gate(part: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            """f, i and d in turn; stores what only the backward pass reads while the next weights arrive."""
+            sums, before = carry
             first = chunk + (layers + part) * group.per_product
             x = group.product(sent + layers, first) + group.vector(layers - 1 + part)
             results.gates[member, t, rows, group.columns(part)] = x
-            return x
+            opened = sigmoid(x)
+            mixed = lax.switch(part, [lambda: opened * context, lambda: sums, lambda: sums + before * x])
+            return mixed, opened
 
-        mixed = sigmoid(gate(0)) * context
-        update = sigmoid(gate(1))
-        mixed = mixed + update * gate(2)
+        mixed, _ = lax.fori_loop(0, 3, gate, (context, context))
         mean, inverse = moments(group, mixed)
 
         @pl.when(group.rank == 0)

@@ -206,13 +206,19 @@ class Cluster(Rows):
         self._ask_for(first + self.per_product - 1 + SLOTS)
         return x
 
-    def exchange(self, number: Any, x: jax.Array, place: Any = None, meanwhile: Callable[[], Any] = lambda: ()) -> Any:
+    def exchange(
+        self,
+        number: Any,
+        x: jax.Array,
+        store: Callable[[Any], None] | None = None,
+        meanwhile: Callable[[], Any] = lambda: (),
+    ) -> Any:
         """Sends this block's columns to all blocks, and waits for theirs.
 
         Args:
           number: counts the exchanges, from 0.
           x: `[R, 64]`; rounded to bf16.
-          place: where it is stored, too; None for nowhere.
+          store: starts a copy of the rounded columns, in shared memory, to where the backward pass or XLA reads them.
           meanwhile: work for the time until the others' columns are there.
 
         Returns:
@@ -224,9 +230,9 @@ class Cluster(Rows):
         plgpu.commit_smem()
         between = self.between.columns.at[slot, self.number]
         plgpu.copy_smem_to_gmem(shared.tile, between.at[self.rank])
-        if place is not None:
-            plgpu.copy_smem_to_gmem(shared.tile, place)
-        plgpu.wait_smem_to_gmem(0 if place is None else 1)  # the first of both is in device memory
+        if store:
+            store(shared.tile)
+        plgpu.wait_smem_to_gmem(1 if store else 0)  # the first of both is in device memory
         plgpu.copy_gmem_to_smem(between, shared.held.at[slot], shared.held_arrived.at[slot], collective_axes="rank")
         found = meanwhile()
         plgpu.barrier_wait(shared.held_arrived.at[slot])
@@ -248,6 +254,11 @@ class Cluster(Rows):
         plgpu.barrier_wait(shared.row_values_arrived)
         first, second = ([shared.all_row_values[rank, place] for rank in range(self.blocks)] for place in range(2))
         return first, second
+
+
+def to(place: Any) -> Callable[[Any], None]:
+    """For `Cluster.exchange`: stores the columns at a place in device memory."""
+    return lambda tile: plgpu.copy_smem_to_gmem(tile, place)
 
 
 def load(reference: Any) -> jax.Array:
