@@ -16,8 +16,8 @@ PEERS = ("eager", "CUDA graph")  # the ends of their names
 def speed() -> str:
     """Epochs and the extraction beside PyTorch in the same precision; bf16, which PyTorch was not timed in, apart."""
     lines = []
-    for config in ("advanced", "baseline"):
-        measured = load(f"benchmarks/newllm-{config}-h200.json")["configs"][config]["rows"]
+    for config, name in (("advanced", "newllm-advanced-clusters-h200"), ("baseline", "newllm-baseline-h200")):
+        measured = load(f"benchmarks/{name}.json")["configs"][config]["rows"]
         lines.append(speed_line(f"`{config}`, an epoch", measured, "epoch_seconds"))
     cascade = load("benchmarks/cascade-h200.json")
     stage, extraction = cascade["configs"]["stage 1"]["rows"], cascade["extraction"]["rows"]
