@@ -69,6 +69,7 @@ TRAINING = (
 )
 UPDATES = (
     Entry("`advanced`", ("benchmarks/newllm-advanced-h200.json",), "e1372a9", "2026-11-22"),
+    Entry("`advanced`", ("benchmarks/newllm-advanced-clusters-h200.json",), "4c7fd4b", "2026-11-28"),
     Entry("`baseline`", ("benchmarks/newllm-baseline-h200.json",), "e1372a9", "2026-11-22"),
     Entry("`baseline`", ("benchmarks/newllm-baseline-h100.json",), "490fb5e", "2026-11-28"),
     Entry("CASCADE stage 1 at 0.6", ("benchmarks/cascade-h200.json",), "e1372a9", "2026-11-22"),
