@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import cascade, newllm
+from benchmarks.harness import program, worker
 from benchmarks.subjects.phases import waits_left_out
 from benchmarks.tables.phases import phase_table
 from newllm_jax import load_config, train_cascade, train_newllm
@@ -36,6 +37,17 @@ def measured(monkeypatch, tmp_path):
         return config, json.loads(output.read_text())
 
     return run
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Measurements start no process, whose imports take longer than a small run; those of the forms still do."""
+
+    def run(command, limit):
+        worker.main(Path(command[-1]))
+        return "no result", ""
+
+    monkeypatch.setattr(program, "_run", run)
 
 
 def test_forms_of_the_time_loop_make_the_same_updates(measured, small):
@@ -71,6 +83,7 @@ def test_waits_are_what_is_left_out_by_the_number_of_phases():
     assert other[3:] == ["441", "0.882 (0.441 to 1.000)", "-", "2.00", "-"]
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_seeds_of_newllm_are_the_runs_of_these_seeds(measured, small, tmp_path):
     config, found = measured(newllm, {**small, "num_epochs": 1}, "--sweep=seeds", "--seeds=3,0", "--precision=fp32")
     rows = found["rows"]
@@ -85,6 +98,7 @@ def test_seeds_of_newllm_are_the_runs_of_these_seeds(measured, small, tmp_path):
     assert all(row.keys() == rows[0].keys() for row in committed)
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_seeds_of_cascade_are_the_runs_of_these_seeds(measured, tiny, tmp_path):
     settings = {**tiny.to_dict(), "num_stages": 1, "num_epochs": 1, "precision": "fp32"}
     settings = {name: value for name, value in settings.items() if value is not None}
