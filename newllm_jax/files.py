@@ -13,7 +13,7 @@ import stat
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,11 +52,8 @@ def whole_file(path: Path) -> Iterator[Path]:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-        partial = Path(name)
+        handle, partial = _claim(lambda: _new_file(path), os.O_RDWR)
         try:
-            with contextlib.suppress(OSError):  # a file system without locks, where leftovers stay
-                fcntl.flock(handle, fcntl.LOCK_EX)  # for as long as this process lives
             _remove_leftovers(path)
             yield partial
             partial.chmod(0o644)
@@ -65,6 +62,28 @@ def whole_file(path: Path) -> Iterator[Path]:
         finally:
             os.close(handle)
             partial.unlink(missing_ok=True)
+
+
+def _new_file(path: Path) -> str:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    return name
+
+
+def _claim(create: Callable[[], str], flags: int) -> tuple[int, Path]:
+    """A new file or folder, opened and locked for as long as this process lives.
+
+    Before it is locked, another process can take it for a leftover and delete it: then a new one is created.
+    """
+    while True:
+        partial = Path(create())
+        with contextlib.suppress(FileNotFoundError):
+            handle = os.open(partial, flags)
+            with contextlib.suppress(OSError):  # a file system without locks, where leftovers stay
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            if partial.exists():
+                return handle, partial
+            os.close(handle)
 
 
 def _remove_leftovers(path: Path) -> None:
@@ -86,11 +105,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.partial-"))
-        handle = os.open(partial, os.O_RDONLY)
+        name = f".{path.name}.partial-"
+        handle, partial = _claim(lambda: tempfile.mkdtemp(dir=path.parent, prefix=name), os.O_RDONLY)
         try:
-            with contextlib.suppress(OSError):  # a file system without locks, where leftovers stay
-                fcntl.flock(handle, fcntl.LOCK_EX)  # for as long as this process lives
             _remove_partial_folders(path)
             yield partial
             partial.chmod(0o755)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -119,6 +120,30 @@ def test_what_a_killed_process_leaves_vanishes_and_what_a_live_one_writes_stays(
     with whole_file(path) as partial:
         partial.write_text("again")
     assert sorted(file.name for file in tmp_path.iterdir()) == [".other.txt.abc.txt", "[file].txt"]
+
+
+@pytest.mark.parametrize("create", [whole_file, whole_folder])
+def test_what_another_process_deletes_before_it_is_locked_is_created_again(monkeypatch, tmp_path, create):
+    """For a moment, what is new looks like what a killed process has left."""
+    path, locks, lock = tmp_path / "name", [], fcntl.flock
+
+    def create_another() -> None:
+        with create(path):
+            pass
+
+    def lock_late(handle, how):
+        locks.append(handle)
+        if len(locks) == 1:
+            create_another()
+        lock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", lock_late)
+    with create(path) as partial:
+        create_another()  # which leaves alone what is locked
+        assert partial.exists()
+        (partial if create is whole_file else partial / "file").write_text("mine")
+    assert (path if create is whole_file else path / "file").read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_full_disk_names_the_file_that_was_written(tmp_path):
