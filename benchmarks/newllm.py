@@ -52,7 +52,7 @@ def options() -> Program:
         "torch.compile is given up (default 180)")  # fmt: skip
     add("--sweep", choices=list(SWEEPS), help="measure this instead: updates by text length, by batch size or by form "
         "of the time loop; what its waits take; memory of generation; planned memory; runs by seed")  # fmt: skip
-    add("--sizes", help="text lengths or batch sizes of the sweep, 64,128,...")
+    add("--sizes", help="text lengths, or batch sizes, of the sweeps length, batch and forms, 64,128,...")
     add("--seeds", help="seeds of --sweep seeds, 0,1,... (default 0 to 9 of advanced, 0 to 2 of others)")
     add("--tokens", type=positive, help="words that --sweep memory generates (default 1000000; on a CPU 2000)")
     return program

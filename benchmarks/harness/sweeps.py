@@ -71,13 +71,14 @@ def batches(program: Program, configs: Configs) -> None:
 
 
 def forms(program: Program, configs: Configs) -> None:
-    """The same updates with the time loop in every form that the device can run, on random ids."""
+    """The same updates with the time loop in every form that the device can run, on random ids, for each batch size."""
     program.results["data"] = "synthetic ids"
     for name, config in configs.items():
         rows = []
-        for precision, task in _precision_tasks(program, config):
-            what = f"{name}: forms of the time loop, {precision}"
-            rows += program.measure("benchmarks.subjects.jax_newllm:measure_forms", task, what, fatal=True)["rows"]
+        for size in program.arguments.sizes or [config.batch_size]:
+            for precision, task in _precision_tasks(program, config.override({"batch_size": size})):
+                what = f"{name}: forms of the time loop, {size} texts, {precision}"
+                rows += program.measure("benchmarks.subjects.jax_newllm:measure_forms", task, what, fatal=True)["rows"]
         _store(program, name, config, rows)
 
 

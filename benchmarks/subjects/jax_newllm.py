@@ -99,9 +99,9 @@ def measure_forms(task: dict[str, Any]) -> dict[str, Any]:
     sequences, needed, forms = random_ids(config, vocabulary), updates_needed(updates, repeats), loop_forms(config)
     trainings = [training(config, vocabulary, sequences, needed, form=form) for form in forms]
     measured = time_in_turns(trainings, updates, repeats)
-    precision = training_precision(config)
+    common = {"texts": config.batch_size, "precision": training_precision(config)}
     rows = [
-        {"form": form, "precision": precision, **row, "planned_memory_bytes": trained.planned_bytes}
+        {"form": form, **common, **row, "planned_memory_bytes": trained.planned_bytes}
         for form, row, trained in zip(forms, measured, trainings, strict=True)
     ]
     return {"rows": rows}

@@ -95,17 +95,17 @@ def size_table(results: dict[str, Any]) -> str:
 
 
 def form_table(results: dict[str, Any]) -> str:
-    """Time of an update by form of the time loop, within a configuration and precision."""
-    header = ["config", "precision", "time loop", "an update, ms (min to max)", "x first", "planned memory, MiB",
-              "last timed loss"]  # fmt: skip
+    """Time of an update by form of the time loop, within a configuration, batch size and precision."""
+    header = ["config", "texts", "precision", "time loop", "an update, ms (min to max)", "x first",
+              "planned memory, MiB", "last timed loss"]  # fmt: skip
     rows = []
     for config, entry in results["configs"].items():
-        first: dict[str, float] = {}
+        first: dict[tuple[int, str], float] = {}
         for row in entry["rows"]:
-            seconds = row["update_seconds"]
-            times = seconds["median"] / first.setdefault(row["precision"], seconds["median"])
+            seconds, texts = row["update_seconds"], row.get("texts", entry["config"]["batch_size"])
+            times = seconds["median"] / first.setdefault((texts, row["precision"]), seconds["median"])
             rows.append([
-                config, row["precision"], row["form"], _span(seconds), f"{times:.2f}",
+                config, f"{texts:,}", row["precision"], row["form"], _span(seconds), f"{times:.2f}",
                 f"{row['planned_memory_bytes'] / MIB:,.0f}", f"{row['losses'][-1]:.4f}",
             ])  # fmt: skip
     return markdown_table(header, rows)

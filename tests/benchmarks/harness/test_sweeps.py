@@ -11,6 +11,7 @@ import pytest
 from benchmarks import cascade, newllm
 from benchmarks.harness import program, worker
 from benchmarks.subjects.phases import waits_left_out
+from benchmarks.tables.benchmark import form_table
 from benchmarks.tables.phases import phase_table
 from newllm_jax import load_config, train_cascade, train_newllm
 from newllm_jax.errors import InputError
@@ -51,13 +52,22 @@ def in_this_process(monkeypatch):
 
 
 def test_forms_of_the_time_loop_make_the_same_updates(measured, small):
-    config, found = measured(newllm, {**small, "dropout": 0.0}, "--sweep=forms", "--updates=2", "--repeats=3")
+    options = "--sweep=forms", "--updates=2", "--repeats=3", "--sizes=2,6"
+    config, found = measured(newllm, {**small, "dropout": 0.0}, *options)
     rows = found["configs"][str(config)]["rows"]
-    assert len({row["form"] for row in rows}) == len(rows) > 1
-    for row in rows:
-        assert row["precision"] == "fp32" and row["update_seconds"]["repeats"] == 3
-        np.testing.assert_allclose(row["losses"], rows[0]["losses"], rtol=1e-5)
-    assert len(set(rows[0]["losses"])) == 4  # it learns
+    assert [row["texts"] for row in rows] == [2, 2, 6, 6]
+    for first in (rows[0], rows[2]):
+        same = [row for row in rows if row["texts"] == first["texts"]]
+        assert len({row["form"] for row in same}) == 2
+        for row in same:
+            assert row["precision"] == "fp32" and row["update_seconds"]["repeats"] == 3
+            np.testing.assert_allclose(row["losses"], first["losses"], rtol=1e-5)
+        assert len(set(first["losses"])) == 4  # it learns
+    assert max(rows[0]["losses"]) != max(rows[2]["losses"])
+    found["configs"][str(config)]["rows"][3]["update_seconds"]["median"] = 3 * rows[2]["update_seconds"]["median"]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in form_table(found).splitlines()[2:]]
+    assert [(line[1], line[5]) for line in lines][2:] == [("6", "1.00"), ("6", "3.00")]
+    assert lines[0][5] == "1.00"
 
 
 def test_phases_need_a_gpu(measured, small):
