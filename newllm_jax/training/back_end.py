@@ -8,22 +8,29 @@ import jax
 
 OLDEST_MOSAIC = (0, 11)  # whose Mosaic GPU back end has what our kernels use
 TRITON = "jax.experimental.pallas.triton"
+MOSAIC = "jax.experimental.pallas.mosaic_gpu"
 LARGE_SHARED_MEMORY = {"8.0": 163, "8.7": 163, "9.0": 227, "10.0": 227, "10.3": 227}  # KiB, by compute capability
 SMALL_SHARED_MEMORY = 99  # KiB, of graphics cards, and of what is not listed
 
 
 def triton_obstacle() -> str:
     """Why kernels for Pallas's Triton back end cannot be compiled; "" where they can. Says nothing of the device."""
-    try:
-        found = importlib.util.find_spec(TRITON)
-    except ModuleNotFoundError:  # a package above it is gone too
-        found = None
-    return "" if found else f"this version of JAX has no {TRITON}"
+    return _missing(TRITON)
 
 
 def mosaic_obstacle() -> str:
     """Why kernels for Pallas's Mosaic GPU back end cannot be compiled; "" where they can, whatever the device."""
-    return "" if jax.__version_info__ >= OLDEST_MOSAIC else f"it needs JAX {'.'.join(map(str, OLDEST_MOSAIC))} or newer"
+    if jax.__version_info__ < OLDEST_MOSAIC:
+        return f"it needs JAX {'.'.join(map(str, OLDEST_MOSAIC))} or newer"
+    return _missing(MOSAIC)
+
+
+def _missing(module: str) -> str:
+    try:
+        found = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # a package above it is gone too
+        found = None
+    return "" if found else f"this version of JAX has no {module}"
 
 
 def compute_capability() -> str:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.quick
 
 def pretend(monkeypatch, capability: str | None) -> None:
     capabilities = {"compute_capability": capability} if capability else {}
-    found = SimpleNamespace(device_kind="some device", platform="gpu", **capabilities)
+    found = SimpleNamespace(device_kind="some device", platform="gpu", core_count=132, **capabilities)
     monkeypatch.setattr(jax, "devices", lambda: [found])
 
 

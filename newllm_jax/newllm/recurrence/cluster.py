@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from newllm_jax.newllm.recurrence.cell import CellDropout, CellParams, CellSpec
-from newllm_jax.newllm.recurrence.cluster_tiling import COLUMNS, ROWS, WIDTHS, tiles_of_chunk
+from newllm_jax.newllm.recurrence.cluster_tiling import COLUMNS, ROWS, WIDTHS, shared_bytes, tiles_of_chunk
 from newllm_jax.newllm.recurrence.gradients import Gradients, bias_gradient, kernel_gradient
-from newllm_jax.newllm.recurrence.launch import launch_members, pad_batch, scale_of
-from newllm_jax.training.back_end import compute_capability, mosaic_obstacle
+from newllm_jax.newllm.recurrence.launch import launch_members, mask_seeds, numbering_obstacle, pad_batch, scale_of
+from newllm_jax.training.back_end import compute_capability, mosaic_obstacle, shared_memory
 from newllm_jax.training.precision import product
 
 if TYPE_CHECKING:
@@ -38,10 +38,13 @@ def obstacle(spec: CellSpec, batch: int, steps: int) -> str:
         return f"hidden_dim and context_dim must be the same, {' or '.join(map(str, WIDTHS))}"
     if spec.num_layers < 2:
         return "num_layers must be 2 or more"
-    if spec.num_layers * (steps + 1) * (batch + 64) * spec.hidden_dim >= 2**31:
-        return "32 bits cannot number the activations; use a smaller micro_batch or sequence_length"
+    if reason := numbering_obstacle(spec, batch, steps):
+        return reason
     if compute_capability() != "9.0":
         return "clusters of thread blocks need a GPU of compute capability 9.0"
+    needed = shared_bytes(spec.hidden_dim, spec.num_layers)
+    if needed > shared_memory():
+        return f"so many layers need {needed} bytes of shared memory, and this GPU has {shared_memory()}"
     return mosaic_obstacle()
 
 
@@ -63,12 +66,11 @@ def forward(
     (steps, batch, hidden), layers = tokens.shape, spec.num_layers
     context, tokens = pad_batch(context, ROWS), pad_batch(tokens, ROWS)
     rows, texts = len(context), batch if spec.mask_texts is None else spec.mask_texts
-    drawn = [jnp.append(each.seeds, jnp.uint32(each.rate.least)) for each in dropout if each]
+    kinds = bool(dropout.step), bool(dropout.text)
     kernels = [params.context_in, *(kernel for kernel, _ in params.hidden), *jnp.split(params.gates[0], 3, 1)]
     vectors = [*(bias for _, bias in params.hidden), *jnp.split(params.gates[1], 3), *params.norm]
     inputs = Inputs(
-        tokens, jnp.stack(drawn) if drawn else jnp.zeros((1, 3), jnp.uint32), scale_of(dropout), context,
-        _chunks(kernels), _by_blocks(vectors),
+        tokens, mask_seeds(dropout), scale_of(dropout), context, _chunks(kernels), _by_blocks(vectors),
     )  # fmt: skip
     shapes = Results(
         contexts=((steps, rows, hidden), jnp.float32),
@@ -78,8 +80,8 @@ def forward(
         moments=((steps, 2, rows), jnp.float32),
         last=((rows, hidden), jnp.float32),
     )
-    kernel = partial(forward_kernel, texts=texts, kinds=(bool(dropout.step), bool(dropout.text)))
-    results = _call(kernel, inputs, shapes, 2 if drawn else 1, interpret)
+    kernel = partial(forward_kernel, texts=texts, kinds=kinds)
+    results = _call(kernel, inputs, shapes, 2 if any(kinds) else 1, interpret)
     return (results.last[:batch], results.outputs[:, :batch]), results._replace(last=None)
 
 
@@ -109,7 +111,7 @@ def backward(
         d_context=((rows, hidden), jnp.float32),
         d_norm=((2, rows, hidden), jnp.float32),
     )
-    found = _call(backward_kernel, inputs, shapes, 1, interpret)
+    found = _call(partial(backward_kernel), inputs, shapes, 1, interpret)
     kernels = product("ltbi,ltbo->lio", stored.states, found.d_pre, spec.precision)
     biases = jnp.sum(found.d_pre, (1, 2), dtype=jnp.float32)
     return Gradients(
@@ -138,7 +140,7 @@ def _by_blocks(vectors: Sequence[jax.Array]) -> jax.Array:
     return jnp.stack([vector.reshape(-1, COLUMNS) for vector in vectors], 1)
 
 
-def _call(kernel: Any, inputs: Any, shapes: Any, programs: int, interpret: Any) -> Any:
+def _call(kernel: partial[None], inputs: Any, shapes: Any, programs: int, interpret: Any) -> Any:
     """Launches a kernel, a block for each share of 64 columns, and a cluster for each 64 rows of each member.
 
     Args:
@@ -173,7 +175,7 @@ def _call(kernel: Any, inputs: Any, shapes: Any, programs: int, interpret: Any) 
             num_threads=programs, thread_name="warps",
             scratch_types=list(shared_for(blocks, vectors)),
             compiler_params=plgpu.CompilerParams(reduction_scratch_bytes=0),
-            interpret=interpret,
+            interpret=interpret, kernel_name=kernel.func.__name__,
         )(*arrays)[: len(shapes)]  # fmt: skip
 
     return type(shapes)(*launch_members(launch, inputs))

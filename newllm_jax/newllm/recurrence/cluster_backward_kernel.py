@@ -80,8 +80,8 @@ def backward_kernel(inputs: Inputs, results: Results, between: Between, shared: 
         d_h_(l-1)     = d_z_l W_l^T                                            l = L - 1 ... 1
         d_c_t         = d_z_0 W_in^T + d_m * s(f)
 
-    A block computes its columns of all of these. Exchanged are the
-    means, d_f, d_i and d_d one after the other, each multiplied as soon as it is there, and each d_z_l.
+    A block computes its columns of all of these. Exchanged are the means, d_f, d_i and d_d one after the other, each
+    multiplied as soon as it is there, and each d_z_l.
 
     Gradients of the weights are not computed here: they are products over all steps, of what this kernel writes. Only
     those of the LayerNorm's scale and bias are summed up as they arise.

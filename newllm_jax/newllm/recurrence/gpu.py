@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from newllm_jax.newllm.recurrence.cell import CellDropout, CellParams, CellSpec, rms_norm
 from newllm_jax.newllm.recurrence.gpu_tiling import MOST_BLOCKS, SMALLEST_GROUP, Tiling, shared_bytes, tiling_for
 from newllm_jax.newllm.recurrence.gradients import Gradients, bias_gradient, kernel_gradient
-from newllm_jax.newllm.recurrence.launch import launch_members, pad_batch, scale_of
+from newllm_jax.newllm.recurrence.launch import launch_members, mask_seeds, numbering_obstacle, pad_batch, scale_of
 from newllm_jax.training.back_end import multiprocessors, shared_memory, triton_obstacle
 from newllm_jax.training.precision import PRECISIONS, product, storage_type
 
@@ -43,8 +43,8 @@ def obstacle(spec: CellSpec, batch: int, steps: int) -> str:
         return f"hidden_dim and context_dim must be powers of two from {SMALLEST_WIDTH}"
     if spec.num_layers < 2:
         return "num_layers must be 2 or more"
-    if spec.num_layers * (steps + 1) * (batch + 64) * spec.hidden_dim >= 2**31:
-        return "32 bits cannot number the activations; use a smaller micro_batch or sequence_length"
+    if reason := numbering_obstacle(spec, batch, steps):
+        return reason
     if 0 < multiprocessors() < SMALLEST_GROUP:
         return f"{SMALLEST_GROUP} thread blocks that wait for each other need as many multiprocessors"
     storage, widths = storage_type(spec.precision), (spec.hidden_dim, spec.context_dim)
@@ -76,9 +76,8 @@ def forward(
     given, tiling = tiling, tiling or tiling_for(batch, storage, (hidden, width))
     context, tokens = pad_batch(context, tiling.rows), pad_batch(tokens, tiling.rows)
     rows, texts = context.shape[0], batch if spec.mask_texts is None else spec.mask_texts
-    drawn = [jnp.append(each.seeds, jnp.uint32(each.rate.least)) for each in dropout if each]
     inputs = Inputs(
-        tokens, jnp.stack(drawn) if drawn else jnp.zeros((1, 3), jnp.uint32), scale_of(dropout), context,
+        tokens, mask_seeds(dropout), scale_of(dropout), context,
         params.context_in.T.astype(storage), jnp.swapaxes(_stacked_kernels(params, storage), 1, 2),
         jnp.stack([bias for _, bias in params.hidden]), params.gates[0].T.astype(storage), params.gates[1],
         *params.norm,

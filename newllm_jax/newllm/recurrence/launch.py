@@ -7,7 +7,20 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from newllm_jax.newllm.recurrence.cell import CellDropout
+from newllm_jax.newllm.recurrence.cell import CellDropout, CellSpec
+
+
+def numbering_obstacle(spec: CellSpec, batch: int, steps: int) -> str:
+    """Why a kernel cannot number all activations, those of rows that fill up the batch included; "" where it can."""
+    if spec.num_layers * (steps + 1) * (batch + 64) * spec.hidden_dim < 2**31:
+        return ""
+    return "32 bits cannot number the activations; use a smaller micro_batch or sequence_length"
+
+
+def mask_seeds(dropout: CellDropout) -> jax.Array:
+    """Of each kind of dropout, its two seeds and `Rate.least`: uint32 `[K, 3]`; zeros where there is none."""
+    drawn = [jnp.append(each.seeds, jnp.uint32(each.rate.least)) for each in dropout if each]
+    return jnp.stack(drawn) if drawn else jnp.zeros((1, 3), jnp.uint32)
 
 
 def pad_batch(x: jax.Array, multiple: int) -> jax.Array:

@@ -16,25 +16,20 @@ import numpy as np
 import pytest
 
 from newllm_jax.newllm.dropout import Dropout, Rate
-from newllm_jax.newllm.recurrence import cluster, gpu, reference
+from newllm_jax.newllm.recurrence import cluster, cluster_tiling, gpu, reference
 from newllm_jax.newllm.recurrence.cell import CellDropout, CellParams, CellSpec
-from newllm_jax.newllm.recurrence.scan import form_for, forms_for, kernel_obstacle
+from newllm_jax.newllm.recurrence.scan import form_for, forms_for, kernel_obstacle, scan
 from newllm_jax.training import back_end
+
+pytestmark = pytest.mark.quick
 
 WIDTH, TIME = 64, 3
 SPEC = CellSpec(WIDTH, WIDTH, 3, "plain", "bf16", "cluster")
 ADVANCED = CellSpec(512, 512, 12, "plain", "bf16")
 
 
-@pytest.fixture
-def interpreted():
-    """What makes a kernel be interpreted."""
-    if reason := back_end.mosaic_obstacle():
-        pytest.skip(reason)
-    return interpreter()
-
-
 def interpreter():
+    """What makes a kernel be interpreted."""
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
     return plgpu.InterpretGPUParams()
@@ -71,69 +66,67 @@ def error(ours, others):
     return max(jax.tree.leaves(jax.tree.map(of, ours, others)))
 
 
-def check_results_and_gradients(interpreted, batch, layers, *kinds):
+def check_results_and_gradients(batch, layers, *kinds):
     """Both round the same numbers to bf16; where a last digit differs, one that is rounded can, too."""
     spec, dropout = replace(SPEC, num_layers=layers), dropout_of(*kinds)
     params, context, tokens, *gradients = inputs(batch, layers)
-    found, stored = cluster.forward(spec, params, context, tokens, dropout, interpreted)
+    found, stored = cluster.forward(spec, params, context, tokens, dropout, interpreter())
     expected, plain = reference.forward(spec, params, context, tokens, dropout)
     assert error(found, expected) < 3e-3  # the activations are rounded once more
     assert np.any(np.abs(expected[0]) == 10)
-    ours = cluster.backward(spec, params, stored, dropout, *gradients, interpreted)
+    ours = cluster.backward(spec, params, stored, dropout, *gradients, interpreter())
     assert error(ours, reference.backward(spec, params, plain, dropout, *gradients)) < 5e-3
     later, _ = reference.forward(spec, params, context.at[0, 0].add(1), tokens, dropout)
     assert error(found, later) > 6e-3  # a mistake in one number would be seen
 
 
-@pytest.mark.parametrize(("batch", "layers"), [(50, 3), (100, 2)])
-def test_results_and_gradients_equal_the_plain_loops(interpreted, batch, layers):
-    check_results_and_gradients(interpreted, batch, layers)
-
-
-@pytest.mark.usefixtures("interpreted")
-@pytest.mark.parametrize(
-    "check",
-    [
-        "check_results_and_gradients(interpreter(), 50, 3, 'step')",
-        "check_results_and_gradients(interpreter(), 64, 2, 'step', 'text')",
-        "check_rows_of_the_masks(interpreter())",
-    ],
-)
-def test_with_dropout(check):
-    """In a process whose JAX has a thread for each of a block's programs, which wait for each other, on any machine."""
-    code = f"from {__name__} import *; {check}; print('checked')"
-    found = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {"NPROC": "16"}, capture_output=True, text=True, timeout=300
-    )
-    assert found.stdout.endswith("checked\n"), found.stderr
-
-
-def test_members_of_a_vmap_have_the_numbers_that_each_has_alone(interpreted):
-    params, context, tokens, *_ = inputs(50, 2)
+def check_members_of_a_vmap():
+    params, context, tokens, *gradients = inputs(50, 2)
     spec = replace(SPEC, num_layers=2)
 
     def run(context, tokens):
-        return cluster.forward(spec, params, context, tokens, CellDropout(), interpreted)[0]
+        results, stored = cluster.forward(spec, params, context, tokens, CellDropout(), interpreter())
+        return results, cluster.backward(spec, params, stored, CellDropout(), *gradients, interpreter())
 
     found = jax.vmap(run)(jnp.stack([context, -context]), jnp.stack([tokens, 2 * tokens]))
     for number, alone in enumerate((run(context, tokens), run(-context, 2 * tokens))):
-        assert error(jax.tree.map(lambda x, number=number: x[number], found), alone) == 0
+        assert (
+            error(jax.tree.map(lambda x, number=number: x[number], found), alone) < 1e-6
+        )  # products of several members are one of XLA's
 
 
-def check_rows_of_the_masks(interpreted):
+def check_rows_of_the_masks():
     params, context, tokens, *_ = inputs(60, 2)
     spec, first = replace(SPEC, num_layers=2), 20
-    (_, whole), _ = cluster.forward(spec, params, context, tokens, dropout_of("step"), interpreted)
+    (_, whole), _ = cluster.forward(spec, params, context, tokens, dropout_of("step"), interpreter())
     moved = CellDropout(Dropout.from_key(jax.random.key(3), Rate.from_share(0.1), first * WIDTH))
     for texts, same in ((60, True), (None, False)):
         part = replace(spec, mask_texts=texts)
-        (_, found), _ = cluster.forward(part, params, context[first:], tokens[:, first:], moved, interpreted)
+        (_, found), _ = cluster.forward(part, params, context[first:], tokens[:, first:], moved, interpreter())
         assert (error(found, whole[:, first:]) == 0) == same
+
+
+@pytest.mark.parametrize(
+    "checks",
+    [
+        "check_results_and_gradients(50, 3); check_results_and_gradients(100, 2)",
+        "check_results_and_gradients(50, 3, 'step'); check_results_and_gradients(64, 2, 'step', 'text')",
+        "check_rows_of_the_masks(); check_members_of_a_vmap()",
+    ],
+)
+def test_results_gradients_masks_and_members(checks):
+    """In a process whose JAX has a thread for each program of a kernel, for they wait for each other."""
+    if reason := back_end.mosaic_obstacle():
+        pytest.skip(reason)
+    code, threads = f"from {__name__} import *; {checks}; print('checked')", {"NPROC": "16"}
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | threads, capture_output=True, text=True, timeout=300
+    )  # fmt: skip
+    assert found.stdout.endswith("checked\n"), found.stderr
 
 
 def test_chunks_are_read_in_the_order_of_the_products():
     """By blocks: the columns of each kernel, in tiles of 64 x 64 as `[out, in]`, along the inner dimension."""
-    pytest.importorskip("jax.experimental.pallas.mosaic_gpu")
     first, second = (jnp.arange(256 * 256, dtype=jnp.float32).reshape(256, 256) % number for number in (251, 241))
     chunks = np.asarray(cluster._chunks([first, second]), np.float32)
     assert chunks.shape == (4, 4, 2, 64, 64)
@@ -145,9 +138,36 @@ def test_chunks_are_read_in_the_order_of_the_products():
                 np.testing.assert_array_equal(chunks[block, 2 * number + tile // 2, tile % 2], expected)
 
 
+@pytest.mark.parametrize("layers", [2, 16])
+@pytest.mark.parametrize("width", cluster_tiling.WIDTHS)
+def test_kernels_of_whole_clusters_are_translated_and_fit_into_shared_memory(program_for_a_gpu, width, layers):
+    """16 layers of 512 are the most that do; Mosaic refuses what needs more."""
+    if reason := back_end.mosaic_obstacle():
+        pytest.skip(reason)
+    spec = CellSpec(width, width, layers, "plain", "bf16", "cluster")
+    dropout = dropout_of("step", "text")
+
+    def total(params, context, tokens):
+        last, outputs = scan(spec, params, context, tokens, dropout)
+        return jnp.sum(last) + jnp.sum(outputs.astype(jnp.float32))
+
+    def shape(*sizes):
+        return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+    params = CellParams(
+        context_in=shape(width, width),
+        hidden=((shape(width, width), shape(width)),) * (layers - 1),
+        gates=(shape(width, 3 * width), shape(3 * width)),
+        norm=(shape(width), shape(width)),
+    )
+    program = program_for_a_gpu(jax.grad(total), params, shape(70, width), shape(63, 70, width))
+    assert program.count("mosaic_gpu") > 1
+
+
 @pytest.fixture
 def hopper(monkeypatch):
-    """As on an H100 with a JAX that has the back end."""
+    """As on an H100 with a JAX that has both back ends."""
+    monkeypatch.setattr(cluster_tiling, "multiprocessors", lambda: 132)
     monkeypatch.setattr(cluster, "compute_capability", lambda: "9.0")
     monkeypatch.setattr(cluster, "mosaic_obstacle", lambda: "")
     monkeypatch.setattr(gpu, "triton_obstacle", lambda: "")
@@ -163,10 +183,11 @@ def hopper(monkeypatch):
         ({"hidden_dim": 1024, "context_dim": 1024}, "256 or 512"),
         ({"num_layers": 1}, "2 or more"),
         ({"num_layers": 120}, "32 bits"),
+        ({"num_layers": 17}, "232552 bytes of shared memory, and this GPU has 232448"),
     ],
 )
 def test_what_a_cell_cannot_be(change, reason):
-    assert cluster.obstacle(ADVANCED, 512, 63) == ""
+    assert cluster.obstacle(replace(ADVANCED, num_layers=16), 512, 63) == ""
     assert reason in cluster.obstacle(replace(ADVANCED, **change), 512, 63)
     assert not cluster.supports(replace(ADVANCED, **change), 512, 63)
 
@@ -179,22 +200,26 @@ def test_another_gpu_or_an_older_jax_has_no_clusters(monkeypatch):
     monkeypatch.setattr(cluster, "compute_capability", lambda: "9.0")
     monkeypatch.setattr(back_end, "OLDEST_MOSAIC", (99, 1))
     assert cluster.obstacle(ADVANCED, 512, 63) == "it needs JAX 99.1 or newer"
+    monkeypatch.setattr(back_end, "OLDEST_MOSAIC", (0, 1))
+    monkeypatch.setitem(sys.modules, back_end.MOSAIC, None)
+    assert cluster.obstacle(ADVANCED, 512, 63) == f"this version of JAX has no {back_end.MOSAIC}"
 
 
 @pytest.mark.usefixtures("hopper")
 def test_clusters_are_chosen_where_they_are_faster_or_there_is_nothing_else(monkeypatch):
-    """From 4 clusters of 8 blocks to 14, or 8 of 4 to 28; and members of a sweep are computed side by side."""
+    """From 256 texts of 512 columns to 14 clusters of 8 blocks, or 28 of 4; members of a sweep all count."""
 
     def chosen(batch, members=1, **change):
         return form_for(replace(ADVANCED, **change), batch, 63, members)
 
-    assert [chosen(batch) for batch in (192, 193, 896, 897)] == ["gpu", "cluster", "cluster", "gpu"]
+    assert [chosen(batch) for batch in (255, 256, 896, 897)] == ["gpu", "cluster", "cluster", "gpu"]
     narrow = {"hidden_dim": 256, "context_dim": 256}
-    assert [chosen(batch, **narrow) for batch in (448, 449, 1792, 1793)] == ["gpu", "cluster", "cluster", "gpu"]
-    assert [chosen(100, members) for members in (1, 2, 7, 8)] == ["gpu", "cluster", "cluster", "gpu"]
+    assert [chosen(batch, **narrow) for batch in (511, 512, 1792, 1793)] == ["gpu", "cluster", "cluster", "gpu"]
+    assert [chosen(100, members) for members in (2, 3, 7, 8)] == ["gpu", "cluster", "cluster", "gpu"]
+    assert chosen(16, 4) == "gpu"  # few texts, however many rows fill up their clusters
     assert chosen(512, context_dim=256) == "gpu"
     assert forms_for(ADVANCED, 512, 63)[:2] == ["cluster", "gpu"]
     monkeypatch.setattr(gpu, "triton_obstacle", lambda: "gone")
-    assert [chosen(batch) for batch in (192, 193, 897)] == ["cluster"] * 3
+    assert [chosen(batch) for batch in (32, 256, 897)] == ["cluster"] * 3
     assert kernel_obstacle(ADVANCED, 32, 63) == ""
     assert kernel_obstacle(replace(ADVANCED, cell="residual"), 32, 63) == "gone"
