@@ -85,12 +85,12 @@ def test_the_changes_of_the_tutorial_work(tmp_path):
 import jax, jax.numpy as jnp, numpy as np
 from newllm_jax import ContextVectorLM, hardness, load_config
 from newllm_jax.cascade.criteria import SINGLE_PASS
-from newllm_jax.newllm.recurrence.scan import form_for
+from newllm_jax.newllm.recurrence.scan import forms_for
 
 assert load_config("wide.toml", {"squared_relu": True}).squared_relu
 sizes = dict(vocabulary_size=9, embed_dim=4, hidden_dim=8, context_dim=4, num_layers=2, initialization="he")
 plain, squared = (ContextVectorLM(**sizes, squared_relu=on) for on in (False, True))
-assert (form_for(plain.spec, 2, 3), form_for(squared.spec, 2, 3)) == ("cpu", "plain")
+assert (forms_for(plain.spec, 2, 3)[0], forms_for(squared.spec, 2, 3)[0]) == ("cpu", "plain")
 ids = jnp.array([[1, 2, 3], [4, 5, 6]])
 params = squared.init(jax.random.key(0), ids)
 logits = [model.apply(params, ids)[0] for model in (plain, squared)]

@@ -172,7 +172,7 @@ class ContextVectorLM(nn.Module):
     Attributes:
       vocabulary_size ... word_dropout: the settings of the same names (`config.NewLLMConfig`).
       precision: of every matrix product.
-      form: of the time loop; see `recurrence.scan.form_for`.
+      form: of the time loop; see `recurrence.scan.forms_for`.
       mask_texts: of the dropout masks; see `recurrence.cell.CellSpec`.
       excluded: ids that never follow; in a stream, packed too, those of padding and of the beginning of a text.
     """

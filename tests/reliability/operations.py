@@ -26,7 +26,7 @@ from newllm_jax.newllm.dropout import Dropout, Rate
 from newllm_jax.newllm.loss import cross_entropy
 from newllm_jax.newllm.recurrence.cell import CellDropout, CellParams, CellSpec
 from newllm_jax.newllm.recurrence.gradients import bias_gradient, kernel_gradient
-from newllm_jax.newllm.recurrence.scan import form_for, scan
+from newllm_jax.newllm.recurrence.scan import forms_for, scan
 from newllm_jax.smollm.llama_config import LlamaConfig
 from newllm_jax.smollm.model import SmolLM2, parameter_shapes
 from newllm_jax.training.precision import dot, resolve_precision, supported_precisions
@@ -49,7 +49,7 @@ def ids(limit: int, *shape: int) -> jax.Array:
 
 def time_loop(precision: Any) -> tuple[Callable[..., Any], list[Any]]:
     spec = CellSpec(HIDDEN, CONTEXT, 2, precision=precision)
-    spec = replace(spec, form=form_for(spec, BATCH, TIME))
+    spec = replace(spec, form=forms_for(spec, BATCH, TIME)[0])
     dropout = CellDropout(Dropout(jnp.array([3, 4], jnp.uint32), Rate.from_share(0.1)))
     params = CellParams(
         normal(CONTEXT, HIDDEN),

@@ -46,7 +46,7 @@ class CellSpec:
       hidden_dim, context_dim, num_layers: the sizes H, C and L.
       cell: whether the hidden layers replace their input, or add to it.
       precision: of the matrix products; state and statistics are float32.
-      form: which time loop computes it. All forms give the same numbers but for rounding; see `scan.form_for`.
+      form: which time loop computes it. All forms give the same numbers but for rounding; see `scan.forms_for`.
       mask_texts: how many texts the dropout masks are drawn for, where those at hand are a part of them; None: those at
         hand.
     """

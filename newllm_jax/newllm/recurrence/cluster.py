@@ -5,8 +5,7 @@ Pallas, in which the kernels are written, is imported where they are used, as in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -80,8 +79,7 @@ def forward(
         moments=((steps, 2, rows), jnp.float32),
         last=((rows, hidden), jnp.float32),
     )
-    kernel = partial(forward_kernel, texts=texts, kinds=kinds)
-    results = _call(kernel, inputs, shapes, 2 if any(kinds) else 1, interpret)
+    results = _call(forward_kernel, inputs, shapes, 2 if any(kinds) else 1, interpret, texts=texts, kinds=kinds)
     return (results.last[:batch], results.outputs[:, :batch]), results._replace(last=None)
 
 
@@ -111,7 +109,7 @@ def backward(
         d_context=((rows, hidden), jnp.float32),
         d_norm=((2, rows, hidden), jnp.float32),
     )
-    found = _call(partial(backward_kernel), inputs, shapes, 1, interpret)
+    found = _call(backward_kernel, inputs, shapes, 1, interpret)
     kernels = product("ltbi,ltbo->lio", stored.states, found.d_pre, spec.precision)
     biases = jnp.sum(found.d_pre, (1, 2), dtype=jnp.float32)
     return Gradients(
@@ -140,7 +138,9 @@ def _by_blocks(vectors: Sequence[jax.Array]) -> jax.Array:
     return jnp.stack([vector.reshape(-1, COLUMNS) for vector in vectors], 1)
 
 
-def _call(kernel: partial[None], inputs: Any, shapes: Any, programs: int, interpret: Any) -> Any:
+def _call(
+    kernel: Callable[..., None], inputs: Any, shapes: Any, programs: int, interpret: Any, **settings: Any
+) -> Any:  # fmt: skip
     """Launches a kernel, a block for each share of 64 columns, and a cluster for each 64 rows of each member.
 
     Args:
@@ -149,6 +149,7 @@ def _call(kernel: partial[None], inputs: Any, shapes: Any, programs: int, interp
       inputs: a named tuple of arrays, `vectors` among them.
       shapes: a named tuple of the shapes and types of the results.
       programs: groups of four warps in a block, which run the kernel as their number, `warps`, says.
+      settings: what else the kernel is called with.
 
     Returns:
       The results by the names of `shapes`.
@@ -162,7 +163,13 @@ def _call(kernel: partial[None], inputs: Any, shapes: Any, programs: int, interp
 
     def on_references(*references: Any) -> None:
         read, written, between = (references[start:end] for start, end in zip((0, *counts), counts, strict=False))
-        kernel(type(inputs)(*read), type(shapes)(*written), Between(*between), Shared(*references[counts[-1] :]))
+        kernel(
+            type(inputs)(*read),
+            type(shapes)(*written),
+            Between(*between),
+            Shared(*references[counts[-1] :]),
+            **settings,
+        )
 
     def launch(arrays: Sequence[jax.Array]) -> list[jax.Array]:
         members = len(arrays[0])
@@ -175,7 +182,7 @@ def _call(kernel: partial[None], inputs: Any, shapes: Any, programs: int, interp
             num_threads=programs, thread_name="warps",
             scratch_types=list(shared_for(blocks, vectors)),
             compiler_params=plgpu.CompilerParams(reduction_scratch_bytes=0),
-            interpret=interpret, kernel_name=kernel.func.__name__,
+            interpret=interpret, kernel_name=kernel.__name__,
         )(*arrays)[: len(shapes)]  # fmt: skip
 
     return type(shapes)(*launch_members(launch, inputs))

@@ -18,8 +18,8 @@ from newllm_jax.newllm.recurrence.cluster_group import (
     load,
     load_by_rows,
     sigmoid,
+    sum_over_blocks,
     to,
-    total,
 )
 from newllm_jax.newllm.recurrence.cluster_tiling import COLUMNS, ROWS
 
@@ -117,7 +117,7 @@ def backward_kernel(inputs: Inputs, results: Results, between: Between, shared: 
                 results.d_norm[member, part, rows, here] = before + gradient
 
         sums = group.exchange_row_values((jnp.sum(d_unit, 1), jnp.sum(d_unit * unit, 1)), sum_up)
-        d_mean, along = (by_rows(total(each) / hidden) for each in sums)
+        d_mean, along = (by_rows(sum_over_blocks(each) / hidden) for each in sums)
         d_mixed = (d_unit - d_mean - unit * along) * inverse
         d_forget, d_update = d_mixed * context * forget * (1 - forget), d_mixed * delta * update * (1 - update)
         return (d_forget, d_update, d_mixed * update), d_mixed * forget

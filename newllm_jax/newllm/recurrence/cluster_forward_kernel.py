@@ -25,7 +25,7 @@ from newllm_jax.newllm.recurrence.cluster_group import (
     by_rows,
     load,
     sigmoid,
-    total,
+    sum_over_blocks,
 )
 from newllm_jax.newllm.recurrence.cluster_tiling import COLUMNS, ROWS
 
@@ -81,9 +81,9 @@ def forward_kernel(
         f, i, d = h_(L-1) W_gates + b_gates                    pre-activations
         m_(t+1) = sigmoid(f) * c_t + sigmoid(i) * d
 
-    Each line ends with an exchange, m with one of its rows' means and deviations. A block keeps its columns of c_t in
-    registers. While it waits for an exchange, it takes the next mask, which other warps of the block draw, or loads the
-    next step's tokens. Layers and gates are loops, so that the kernel is short: it is compiled for every run.
+    Each c_t and each h ends with an exchange, m with one of its rows' means and deviations. A block keeps its columns
+    of c_t in registers. While it waits for an exchange, it takes the next mask, which other warps of the block draw, or
+    loads the next step's tokens. Layers and gates are loops, not unrolled, so that the kernel compiles sooner.
 
     Args:
       texts: of the batch that the dropout masks are drawn for, without padding; `cell.compute_layer` counts likewise.
@@ -229,6 +229,6 @@ def moments(group: Cluster, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     mean = jnp.sum(x, 1) / COLUMNS
     off = x - by_rows(mean)
     means, squares = group.exchange_row_values((mean, jnp.sum(off * off, 1)))
-    mean = total(means) / group.blocks
+    mean = sum_over_blocks(means) / group.blocks
     parts = [square + COLUMNS * (each - mean) * (each - mean) for each, square in zip(means, squares, strict=True)]
-    return mean, lax.rsqrt(total(parts) / (group.blocks * COLUMNS) + NORM_EPSILON)
+    return mean, lax.rsqrt(sum_over_blocks(parts) / (group.blocks * COLUMNS) + NORM_EPSILON)

@@ -276,8 +276,8 @@ def by_rows(x: jax.Array) -> jax.Array:
     return lax.broadcast_in_dim(x, (ROWS, COLUMNS), (0,))
 
 
-def total(values: Sequence[jax.Array]) -> jax.Array:
-    """Their sum, in order."""
+def sum_over_blocks(values: Sequence[jax.Array]) -> jax.Array:
+    """The sum of what the blocks of a cluster sent, in their order."""
     return reduce(operator.add, values)
 
 

@@ -11,7 +11,7 @@ WIDTHS = 256, 512  # of clusters of 4 and of 8 blocks; 16 would need more than t
 SLOTS = 4  # chunks of weights on their way
 DEPTH = 2  # tiles of a chunk
 LEAST_WORK = 256 * 512  # texts times columns from which on it is faster than `gpu.py`
-MOST_BLOCKS = 112 / 132  # of a GPU's multiprocessors: more blocks do not run at once, in clusters of 8
+SHARE_AT_ONCE = 112 / 132  # blocks by multiprocessors: more do not run at once, in clusters of 8
 BARRIERS = 13  # of a block, 8 bytes each
 
 
@@ -32,4 +32,4 @@ def shared_bytes(hidden_dim: int, num_layers: int) -> int:
 def is_faster(spec: CellSpec, batch: int, members: int = 1) -> bool:
     """Whether clusters are faster than `gpu.py` where both compute a cell; `members` as in `scan.forms_for`."""
     blocks = members * -(-batch // ROWS) * (spec.hidden_dim // COLUMNS)
-    return members * batch * spec.hidden_dim >= LEAST_WORK and blocks <= MOST_BLOCKS * multiprocessors()
+    return members * batch * spec.hidden_dim >= LEAST_WORK and blocks <= SHARE_AT_ONCE * multiprocessors()

@@ -34,11 +34,6 @@ def forms_for(spec: CellSpec, batch: int, steps: int, members: int = 1) -> list[
     return [form for form in kernels + others if module_of(form).supports(spec, batch, steps)]
 
 
-def form_for(spec: CellSpec, batch: int, steps: int, members: int = 1) -> Form:
-    """The fastest of `forms_for`."""
-    return forms_for(spec, batch, steps, members)[0]
-
-
 def kernel_obstacle(spec: CellSpec, batch: int, steps: int) -> str:
     """Why no GPU kernels compute a cell; "" where some do."""
     return "" if cluster.supports(spec, batch, steps) else gpu.obstacle(spec, batch, steps)

@@ -18,8 +18,9 @@ import pytest
 from newllm_jax.newllm.dropout import Dropout, Rate
 from newllm_jax.newllm.recurrence import cluster, cluster_tiling, gpu, reference
 from newllm_jax.newllm.recurrence.cell import CellDropout, CellParams, CellSpec
-from newllm_jax.newllm.recurrence.scan import form_for, forms_for, kernel_obstacle, scan
+from newllm_jax.newllm.recurrence.scan import forms_for, kernel_obstacle
 from newllm_jax.training import back_end
+from tests.newllm.recurrence.lowering import gradient_of_a_loss
 
 pytestmark = pytest.mark.quick
 
@@ -145,22 +146,8 @@ def test_kernels_of_whole_clusters_are_translated_and_fit_into_shared_memory(pro
     if reason := back_end.mosaic_obstacle():
         pytest.skip(reason)
     spec = CellSpec(width, width, layers, "plain", "bf16", "cluster")
-    dropout = dropout_of("step", "text")
-
-    def total(params, context, tokens):
-        last, outputs = scan(spec, params, context, tokens, dropout)
-        return jnp.sum(last) + jnp.sum(outputs.astype(jnp.float32))
-
-    def shape(*sizes):
-        return jax.ShapeDtypeStruct(sizes, jnp.float32)
-
-    params = CellParams(
-        context_in=shape(width, width),
-        hidden=((shape(width, width), shape(width)),) * (layers - 1),
-        gates=(shape(width, 3 * width), shape(3 * width)),
-        norm=(shape(width), shape(width)),
-    )
-    program = program_for_a_gpu(jax.grad(total), params, shape(70, width), shape(63, 70, width))
+    function, shapes = gradient_of_a_loss(spec, dropout_of("step", "text"), 70, 63)
+    program = program_for_a_gpu(function, *shapes)
     assert program.count("mosaic_gpu") > 1
 
 
@@ -210,7 +197,7 @@ def test_clusters_are_chosen_where_they_are_faster_or_there_is_nothing_else(monk
     """From 256 texts of 512 columns to 14 clusters of 8 blocks, or 28 of 4; members of a sweep all count."""
 
     def chosen(batch, members=1, **change):
-        return form_for(replace(ADVANCED, **change), batch, 63, members)
+        return forms_for(replace(ADVANCED, **change), batch, 63, members)[0]
 
     assert [chosen(batch) for batch in (255, 256, 896, 897)] == ["gpu", "cluster", "cluster", "gpu"]
     narrow = {"hidden_dim": 256, "context_dim": 256}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import pytest
 
@@ -10,8 +9,8 @@ pytest.importorskip("jax.experimental.pallas.triton", reason="this JAX has no Tr
 
 from newllm_jax.newllm.dropout import Dropout, Rate
 from newllm_jax.newllm.recurrence import gpu_tiling
-from newllm_jax.newllm.recurrence.cell import CellDropout, CellParams, CellSpec
-from newllm_jax.newllm.recurrence.scan import scan
+from newllm_jax.newllm.recurrence.cell import CellDropout, CellSpec
+from tests.newllm.recurrence.lowering import gradient_of_a_loss
 
 pytestmark = pytest.mark.quick
 
@@ -28,19 +27,6 @@ def test_both_kernels_are_translated(monkeypatch, program_for_a_gpu, cell, kinds
     masks = Dropout(jnp.array([3, 4], jnp.uint32), Rate.from_share(0.1))
     dropout = CellDropout(*(masks if kind in kinds else None for kind in ("step", "text")))
 
-    def total(params, context, tokens):
-        last, outputs = scan(spec, params, context, tokens, dropout)
-        return jnp.sum(last) + jnp.sum(outputs.astype(jnp.float32))
-
-    def shape(*sizes):
-        return jax.ShapeDtypeStruct(sizes, jnp.float32)
-
-    params = CellParams(
-        context_in=shape(CONTEXT, HIDDEN),
-        hidden=((shape(HIDDEN, HIDDEN), shape(HIDDEN)),) * (LAYERS - 1),
-        gates=(shape(HIDDEN, 3 * CONTEXT), shape(3 * CONTEXT)),
-        norm=(shape(CONTEXT), shape(CONTEXT)),
-    )
-    inputs = params, shape(batch, CONTEXT), shape(TIME, batch, HIDDEN)
-    program = program_for_a_gpu(jax.grad(total, (0, 1, 2)), *inputs)
+    function, shapes = gradient_of_a_loss(spec, dropout, batch, TIME)
+    program = program_for_a_gpu(function, *shapes)
     assert all(program.count(f'name = "{name}"') == 1 for name in ("forward_kernel", "backward_kernel"))

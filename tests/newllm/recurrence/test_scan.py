@@ -16,7 +16,7 @@ from newllm_jax.newllm.dropout import Dropout, Rate
 from newllm_jax.newllm.recurrence import cpu, gpu, reference
 from newllm_jax.newllm.recurrence.cell import CellDropout, CellParams, CellSpec, compute_layer, step
 from newllm_jax.newllm.recurrence.reference import scan_plain
-from newllm_jax.newllm.recurrence.scan import form_for, scan
+from newllm_jax.newllm.recurrence.scan import forms_for, scan
 
 pytestmark = pytest.mark.quick
 
@@ -320,21 +320,21 @@ def pretend(monkeypatch, platform: str) -> None:
 )
 def test_the_form_of_the_time_loop_follows_the_device(monkeypatch, platform, precision, expected):
     pretend(monkeypatch, platform)
-    assert form_for(replace(BASELINE, precision=precision), 32, 63) == expected
+    assert forms_for(replace(BASELINE, precision=precision), 32, 63)[0] == expected
 
 
 @pytest.mark.usefixtures("triton")
 def test_a_gpu_with_tensor_cores_runs_the_loop_as_kernels(monkeypatch):
     pretend(monkeypatch, "gpu")
     spec = replace(BASELINE, precision="bf16")
-    assert form_for(spec, 32, 63) == "gpu"
-    assert form_for(replace(spec, num_layers=2), 32, 63) == "gpu"
+    assert forms_for(spec, 32, 63)[0] == "gpu"
+    assert forms_for(replace(spec, num_layers=2), 32, 63)[0] == "gpu"
     # 6 layers of 512 number their activations in 32 bits up to 699,050 places, the 64 rows that fill up groups counted.
-    assert (form_for(spec, 64, 5460), form_for(spec, 64, 5461)) == ("gpu", "plain")
-    assert (form_for(spec, 5397, 127), form_for(spec, 5398, 127)) == ("gpu", "plain")
+    assert (forms_for(spec, 64, 5460)[0], forms_for(spec, 64, 5461)[0]) == ("gpu", "plain")
+    assert (forms_for(spec, 5397, 127)[0], forms_for(spec, 5398, 127)[0]) == ("gpu", "plain")
 
 
 def test_a_gpu_runs_the_plain_loop_where_jax_lacks_the_back_end(monkeypatch):
     pretend(monkeypatch, "gpu")
     monkeypatch.setitem(sys.modules, "jax.experimental.pallas.triton", None)
-    assert form_for(replace(BASELINE, precision="bf16"), 32, 63) == "plain"
+    assert forms_for(replace(BASELINE, precision="bf16"), 32, 63)[0] == "plain"
