@@ -97,7 +97,7 @@ def size_table(results: dict[str, Any]) -> str:
 def form_table(results: dict[str, Any]) -> str:
     """Time of an update by form of the time loop, within a configuration, batch size and precision."""
     header = ["config", "texts", "precision", "time loop", "an update, ms (min to max)", "x first",
-              "planned memory, MiB", "last timed loss"]  # fmt: skip
+              "ready after, s", "planned memory, MiB", "last timed loss"]  # fmt: skip
     rows = []
     for config, entry in results["configs"].items():
         first: dict[tuple[int, str], float] = {}
@@ -106,7 +106,8 @@ def form_table(results: dict[str, Any]) -> str:
             times = seconds["median"] / first.setdefault((texts, row["precision"]), seconds["median"])
             rows.append([
                 config, f"{texts:,}", row["precision"], row["form"], _span(seconds), f"{times:.2f}",
-                f"{row['planned_memory_bytes'] / MIB:,.0f}", f"{row['losses'][-1]:.4f}",
+                f"{row['prepare_seconds']:.1f}", f"{row['planned_memory_bytes'] / MIB:,.0f}",
+                f"{row['losses'][-1]:.4f}",
             ])  # fmt: skip
     return markdown_table(header, rows)
 
