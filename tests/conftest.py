@@ -33,6 +33,7 @@ os.environ |= {
     "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")])),
 }
 
+import gc  # noqa: E402
 import json  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
 
@@ -50,6 +51,8 @@ from newllm_jax.smollm.model import SmolLM2  # noqa: E402
 from newllm_jax.smollm.pretrained import Pretrained, load_smollm2  # noqa: E402
 from newllm_jax.smollm.weights import SAFETENSORS, assemble  # noqa: E402
 from tests.reliability.tiny import write_base, write_corpus, write_rows  # noqa: E402
+
+gc.set_threshold(200_000, 50, 100)  # tracing makes many objects, next to none of them garbage, and each is looked at
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,17 @@ def sizes():
     return gradient_sizes(LOSS, PARAMS, np.random.default_rng(1).integers(3, 20, 2000).astype(np.uint16), CONFIG)
 
 
+@jax.jit
+def gradient_of_mean(params, segment, carry):
+    """Of the mean loss of a segment; the sums of losses, and the carry after it."""
+
+    def mean(params):
+        sums, after = LOSS(params, segment, jnp.ones(len(segment), bool), None, carry)
+        return sums.loss / sums.count, (sums, after)
+
+    return jax.grad(mean, has_aux=True)(params)
+
+
 def read(sizes, ids, *members):
     rates, decays = np.array(members, np.float32).T
     return read_text(make_reader(LOSS), PARAMS, sizes, ids, Adaptation(rates, decays), CONFIG)
@@ -49,12 +60,7 @@ def test_follows_its_equation(sizes, monkeypatch):
         for start in range(0, 31, 5):
             segment = jnp.asarray(IDS[start : start + 6])[None]
             segment = jnp.pad(segment, [(0, 0), (0, 6 - segment.shape[1])])
-
-            def loss(params, segment=segment, carry=carry):
-                sums, after = LOSS(params, segment, jnp.ones(1, bool), None, carry)
-                return sums.loss / sums.count, (sums, after)
-
-            gradient, (sums, carry) = jax.grad(loss, has_aux=True)(params)
+            gradient, (sums, carry) = gradient_of_mean(params, segment, carry)
             total, count = total + float(sums.loss), count + int(sums.count)
             params = jax.tree.map(
                 lambda p, p0, g, r, rate=rate, decay=decay: (
@@ -91,13 +97,7 @@ def test_sizes_are_root_mean_squares_over_segments(sizes):
     rows = np.where(np.arange(64)[:, None] * 32 + np.arange(33) < 2000, rows, 0)
     rows, carry, total = np.pad(rows, ((0, 0), (0, 3))), initial_carry(CONFIG, 64), 0.0
     for start in range(0, 35, 5):
-        piece = jnp.asarray(rows[:, start : start + 6])
-
-        def loss(params, piece=piece, carry=carry):
-            sums, after = LOSS(params, piece, jnp.ones(64, bool), None, carry)
-            return sums.loss / sums.count, after
-
-        gradient, carry = jax.grad(loss, has_aux=True)(PARAMS)
+        gradient, (_, carry) = gradient_of_mean(PARAMS, jnp.asarray(rows[:, start : start + 6]), carry)
         total = total + np.square(gradient["logits"]["bias"])
     np.testing.assert_allclose(sizes["logits"]["bias"], np.sqrt(total / 7), rtol=1e-4)
 

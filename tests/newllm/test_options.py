@@ -149,7 +149,11 @@ def test_inputs_and_outputs_have_one_mask_a_text(name):
 def test_a_loss_with_every_option_has_a_gradient_by_every_parameter():
     model = MODEL.clone(cell="residual", tie_embeddings=True, **dict.fromkeys(DROPOUTS, 0.2))
     loss, params = next_word_loss(model), init_params(model, 0)
-    found = jax.grad(lambda params: loss(params, TWICE, jnp.ones(2, bool), jax.random.key(1), None)[0].loss)(params)
+
+    def total(params):
+        return loss(params, TWICE, jnp.ones(2, bool), jax.random.key(1), None)[0].loss
+
+    found = jax.jit(jax.grad(total))(params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(found):
         assert float(jnp.abs(leaf).max()) > 1e-4, jax.tree_util.keystr(path)
 

@@ -74,7 +74,8 @@ def test_ids_that_never_follow_have_no_probability_and_no_gradient():
     probabilities = jax.nn.softmax(model.apply({"params": params}, ids)[0])
     assert not probabilities[..., jnp.array([PAD, BOS])].any()
     loss, carry = next_word_loss(model), initial_carry(NewLLMConfig(context_dim=12, **STREAM), 2)
-    found = jax.grad(lambda params: loss(params, ids, jnp.ones(2, bool), None, carry)[0].loss)(params)["logits"]
+    gradient = jax.jit(jax.grad(lambda params: loss(params, ids, jnp.ones(2, bool), None, carry)[0].loss))
+    found = gradient(params)["logits"]
     used = np.delete(np.arange(20), [PAD, BOS])
     for leaf in (found["kernel"].T, found["bias"]):
         assert not leaf[jnp.array([PAD, BOS])].any()
@@ -133,7 +134,7 @@ def test_a_loss_in_parts_is_that_of_the_whole(precision, tolerance, monkeypatch,
         def mean(params, loss=loss):
             return loss(params, ids, jnp.ones(2, bool), None, None)[0].loss / 14
 
-        found.append(jax.value_and_grad(mean)(params))
+        found.append(jax.jit(jax.value_and_grad(mean))(params))
     for one, other in zip(*map(jax.tree.leaves, found), strict=True):
         assert float(jnp.linalg.norm(one - other)) <= tolerance * float(jnp.linalg.norm(one))
 

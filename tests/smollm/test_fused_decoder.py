@@ -38,7 +38,7 @@ BLOCKS = 5
 
 def model_and_params(config, dtype=jnp.float32):
     model = SmolLM2(config, dtype=dtype)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     params = jax.tree.map(lambda leaf: leaf * (4 if leaf.ndim == 3 else 1), params)
     scales = np.random.default_rng(0).uniform(0.5, 2, (config.num_layers, config.hidden_size))
     for part in ("attention_norm", "mlp_norm"):  # scales that are not 1, which are rounded with the weights
@@ -51,11 +51,13 @@ def test_a_text_goes_on_as_with_the_layers_one_by_one(monkeypatch, tied, dtype):
     model, params = model_and_params(replace(CONFIG, tie_embeddings=tied), dtype)
     allowed = 1e-4 if dtype == jnp.float32 else 0.05
     prompt, plain, fused = jnp.arange(35).reshape(1, 35) % 64, BaseDecoder(model), FusedDecoder(model, BLOCKS)
-    caches = [decoder.start(params, prompt, jnp.int32(33), CAPACITY) for decoder in (plain, fused)]
+    caches = [
+        jax.jit(decoder.start, static_argnums=3)(params, prompt, jnp.int32(33), CAPACITY) for decoder in (plain, fused)
+    ]
     weights = [decoder.prepare(params) for decoder in (plain, fused)]
-    expected = []
+    expected, plain_step = [], jax.jit(plain.step)
     for token in (5, 60):
-        caches[0], logits, _ = plain.step(weights[0], caches[0], jnp.array([token]))
+        caches[0], logits, _ = plain_step(weights[0], caches[0], jnp.array([token]))
         expected.append(logits)
     run_blocks_as_threads(monkeypatch)
     for token, logits in zip((5, 60), expected, strict=True):
@@ -71,7 +73,7 @@ def test_a_text_goes_on_as_with_the_layers_one_by_one(monkeypatch, tied, dtype):
 def test_a_token_outside_the_cache_gives_nan_and_leaves_the_cache_alone(monkeypatch):
     model, params = model_and_params(CONFIG)
     decoder = FusedDecoder(model, BLOCKS)
-    cache = decoder.start(params, jnp.zeros((1, 8), jnp.int32), jnp.int32(8), CAPACITY)
+    cache = jax.jit(decoder.start, static_argnums=3)(params, jnp.zeros((1, 8), jnp.int32), jnp.int32(8), CAPACITY)
     weights = decoder.prepare(params)
     run_blocks_as_threads(monkeypatch)
     for past in (64, 200, 600):  # of 600, splits would have a second piece behind the end of the cache

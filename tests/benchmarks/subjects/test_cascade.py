@@ -26,7 +26,7 @@ def gradient(params, hidden, targets):
         present = jnp.ones(len(targets), bool)
         return next_token_loss(Stage(LLAMA))(params, (hidden, targets), present, None, None)[0].loss / len(targets)
 
-    return jax.value_and_grad(mean)(params)
+    return jax.jit(jax.value_and_grad(mean))(params)
 
 
 def random_tokens():

@@ -35,7 +35,7 @@ def gradient(config, params, ids):
         )
         return sums.loss / sums.count
 
-    return jax.value_and_grad(mean)(params)
+    return jax.jit(jax.value_and_grad(mean))(params)
 
 
 def random_ids(config):

@@ -117,6 +117,7 @@ def test_members_of_a_vmap_are_one_launch_with_the_numbers_of_each_alone(inputs,
         for number, by in enumerate((1.0, 0.5, 2.0))
     ]  # fmt: skip
 
+    @jax.jit
     def both_ways(params, context, tokens, dropout):
         results, stored = gpu.forward(spec, params, context, tokens, dropout, **alone)
         return results, gpu.backward(spec, params, stored, dropout, *results, **alone)
