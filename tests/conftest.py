@@ -164,8 +164,6 @@ def ctrl_c():
 @pytest.fixture
 def bf16_on_a_cpu():
     """Skips the test where this JAX cannot multiply in bfloat16 on every CPU."""
-    import jax
-
     if jax.__version_info__ < (0, 10):
         pytest.skip("older JAX has no products of bf16 to float32 on some CPUs")
 
@@ -176,9 +174,6 @@ def fp16_on_a_cpu(monkeypatch):
 
     The products are strict float32.
     """
-    import jax
-    import jax.numpy as jnp
-
     from newllm_jax.training import loss_scale, precision, step
 
     def unscale(gradients, scale):
@@ -204,7 +199,6 @@ PRODUCTS = {  # what XLA is told of a matrix product in each precision
 @pytest.fixture(scope="session")
 def products():
     """The precisions of the matrix products of a function as an NVIDIA GPU would be given it; none is needed."""
-    import jax
 
     def find(function, *arguments) -> list[str]:
         lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",))

@@ -20,6 +20,7 @@ from tests.reliability.tiny import CHECKOUT
 
 # What each run of `tests.training.meshes` on several devices is compared with.
 PAIRS = {
+    "windows@data=2": "windows@data=1",
     "windows@data=4": "windows@data=1",
     "windows@data=8": "windows@data=1",
     "parts@data=4": "windows@data=1",

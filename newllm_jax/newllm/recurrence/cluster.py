@@ -13,10 +13,9 @@ import jax.numpy as jnp
 
 from newllm_jax.newllm.recurrence.cell import CellDropout, CellParams, CellSpec
 from newllm_jax.newllm.recurrence.cluster_tiling import COLUMNS, ROWS, WIDTHS, shared_bytes, tiles_of_chunk
-from newllm_jax.newllm.recurrence.gradients import Gradients, bias_gradient, kernel_gradient
+from newllm_jax.newllm.recurrence.gradients import Gradients, gradients_over_steps
 from newllm_jax.newllm.recurrence.launch import launch_members, mask_seeds, numbering_obstacle, pad_batch, scale_of
 from newllm_jax.training.back_end import compute_capability, mosaic_obstacle, shared_memory
-from newllm_jax.training.precision import product
 
 if TYPE_CHECKING:
     from newllm_jax.newllm.recurrence.cluster_forward_kernel import Results
@@ -110,18 +109,7 @@ def backward(
         d_norm=((2, rows, hidden), jnp.float32),
     )
     found = _call(backward_kernel, inputs, shapes, 1, interpret)
-    kernels = product("ltbi,ltbo->lio", stored.states, found.d_pre, spec.precision)
-    biases = jnp.sum(found.d_pre, (1, 2), dtype=jnp.float32)
-    return Gradients(
-        params=CellParams(
-            context_in=kernel_gradient(stored.contexts, found.d_first, spec.precision),
-            hidden=tuple((kernels[layer], biases[layer]) for layer in range(len(params.hidden))),
-            gates=(kernel_gradient(stored.outputs, found.d_gates, spec.precision), bias_gradient(found.d_gates)),
-            norm=(jnp.sum(found.d_norm[0], 0), jnp.sum(found.d_norm[1], 0)),
-        ),
-        context=found.d_context[:batch],
-        tokens=found.d_first[:, :batch].astype(jnp.float32),
-    )
+    return gradients_over_steps(stored, found, stored.states, found.d_context[:batch], spec.precision)
 
 
 def _chunks(kernels: Sequence[jax.Array]) -> jax.Array:

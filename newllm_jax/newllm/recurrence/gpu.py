@@ -15,10 +15,10 @@ import jax.numpy as jnp
 
 from newllm_jax.newllm.recurrence.cell import CellDropout, CellParams, CellSpec, rms_norm
 from newllm_jax.newllm.recurrence.gpu_tiling import MOST_BLOCKS, SMALLEST_GROUP, Tiling, shared_bytes, tiling_for
-from newllm_jax.newllm.recurrence.gradients import Gradients, bias_gradient, kernel_gradient
+from newllm_jax.newllm.recurrence.gradients import Gradients, gradients_over_steps
 from newllm_jax.newllm.recurrence.launch import launch_members, mask_seeds, numbering_obstacle, pad_batch, scale_of
 from newllm_jax.training.back_end import multiprocessors, shared_memory, triton_obstacle
-from newllm_jax.training.precision import PRECISIONS, product, storage_type
+from newllm_jax.training.precision import PRECISIONS, storage_type
 
 if TYPE_CHECKING:
     from newllm_jax.newllm.recurrence.gpu_forward_kernel import Results
@@ -137,18 +137,7 @@ def backward(
     kernel = partial(backward_kernel, precision=PRECISIONS[spec.precision], alone=interpret)
     found = _call(kernel, inputs, shapes, _tilings(given, rows, storage, widths), interpret)
     read = rms_norm(stored.states.astype(jnp.float32)).astype(storage) if residual else stored.states
-    kernels = product("ltbi,ltbo->lio", read, found.d_pre, spec.precision)
-    biases = jnp.sum(found.d_pre, (1, 2), dtype=jnp.float32)
-    return Gradients(
-        params=CellParams(
-            context_in=kernel_gradient(stored.contexts, found.d_first, spec.precision),
-            hidden=tuple((kernels[layer], biases[layer]) for layer in range(len(params.hidden))),
-            gates=(kernel_gradient(stored.outputs, found.d_gates, spec.precision), bias_gradient(found.d_gates)),
-            norm=(jnp.sum(found.d_norm[0], 0), jnp.sum(found.d_norm[1], 0)),
-        ),
-        context=found.d_contexts[0, :batch],
-        tokens=found.d_first[:, :batch].astype(jnp.float32),
-    )
+    return gradients_over_steps(stored, found, read, found.d_contexts[0, :batch], spec.precision)
 
 
 def _tilings(given: Tiling | None, batch: int, storage: Any, widths: tuple[int, int]) -> Callable[[int], Tiling]:

@@ -61,6 +61,31 @@ def bias_gradient(gradients: jax.Array) -> jax.Array:
     return jnp.sum(gradients, (0, 1), dtype=jnp.float32)
 
 
+def gradients_over_steps(
+    stored: Any, found: Any, read: jax.Array, d_context: jax.Array, precision: Precision
+) -> Gradients:  # fmt: skip
+    """The gradients of all inputs, from what the GPU kernels wrote of every step, rows that fill up groups included.
+
+    Args:
+      stored: the forward kernel's results, `contexts` and `outputs` among them.
+      found: the backward kernel's, `d_pre`, `d_first`, `d_gates` and `d_norm` among them.
+      read: `[L - 1, T, B, H]`, what the layers after the first multiplied.
+      d_context: `[texts, C]`, of the context before the first step; without those rows.
+    """
+    kernels = product("ltbi,ltbo->lio", read, found.d_pre, precision)
+    biases = jnp.sum(found.d_pre, (1, 2), dtype=jnp.float32)
+    return Gradients(
+        params=CellParams(
+            context_in=kernel_gradient(stored.contexts, found.d_first, precision),
+            hidden=tuple((kernels[layer], biases[layer]) for layer in range(len(kernels))),
+            gates=dense_gradient(stored.outputs, found.d_gates, precision),
+            norm=(jnp.sum(found.d_norm[0], 0), jnp.sum(found.d_norm[1], 0)),
+        ),
+        context=d_context,
+        tokens=found.d_first[:, : len(d_context)].astype(jnp.float32),
+    )
+
+
 def dense_gradient(inputs: jax.Array, gradients: jax.Array, precision: Precision) -> tuple[jax.Array, jax.Array]:
     """Of kernel and bias of a dense layer; arguments of `kernel_gradient`."""
     return kernel_gradient(inputs, gradients, precision), bias_gradient(gradients)
